@@ -1,0 +1,95 @@
+"""The only door of the engine: submit commands, subscribe to what they caused, read balances.
+
+Gateway and settlement know the engine through this protocol alone. Invariant: a subscriber sees
+every event exactly once, in order, and only after the command behind it is durable and matched.
+"""
+
+from collections.abc import Callable
+from typing import NamedTuple, Protocol
+
+from engine.records import Balances, Command, Event, EventArray
+
+
+class Sequenced(NamedTuple):
+    """The place a command got in the total order.
+
+    For a repeated client id with the same body, `duplicate` is true, `sequence` is the first
+    one's, and `answer` is the first one's ACCEPTED event, or None while it is still in flight.
+    """
+
+    sequence: int
+    duplicate: bool = False
+    answer: Event | None = None
+
+
+class Batch(NamedTuple):
+    """Consecutive events, durable. Event i of the batch has the number first_number + i."""
+
+    first_number: int
+    array: EventArray
+    events: list[Event]
+    replayed: bool  # from the journal at start, not live
+
+
+class Market(NamedTuple):
+    """What is listed under an instrument number."""
+
+    instrument: int
+    product: int  # catalog.unpack_product
+    status: int  # records.MarketStatus
+    lot_multiple: int
+    bond_usdc6_per_lot: int
+
+
+class Readiness(NamedTuple):
+    """For `/ready`: `stopped` is empty while commands are taken, else the reason in words."""
+
+    last_sequence: int
+    durable_sequence: int
+    event_number: int
+    stopped: str
+
+
+class Subscriber(Protocol):
+    """Called with each batch, in order; must not block and must not raise."""
+
+    def __call__(self, batch: Batch, /) -> None: ...
+
+
+class Port(Protocol):
+    def submit(self, command: Command) -> Sequenced:
+        """Sequence one command (its own `sequence` and `time_ns` are ignored).
+
+        Raises Refused (BUSY, STOPPED, CLIENT_ID_REUSED) with nothing changed. Everything else
+        is answered by the command's one terminal event.
+        """
+        ...
+
+    def subscribe(self, subscriber: Subscriber, has_room: Callable[[], bool] | None = None) -> None:
+        """Before start: the journal's events are delivered first, then live ones.
+
+        While `has_room` returns false, submit refuses with BUSY instead of queueing without end.
+        """
+        ...
+
+    async def settled(self) -> None:
+        """Return when everything submitted so far has been published."""
+        ...
+
+    def balances(self, account: int) -> Balances:
+        """As of the last published event. Zeros for an unknown account."""
+        ...
+
+    def account_of(self, owner: bytes) -> int:
+        """The account of a 20-byte wallet address; 0 if there is none."""
+        ...
+
+    def owner_of(self, account: int) -> bytes:
+        """The 20-byte wallet address of an account; 20 zero bytes if there is none."""
+        ...
+
+    def markets(self) -> list[Market]: ...
+
+    def ready(self) -> Readiness: ...
+
+    def state_hash(self) -> str: ...

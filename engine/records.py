@@ -1,0 +1,323 @@
+"""The one byte layout: commands in, events out, and the limits both obey.
+
+Wire, journal, snapshot and replication derive from the dtypes here; nothing else in the project
+spells an offset. All integers are little endian. Some fields share bytes (a deposit's amount lies
+where an order's price does): the kind of the record says which name applies. Anybody may import
+this module; it imports nothing of ours.
+
+Units, at the end of every name: `price_ticks` is $0.0001 per GPU-hour, `qty_lots` is 0.01
+GPU-hour (36 GPU-seconds), `amount_usdc6` is 1 µUSDC, `time_ns` is ns since the Unix epoch, UTC.
+price_ticks * qty_lots is exactly µUSDC, so a match never rounds.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator
+from enum import IntEnum
+from typing import Any, Final, NamedTuple, NewType
+
+import numpy as np
+from numpy.typing import NDArray
+
+PriceTicks = NewType("PriceTicks", int)
+QtyLots = NewType("QtyLots", int)
+AmountUsdc6 = NewType("AmountUsdc6", int)
+
+# A layout change raises this number; the journal header carries it and a mismatch refuses.
+LAYOUT_VERSION: Final = 1
+
+# --- limits ------------------------------------------------------------------------------------
+PRICE_TICKS_MAX: Final = (1 << 24) - 1  # $1,677.7215 per GPU-hour: four 64-way trie levels
+QTY_LOTS_MAX: Final = 1_000_000_000  # ten million GPU-hours in one order
+AMOUNT_USDC6_MAX: Final = 10**15  # one deposit or withdrawal: a billion USDC
+TOTAL_USDC6_MAX: Final = 1 << 60  # everything in the exchange; keeps every int64 sum exact
+ACCOUNTS_MAX: Final = 1 << 20
+INSTRUMENTS_MAX: Final = 1 << 16
+ORDER_SLOT_BITS: Final = 24
+ORDER_GENERATION_BITS: Final = 29
+OPEN_ORDERS_MAX: Final = (1 << ORDER_SLOT_BITS) - 1
+CLIENT_ID_MAX: Final = (1 << 53) - 1  # exact in every JSON reader
+EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work between two commands
+ALL_INSTRUMENTS: Final = (1 << 32) - 1  # cancel-all over every market of the account
+
+assert PRICE_TICKS_MAX * QTY_LOTS_MAX < TOTAL_USDC6_MAX < 1 << 62
+assert ORDER_SLOT_BITS + ORDER_GENERATION_BITS <= 53, "order ids are exact in every JSON reader"
+assert QTY_LOTS_MAX < 1 << 32 and PRICE_TICKS_MAX < 1 << 24, "the kernel stores both in 32 bits"
+
+
+class Side(IntEnum):
+    BUY = 0
+    SELL = 1
+
+
+class TimeInForce(IntEnum):
+    GTC = 0
+    IOC = 1
+    FOK = 2
+
+
+class SelfTrade(IntEnum):
+    """What happens when an order would match one of the same account."""
+
+    CANCEL_TAKER = 0
+    CANCEL_MAKER = 1
+    CANCEL_BOTH = 2
+    DECREMENT = 3
+
+
+class Flag(IntEnum):
+    POST_ONLY = 1
+
+
+class Purse(IntEnum):
+    """Where a deposit goes (in the field `side` of a DEPOSIT)."""
+
+    CASH = 0
+    BOND = 1
+
+
+class CommandKind(IntEnum):
+    NEW_ORDER = 1
+    CANCEL = 2
+    CANCEL_ALL = 3
+    DECLARE_CAPACITY = 4
+    WITHDRAW = 5
+    # below: sequenced by settlement or an administrator, never by a trading session
+    OPEN_ACCOUNT = 16
+    DEPOSIT = 17
+    CONFIRM_ESCROW = 18
+    CONFIRM_WITHDRAWAL = 19
+    LIST_MARKET = 32
+    HALT_MARKET = 33
+    RESUME_MARKET = 34
+
+
+class EventKind(IntEnum):
+    """ACCEPTED to MARKET_RESUMED. Each command causes exactly one event with a terminal kind.
+
+    FILL and DECREMENTED are never terminal; CANCELLED is terminal only for a CANCEL command.
+    """
+
+    ACCEPTED = 1
+    REJECTED = 2
+    FILL = 3
+    CANCELLED = 4
+    DECREMENTED = 5
+    CANCEL_ALL_DONE = 6
+    CAPACITY_DECLARED = 7
+    WITHDRAWAL_RESERVED = 8
+    ACCOUNT_OPENED = 16
+    DEPOSITED = 17
+    ESCROW_CONFIRMED = 18
+    WITHDRAWAL_CONFIRMED = 19
+    MARKET_LISTED = 32
+    MARKET_HALTED = 33
+    MARKET_RESUMED = 34
+
+
+class CancelReason(IntEnum):
+    """Why an order left the book unfilled (in the field `reason` of a CANCELLED event)."""
+
+    BY_REQUEST = 1
+    CANCEL_ALL = 2
+    IOC_REMAINDER = 3
+    SELF_TRADE = 4
+    EFFECTS_LIMIT = 5
+
+
+class MarketStatus(IntEnum):
+    UNLISTED = 0
+    OPEN = 1
+    HALTED = 2
+
+
+def _overlaid(size: int, fields: list[tuple[str, Any, int]]) -> np.dtype[np.void]:
+    """A dtype whose fields may share bytes: (name, format, offset) each."""
+    names, formats, offsets = zip(*fields, strict=True)
+    layout = {"names": names, "formats": formats, "offsets": offsets, "itemsize": size}
+    return np.dtype(layout)  # pyright: ignore[reportCallIssue, reportArgumentType, reportUnknownVariableType]
+
+
+# Plain fields first, in byte order and without gaps; the struct formats below mirror just these.
+_COMMAND_PLAIN: Final[list[tuple[str, Any, int]]] = [
+    ("sequence", "<u8", 0),
+    ("time_ns", "<i8", 8),
+    ("client_id", "<u8", 16),  # client order id, unique per account; 0: none
+    ("order_id", "<u8", 24),
+    ("price_ticks", "<i8", 32),
+    ("qty_lots", "<i8", 40),
+    ("account", "<u4", 48),
+    ("instrument", "<u4", 52),
+    ("kind", "u1", 56),
+    ("side", "u1", 57),
+    ("time_in_force", "u1", 58),
+    ("self_trade", "u1", 59),
+    ("flags", "u1", 60),
+    ("reserved", "V3", 61),
+]
+COMMAND: Final = _overlaid(
+    64,
+    [
+        *_COMMAND_PLAIN,
+        ("reference", "<u8", 16),  # deposit number, batch id or withdrawal id
+        ("product", "<u8", 24),  # LIST_MARKET: the packed product (catalog.pack_product)
+        ("amount_usdc6", "<i8", 32),
+        ("bond_usdc6_per_lot", "<i8", 32),  # LIST_MARKET
+        ("lot_multiple", "<i8", 40),  # LIST_MARKET: quantities are multiples of this
+        ("owner", ("u1", 20), 24),  # OPEN_ACCOUNT: the wallet's address
+    ],
+)
+COMMAND_STRUCT: Final = struct.Struct("<QqQQqqIIBBBBB3x")
+
+_EVENT_PLAIN: Final[list[tuple[str, Any, int]]] = [
+    ("sequence", "<u8", 0),  # of the command that caused it
+    ("time_ns", "<i8", 8),
+    ("order_id", "<u8", 16),  # FILL: the taker's
+    ("counter_order_id", "<u8", 24),  # FILL and DECREMENTED: the maker's
+    ("price_ticks", "<i8", 32),  # FILL: the maker's price; else the order's limit
+    ("qty_lots", "<i8", 40),
+    ("account", "<u4", 48),  # FILL: the taker's
+    ("counter_account", "<u4", 52),
+    ("instrument", "<u4", 56),
+    ("kind", "u1", 60),
+    ("side", "u1", 61),  # FILL: the taker's
+    ("reason", "<u2", 62),  # REJECTED: rejects.Reject; CANCELLED: CancelReason
+]
+EVENT: Final = _overlaid(
+    64,
+    [
+        *_EVENT_PLAIN,
+        ("client_id", "<u8", 24),  # ACCEPTED, REJECTED, CANCELLED: the order's client id
+        ("reference", "<u8", 24),  # deposit number, batch id or withdrawal id
+        ("product", "<u8", 16),
+        ("amount_usdc6", "<i8", 32),
+        ("bond_usdc6_per_lot", "<i8", 32),
+        ("lot_multiple", "<i8", 40),
+        ("owner", ("u1", 20), 16),
+    ],
+)
+EVENT_STRUCT: Final = struct.Struct("<QqQQqqIIIBBH")
+
+# --- engine state that others may read ----------------------------------------------------------
+BALANCES: Final = np.dtype(
+    [
+        ("free_usdc6", "<i8"),  # may be spent or withdrawn
+        ("held_usdc6", "<i8"),  # reserved by open buy orders
+        ("pending_usdc6", "<i8"),  # filled, not yet final in escrow
+        ("escrow_usdc6", "<i8"),  # locked in the vault for leases
+        ("leaving_usdc6", "<i8"),  # withdrawal on its way
+        ("bond_free_usdc6", "<i8"),
+        ("bond_held_usdc6", "<i8"),  # reserved by open asks
+        ("bond_locked_usdc6", "<i8"),  # behind sold, undelivered hours
+    ]
+)
+
+CommandArray = NDArray[np.void]  # shape (n,), dtype COMMAND
+EventArray = NDArray[np.void]  # shape (n,), dtype EVENT
+
+
+class Balances(NamedTuple):
+    """One account's money, µUSDC; the same fields as `BALANCES`."""
+
+    free_usdc6: int
+    held_usdc6: int
+    pending_usdc6: int
+    escrow_usdc6: int
+    leaving_usdc6: int
+    bond_free_usdc6: int
+    bond_held_usdc6: int
+    bond_locked_usdc6: int
+
+
+class Command(NamedTuple):
+    """One command, decoded; `pack()` gives its 64 bytes. Unused fields are 0."""
+
+    sequence: int = 0
+    time_ns: int = 0
+    client_id: int = 0
+    order_id: int = 0
+    price_ticks: int = 0
+    qty_lots: int = 0
+    account: int = 0
+    instrument: int = 0
+    kind: int = 0
+    side: int = 0
+    time_in_force: int = 0
+    self_trade: int = 0
+    flags: int = 0
+
+    def pack(self) -> bytes:
+        return COMMAND_STRUCT.pack(*self)
+
+
+class Event(NamedTuple):
+    """One event, decoded. The properties name the bytes that some kinds share."""
+
+    sequence: int
+    time_ns: int
+    order_id: int
+    counter_order_id: int
+    price_ticks: int
+    qty_lots: int
+    account: int
+    counter_account: int
+    instrument: int
+    kind: int
+    side: int
+    reason: int
+
+    @property
+    def client_id(self) -> int:
+        return self.counter_order_id
+
+    @property
+    def reference(self) -> int:
+        return self.counter_order_id
+
+    @property
+    def product(self) -> int:
+        return self.order_id
+
+    @property
+    def amount_usdc6(self) -> int:
+        return self.price_ticks
+
+    @property
+    def bond_usdc6_per_lot(self) -> int:
+        return self.price_ticks
+
+    @property
+    def lot_multiple(self) -> int:
+        return self.qty_lots
+
+    @property
+    def owner(self) -> bytes:
+        return EVENT_STRUCT.pack(*self)[16:36]
+
+
+def decode_events(events: EventArray) -> list[Event]:
+    """Events as tuples; a tenth of the cost of reading fields off numpy records one by one."""
+    return list(map(Event._make, EVENT_STRUCT.iter_unpack(events.tobytes())))
+
+
+def decode_commands(commands: CommandArray) -> Iterator[Command]:
+    return map(Command._make, COMMAND_STRUCT.iter_unpack(commands.tobytes()))
+
+
+def command_array(commands: Iterable[Command]) -> CommandArray:
+    """Shape (n,), dtype COMMAND, writable."""
+    return np.frombuffer(bytearray(b"".join(c.pack() for c in commands)), COMMAND)
+
+
+def _assert_layout(dtype: np.dtype[np.void], plain: list[tuple[str, Any, int]], form: str) -> None:
+    end = 0
+    for _, fmt, offset in plain:
+        assert offset == end, "plain fields leave no gap"
+        end += np.dtype(fmt).itemsize
+    assert end == dtype.itemsize == struct.calcsize(form) == 64
+
+
+_assert_layout(COMMAND, _COMMAND_PLAIN, COMMAND_STRUCT.format)
+_assert_layout(EVENT, _EVENT_PLAIN, EVENT_STRUCT.format)
+assert BALANCES.itemsize == 64 and BALANCES.names == Balances._fields
+assert tuple(n for n, _, _ in _COMMAND_PLAIN[:-1]) == Command._fields
+assert tuple(n for n, _, _ in _EVENT_PLAIN) == Event._fields
