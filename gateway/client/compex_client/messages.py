@@ -1,0 +1,448 @@
+"""Every message on the wire, both ways, as msgspec tagged unions: JSON text frames, tag `t`.
+
+Invariant: changed only by addition; a field never changes its meaning. Both ends import this
+module and nothing else spells a message.
+
+Units and forms
+- `price` is a decimal string in US dollars per GPU-hour, a multiple of 0.0001: "2.4150".
+- `qty` (and `left`) is a decimal string in GPU-hours, a multiple of 0.01: "16".
+- money (`amount`, `free`, `held`, ...) is a decimal string in USDC with up to 6 decimals.
+- `time_us` is microseconds since the Unix epoch, UTC, as the engine sequenced it.
+- `sequence` is the place of a command in the exchange's total order.
+- ids are whole numbers from 1 to 2^53 - 1, exact in every JSON reader; 0 means none.
+- `market` is a ticker ("H100SXM8IBUSEB"); requests take the long symbol as well.
+- A field that has a default is left out of a frame when it holds the default.
+
+Every request carries `id`, chosen by the client, and gets exactly one reply with the same `id`:
+an `ack`, a `reject` (or, to a ping, a `pong`). An order's ack precedes its fills.
+Unknown fields of a request are refused, so that a misspelt `post_only` cannot trade; unknown
+fields of a reply are to be ignored, so that new ones can be added.
+"""
+
+from enum import IntEnum
+from typing import Annotated, Final, Literal, TypeAlias
+
+from msgspec import Meta, Struct
+
+PROTOCOL_VERSION: Final = 1
+ID_MAX: Final = (1 << 53) - 1
+TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
+SIGNATURE_CHARS_MAX: Final = 132
+DECIMAL_CHARS_MAX: Final = 32
+CHECKSUM_LEVELS: Final = 10  # of each side
+
+Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
+OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
+Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
+Decimal: TypeAlias = Annotated[str, Meta(max_length=DECIMAL_CHARS_MAX)]
+Side: TypeAlias = Literal["buy", "sell"]
+TimeInForce: TypeAlias = Literal["gtc", "ioc", "fok"]
+SelfTrade: TypeAlias = Literal["cancel_taker", "cancel_maker", "cancel_both", "decrement"]
+Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" removes the level
+OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
+Status: TypeAlias = Literal["open", "halted"]
+What: TypeAlias = Literal["orders", "order", "balances", "markets"]
+MarketAction: TypeAlias = Literal["list", "halt", "resume"]
+TransferKind: TypeAlias = Literal[
+    "deposit", "bond_deposit", "escrow", "withdrawal_reserved", "withdrawal_done"
+]
+
+
+class CloseCode(IntEnum):
+    """Why the server closes a connection; anything less grave is a numbered reject."""
+
+    GOING_AWAY = 1001  # the node is shutting down; connect again
+    PROTOCOL_ERROR = 1002  # not the websocket protocol
+    BINARY_FRAME = 1003  # text frames only
+    INVALID_UTF8 = 1007
+    FRAME_TOO_LARGE = 1009  # over `hello.limits.frame_bytes`
+    TRY_AGAIN_LATER = 1013  # as many connections as the server holds
+    SLOW_READER = 4001  # more than `hello.limits.outbound_bytes` wait for this reader
+    SILENT_PEER = 4002  # no answer to the server's websocket pings
+
+
+# --- client to server --------------------------------------------------------------------------
+class Request(Struct, tag_field="t", forbid_unknown_fields=True, omit_defaults=True):
+    """What every request has."""
+
+    id: Id
+
+
+class Login(Request, tag="login"):
+    """Prove the ownership of a wallet, once per connection.
+
+    `signature` is the 65 bytes r | s | v, in hex, of the EIP-712 digest that
+    `wallet.login_digest` defines, over `hello.nonce`, which is good for one attempt; a refused
+    login's reject carries the next nonce. Answered by an ack with `account` (0: no deposit yet).
+    """
+
+    wallet: Text
+    nonce: Text
+    signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS_MAX)]
+
+
+class Subscribe(Request, tag="subscribe"):
+    """Ask for a channel. The ack comes first, then the snapshot where there is one.
+
+    - `book`, with a market: one `book_snapshot`, then `book_delta`s. Asked again, it sends a
+      new snapshot: that is how a gap is mended.
+    - `trades`: of one market, its latest ones first, or of all markets, from now on.
+    - `status`, `index`: of one market or, without one, of all; the present state first.
+    - `account`, after login: one `account_snapshot`, then the numbered private stream.
+    """
+
+    channel: Text
+    market: Text = ""
+
+
+class Unsubscribe(Request, tag="unsubscribe"):
+    channel: Text
+    market: Text = ""
+
+
+class New(Request, tag="new"):
+    """Place an order. `client_id` makes it idempotent for good: the same body again is answered
+    with the first one's ack and `dup`, another body is refused; a rejected order uses none up.
+    """
+
+    market: Text
+    side: Side
+    price: Decimal
+    qty: Decimal
+    client_id: OptionalId = 0
+    tif: TimeInForce = "gtc"
+    post_only: bool = False
+    self_trade: SelfTrade = "cancel_taker"
+
+
+class Cancel(Request, tag="cancel"):
+    """Cancel one open order, by exactly one of its two ids."""
+
+    order_id: OptionalId = 0
+    client_id: OptionalId = 0
+
+
+class CancelAll(Request, tag="cancel_all"):
+    """Cancel every open order of the account, in one market or, without one, in all."""
+
+    market: Text = ""
+
+
+class Capacity(Request, tag="capacity"):
+    """Declare the total GPU-hours this operator can deliver under a market; asks need it."""
+
+    market: Text
+    qty: Decimal
+
+
+class Withdraw(Request, tag="withdraw"):
+    """Send free USDC back to the account's own wallet, on chain."""
+
+    amount: Decimal
+
+
+class Query(Request, tag="query"):
+    """Read state: `orders` (open, optionally of one market), `order` (by one of its ids),
+    `balances`, `markets`. The answer is in the ack's field of the same name.
+    """
+
+    what: What
+    market: Text = ""
+    order_id: OptionalId = 0
+    client_id: OptionalId = 0
+
+
+class Market(Request, tag="market"):
+    """Administrator only. `list` needs `bond` (USDC per lot of 0.01 GPU-hour) and `lot` (a
+    quantity is a multiple of it, in GPU-hours)."""
+
+    action: MarketAction
+    market: Text
+    bond: Decimal = ""
+    lot: Decimal = ""
+
+
+class Ping(Request, tag="ping"):
+    """Answered by a pong at once: keeps the way open and tells the server's time."""
+
+
+ClientMessage: TypeAlias = (
+    Login
+    | Subscribe
+    | Unsubscribe
+    | New
+    | Cancel
+    | CancelAll
+    | Capacity
+    | Withdraw
+    | Query
+    | Market
+    | Ping
+)
+
+
+# --- server to client --------------------------------------------------------------------------
+class Reply(Struct, tag_field="t", omit_defaults=True):
+    """What every message of the server has: only the tag."""
+
+
+class Limits(Struct):
+    """What one connection may do. A bucket of `*_burst` tokens refills at `*_per_s`."""
+
+    requests_per_s: int
+    requests_burst: int
+    cancels_per_s: int  # cancel and cancel_all draw on a bucket of their own
+    cancels_burst: int
+    frame_bytes: int  # larger frames close the connection
+    outbound_bytes: int  # a reader further behind than this is closed
+    subscriptions: int
+
+
+class Hello(Reply, tag="hello"):
+    """The first message of a connection."""
+
+    version: int
+    nonce: str  # 0x and 64 hex digits, for one login attempt
+    time_us: int
+    chain_id: int  # with `vault`, the EIP-712 domain of a login
+    vault: str  # 0x and 40 hex digits
+    price_tick: str
+    qty_lot: str
+    build: str
+    limits: Limits
+
+
+class OrderInfo(Struct, omit_defaults=True):
+    """One order as it stands: `qty` as accepted, `left` still open."""
+
+    order_id: int
+    market: str
+    side: Side
+    price: str
+    qty: str
+    left: str
+    state: OrderState
+    time_us: int  # when it was accepted
+    client_id: int = 0
+
+
+class Balances(Struct):
+    """An account's money in USDC. A buy moves free, held, pending, escrow; an ask's bond moves
+    bond_free, bond_held, bond_locked."""
+
+    free: str  # may be spent or withdrawn
+    held: str  # reserved by open bids
+    pending: str  # filled, not yet final on chain
+    escrow: str  # locked in the vault for bought hours
+    leaving: str  # a withdrawal on its way
+    bond_free: str
+    bond_held: str  # reserved by open asks
+    bond_locked: str  # behind sold, undelivered hours
+
+
+class MarketInfo(Struct):
+    """One listed market."""
+
+    market: str  # ticker
+    symbol: str
+    status: Status
+    lot: str  # quantities are multiples of this, GPU-hours
+    bond: str  # an ask reserves this much USDC per lot of 0.01 GPU-hour
+
+
+class Ack(Reply, tag="ack"):
+    """The request was done; what it did is in the fields that apply to its kind."""
+
+    id: int
+    sequence: int = 0  # of the command it became
+    time_us: int = 0
+    order_id: int = 0  # new, cancel
+    client_id: int = 0
+    dup: bool = False  # new: this client id was accepted before; this is that order's answer
+    qty: str = ""  # cancel: removed from the book; capacity: as declared
+    count: int = 0  # cancel_all: orders cancelled
+    account: int = 0  # login
+    wallet: str = ""  # login
+    withdrawal_id: int = 0
+    market: str = ""  # the ticker of the market concerned
+    orders: list[OrderInfo] | None = None
+    order: OrderInfo | None = None
+    balances: Balances | None = None
+    markets: list[MarketInfo] | None = None
+    budget: tuple[int, int] | None = None  # requests and cancels left in the buckets
+
+
+class Reject(Reply, tag="reject"):
+    """The request was not done and nothing changed. `code` never changes its meaning.
+
+    A refused login also carries what was checked: the EIP-712 `digest`, the wallet that the
+    signature `recovered` (if any), and the `nonce` for the next attempt.
+    """
+
+    id: int  # 0 when the frame was too broken to tell
+    code: int
+    reason: str
+    message: str
+    field: str | None
+    retry_ms: int = 0  # RATE_LIMITED and BUSY: when to try again
+    recovered: str = ""
+    digest: str = ""
+    nonce: str = ""
+
+
+class Pong(Reply, tag="pong"):
+    id: int
+    time_us: int
+
+
+class Heartbeat(Reply, tag="heartbeat"):
+    """Sent every few seconds: a subscriber that has all up to these numbers has everything."""
+
+    time_us: int
+    sequence: int  # last one published
+    aseq: int = 0  # of the logged-in account
+
+
+class BookSnapshot(Reply, tag="book_snapshot"):
+    """The whole book, best levels first, as of `seq`; `crc` as in `book.checksum`."""
+
+    market: str
+    seq: int
+    bids: list[Level]
+    asks: list[Level]
+    crc: int
+
+
+class BookDelta(Reply, tag="book_delta"):
+    """What one command changed. `prev` is the `seq` of this market's message before: if it is
+    not the last one applied, a message is missing; subscribe again. `seq` is the command's
+    sequence. `crc` is of the book after this delta: CRC-32 over the top 10 levels of each side,
+    bids first, best first, each level as two little-endian int64: price in ticks of 0.0001, and
+    quantity in lots of 0.01, negative for an ask.
+    """
+
+    market: str
+    prev: int
+    seq: int
+    bids: list[Level]
+    asks: list[Level]
+    crc: int
+    time_us: int
+
+
+class Trade(Reply, tag="trade"):
+    """A public trade; `side` is the taker's, `trade_id` the number of its event."""
+
+    market: str
+    trade_id: int
+    price: str
+    qty: str
+    side: Side
+    time_us: int
+
+
+class Index(Reply, tag="index"):
+    """A published spot price. `quality` A is best; `market` is the ticker of its SPOT market."""
+
+    market: str
+    price: str
+    quality: str
+    round: int
+    time_us: int
+
+
+class MarketStatus(Reply, tag="market_status"):
+    market: str
+    symbol: str
+    status: Status
+    sequence: int
+    time_us: int
+
+
+class Order(Reply, tag="order"):
+    """Private: an order was accepted (`open`) or left the book unfilled (`cancelled`), or was
+    made smaller by self-trade prevention. Numbered by `aseq`."""
+
+    aseq: int
+    order_id: int
+    market: str
+    side: Side
+    price: str
+    qty: str  # as accepted
+    left: str  # still open after this
+    state: OrderState
+    sequence: int
+    time_us: int
+    client_id: int = 0
+    reason: str = ""  # cancelled: BY_REQUEST, CANCEL_ALL, IOC_REMAINDER, SELF_TRADE, ...
+
+
+class Fill(Reply, tag="fill"):
+    """Private: part of an order traded; `left` of "0" means it is filled. Numbered by `aseq`."""
+
+    aseq: int
+    trade_id: int
+    order_id: int
+    market: str
+    side: Side  # of this account's order
+    price: str
+    qty: str
+    left: str
+    liquidity: Literal["maker", "taker"]
+    sequence: int
+    time_us: int
+    client_id: int = 0
+
+
+class Transfer(Reply, tag="transfer"):
+    """Private: money came, went on chain, or left. Numbered by `aseq`.
+
+    `reference` is the deposit number, the escrow batch or the withdrawal id.
+    """
+
+    aseq: int
+    kind: TransferKind
+    amount: str
+    reference: int
+    sequence: int
+    time_us: int
+
+
+class Balance(Reply, tag="balance"):
+    """Private: the money as of `aseq`, sent after the messages that changed it. It is state,
+    not history, so it takes no number of its own."""
+
+    aseq: int
+    balances: Balances
+    time_us: int
+
+
+class AccountSnapshot(Reply, tag="account_snapshot"):
+    """Private: everything as of `aseq`; the next numbered message is `aseq` + 1."""
+
+    aseq: int
+    account: int
+    wallet: str
+    balances: Balances
+    orders: list[OrderInfo]
+    capacities: list[tuple[str, str]]  # (market, declared total qty)
+    time_us: int
+
+
+ServerMessage: TypeAlias = (
+    Hello
+    | Ack
+    | Reject
+    | Pong
+    | Heartbeat
+    | BookSnapshot
+    | BookDelta
+    | Trade
+    | Index
+    | MarketStatus
+    | Order
+    | Fill
+    | Transfer
+    | Balance
+    | AccountSnapshot
+)
