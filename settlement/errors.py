@@ -1,0 +1,137 @@
+"""Every error that settlement raises at a caller, as one tree; nothing else crosses its door.
+
+Invariant: a wrong amount is never papered over, so whatever is not foreseen here is a bug and
+crashes. Anybody may import this module.
+"""
+
+from typing import Final, NamedTuple
+
+
+class SettlementError(Exception):
+    """Root of everything settlement raises at a caller.
+
+    SettlementError
+    ├── ChainError                  the chain, a contract or a transaction
+    │   ├── ChainUnavailable        the node does not answer; retry later, the outcome is unknown
+    │   ├── ChainMismatch           another chain, or other contracts, than the ones on file
+    │   ├── ArtifactError           a committed contract artifact is missing or damaged
+    │   ├── TransactionRefused      the node did not take the transaction; nothing changed
+    │   │   └── NonceUsed           its nonce is not the sender's next one
+    │   ├── TransactionNotMined     no receipt in time; the outcome is unknown
+    │   ├── TransactionReverted     mined, but without effect
+    │   └── ContractRejected        a call or a simulation reverted, with the contract's reason
+    │       ├── AccountRejected     ... because of one account, in `.account`
+    │       │   ├── UnknownAccount
+    │       │   ├── InsufficientFree
+    │       │   └── AccountExiting
+    │       ├── BatchOutOfOrder     the id is not the vault's head + 1
+    │       ├── WithdrawalOutOfOrder
+    │       ├── NotPermitted        the sender lacks the role
+    │       ├── RoundOutOfOrder     the product has a round of this window or a later one
+    │       └── NoData              the feed has no such round
+    └── DevchainError               the embedded chain
+        ├── DamagedLog              bytes in the middle of its log are not what was written
+        └── DevchainStopped         it was closed, or its log could not be written
+    """
+
+
+class ChainError(SettlementError):
+    pass
+
+
+class ChainUnavailable(ChainError):
+    pass
+
+
+class ChainMismatch(ChainError):
+    pass
+
+
+class ArtifactError(ChainError):
+    pass
+
+
+class TransactionRefused(ChainError):
+    pass
+
+
+class NonceUsed(TransactionRefused):
+    pass
+
+
+class TransactionNotMined(ChainError):
+    pass
+
+
+class TransactionReverted(ChainError):
+    pass
+
+
+class ContractError(NamedTuple):
+    """A contract's custom error as it was raised: its name and its arguments by name."""
+
+    name: str
+    arguments: dict[str, object]
+
+
+class ContractRejected(ChainError):
+    """A call or a simulation reverted. `reason` is the contract's custom error."""
+
+    def __init__(self, reason: ContractError) -> None:
+        said = ", ".join(f"{key}={value}" for key, value in reason.arguments.items())
+        super().__init__(f"{reason.name}({said})")
+        self.reason = reason
+
+
+class AccountRejected(ContractRejected):
+    """One account is why it reverted: leave that account's part out and try again."""
+
+    def __init__(self, reason: ContractError) -> None:
+        super().__init__(reason)
+        account = reason.arguments["account"]
+        assert isinstance(account, int)
+        self.account: Final = account
+
+
+class UnknownAccount(AccountRejected):
+    pass
+
+
+class InsufficientFree(AccountRejected):
+    pass
+
+
+class AccountExiting(AccountRejected):
+    pass
+
+
+class BatchOutOfOrder(ContractRejected):
+    pass
+
+
+class WithdrawalOutOfOrder(ContractRejected):
+    pass
+
+
+class NotPermitted(ContractRejected):
+    pass
+
+
+class RoundOutOfOrder(ContractRejected):
+    pass
+
+
+class NoData(ContractRejected):
+    pass
+
+
+class DevchainError(SettlementError):
+    pass
+
+
+class DamagedLog(DevchainError):
+    pass
+
+
+class DevchainStopped(DevchainError):
+    pass
