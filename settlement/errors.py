@@ -29,9 +29,17 @@ class SettlementError(Exception):
     │       ├── NotPermitted        the sender lacks the role
     │       ├── RoundOutOfOrder     the product has a round of this window or a later one
     │       └── NoData              the feed has no such round
-    └── DevchainError               the embedded chain
-        ├── DamagedLog              bytes in the middle of its log are not what was written
-        └── DevchainStopped         it was closed, or its log could not be written
+    ├── DevchainError               the embedded chain
+    │   ├── DamagedLog              bytes in the middle of its log are not what was written
+    │   └── DevchainStopped         it was closed, or its log could not be written
+    ├── DatabaseError               PostgreSQL
+    │   ├── DatabaseUnavailable     it does not answer, or the connection was lost; open again
+    │   ├── DatabaseInUse           another process settles into it, or runs its server
+    │   └── SchemaMismatch          its tables are not the ones this version made
+    ├── LedgerError                 what the ledger was asked to book; nothing was
+    │   ├── PostingRefused          a constraint refused it, such as a negative balance
+    │   └── LedgerOutOfStep         the engine's events do not continue the ones booked
+    └── SettlementHalted            money does not add up, or only a person can go on; `.reason`
     """
 
 
@@ -135,3 +143,39 @@ class DamagedLog(DevchainError):
 
 class DevchainStopped(DevchainError):
     pass
+
+
+class DatabaseError(SettlementError):
+    pass
+
+
+class DatabaseUnavailable(DatabaseError):
+    pass
+
+
+class DatabaseInUse(DatabaseError):
+    pass
+
+
+class SchemaMismatch(DatabaseError):
+    pass
+
+
+class LedgerError(SettlementError):
+    pass
+
+
+class PostingRefused(LedgerError):
+    pass
+
+
+class LedgerOutOfStep(LedgerError):
+    pass
+
+
+class SettlementHalted(SettlementError):
+    """Nothing more is settled until a person has looked; the engine trades on."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"settlement is halted: {reason}")
+        self.reason: Final = reason
