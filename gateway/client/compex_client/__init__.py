@@ -1,1 +1,24 @@
-"""Trade on a compex exchange from Python."""
+"""Trade on a compex exchange from Python: connect, quote, hit, cancel, watch.
+
+`connect` opens a connection; `Client` has the requests and the typed streams; `Wallet` signs the
+login; `errors` is the tree of everything raised; `messages` is the wire, field by field.
+"""
+
+from compex_client.book import Book
+from compex_client.client import Client, connect
+from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
+from compex_client.streams import BookStream, Stream
+from compex_client.wallet import Wallet
+
+__all__ = [
+    "Book",
+    "BookStream",
+    "Client",
+    "CompexClientError",
+    "Disconnected",
+    "Rejected",
+    "Stream",
+    "StreamOverflow",
+    "Wallet",
+    "connect",
+]

@@ -1,0 +1,449 @@
+"""One connection to a compex exchange: requests with their one reply each, and typed streams.
+
+Start with `connect`. Invariant: every request ends in its ack, in `Rejected`, or in
+`Disconnected`; nothing is retried behind the caller's back. Not for several event loops.
+"""
+
+import asyncio
+from collections.abc import Callable
+from decimal import Decimal
+from types import TracebackType
+from typing import Any, Final, TypeAlias
+
+import msgspec
+from websockets.asyncio.client import ClientConnection
+from websockets.asyncio.client import connect as connect_socket
+from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+
+from compex_client import messages as m
+from compex_client.errors import (
+    BookOutOfStep,
+    CompexClientError,
+    Disconnected,
+    ProtocolViolation,
+    Rejected,
+)
+from compex_client.streams import BookStream, Stream
+from compex_client.wallet import ADDRESS_BYTES, NONCE_BYTES, Domain, Wallet, parse_hex
+
+REQUESTS_IN_FLIGHT_MAX: Final = 1024  # further requests wait for replies
+FRAME_BYTES_MAX: Final = 64 << 20  # the largest snapshot accepted
+PING_INTERVAL_S: Final = 15.0
+OPEN_TIMEOUT_S: Final = 10.0
+
+Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
+PrivateMessage: TypeAlias = m.AccountSnapshot | m.Order | m.Fill | m.Transfer | m.Balance
+_Private: Final = (m.AccountSnapshot, m.Order, m.Fill, m.Transfer, m.Balance)
+
+
+async def connect(url: str, wallet: Wallet | None = None) -> "Client":
+    """Open a connection and, with a wallet, log in; `async with await connect(...) as client`.
+
+    `url` is the exchange's websocket, such as ws://127.0.0.1:8080/ws. Without a wallet only
+    public data may be read. Raises Disconnected if there is no exchange, Rejected if the login
+    is refused.
+    """
+    try:
+        socket = await connect_socket(
+            url,
+            max_size=FRAME_BYTES_MAX,
+            compression=None,
+            ping_interval=PING_INTERVAL_S,
+            open_timeout=OPEN_TIMEOUT_S,
+        )
+    except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
+        raise Disconnected(0, f"{url}: {error}") from error
+    client = Client(socket)
+    try:
+        await client.start()
+        if wallet is not None:
+            await client.login(wallet)
+    except BaseException:
+        await client.close()
+        raise
+    return client
+
+
+def _decimal(number: Number) -> str:
+    if isinstance(number, float):
+        raise TypeError("a float is not exact; pass a string, a Decimal or an int")
+    return format(number, "f") if isinstance(number, Decimal) else str(number)
+
+
+class Client:
+    """A connected client. Prices, quantities and amounts are decimal strings, Decimals or ints:
+    dollars per GPU-hour, GPU-hours, USDC. Every request raises Rejected or Disconnected.
+    """
+
+    def __init__(self, socket: ClientConnection) -> None:
+        self._socket = socket
+        self._decoder = msgspec.json.Decoder(m.ServerMessage)
+        self._encoder = msgspec.json.Encoder()
+        self._greeted: asyncio.Future[m.Hello] = asyncio.get_running_loop().create_future()
+        self._waiting: dict[int, asyncio.Future[m.Ack | m.Pong]] = {}
+        self._in_flight = asyncio.Semaphore(REQUESTS_IN_FLIGHT_MAX)
+        self._last_id = 0
+        self._reader: asyncio.Task[None] | None = None
+        self._gone: Disconnected | ProtocolViolation | None = None
+        self._streams: list[tuple[Callable[[m.ServerMessage], bool], Stream[Any]]] = []
+        self._books: dict[str, list[BookStream]] = {}
+        self._mending: set[asyncio.Task[None]] = set()
+        self._tickers: dict[str, str] = {}
+        self._nonce = ""
+        self.wallet: Wallet | None = None
+        self.account = 0  # 0 until the wallet has made its first deposit
+        self.aseq = 0  # of the last private message received
+        self.last_heartbeat: m.Heartbeat | None = None
+
+    # --- connection ----------------------------------------------------------------------------
+    async def start(self) -> None:
+        """Called once, by `connect`."""
+        self._reader = asyncio.create_task(self._read())
+        self._nonce = (await self._greeted).nonce
+
+    @property
+    def hello(self) -> m.Hello:
+        """What the server said first: limits, units, the EIP-712 domain."""
+        return self._greeted.result()
+
+    async def login(self, wallet: Wallet) -> m.Ack:
+        """Prove the ownership of the wallet; once per connection, by `connect` as a rule."""
+        domain = Domain(self.hello.chain_id, parse_hex(self.hello.vault, ADDRESS_BYTES))
+        signature = wallet.sign_login(domain, parse_hex(self._nonce, NONCE_BYTES))
+        nonce = self._nonce
+        ack = await self._ask(lambda i: m.Login(i, wallet.address, nonce, "0x" + signature.hex()))
+        self.wallet, self.account = wallet, ack.account
+        return ack
+
+    async def close(self) -> None:
+        await self._socket.close()
+        if self._reader is not None:
+            await self._reader
+
+    async def __aenter__(self) -> "Client":
+        return self
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+    # --- orders --------------------------------------------------------------------------------
+    async def place(
+        self,
+        market: str,
+        side: m.Side,
+        price: Number,
+        qty: Number,
+        *,
+        client_id: int = 0,
+        tif: m.TimeInForce = "gtc",
+        post_only: bool = False,
+        self_trade: m.SelfTrade = "cancel_taker",
+    ) -> m.Ack:
+        """Place a limit order; the ack has its `order_id`. With a `client_id` the same call may
+        be repeated for ever and places one order."""
+        p, q = _decimal(price), _decimal(qty)
+        return await self._ask(
+            lambda i: m.New(i, market, side, p, q, client_id, tif, post_only, self_trade)
+        )
+
+    async def cancel(self, order_id: int = 0, *, client_id: int = 0) -> m.Ack:
+        """Cancel an order by exactly one of its ids; the ack has the `qty` removed."""
+        return await self._ask(lambda i: m.Cancel(i, order_id, client_id))
+
+    async def cancel_all(self, market: str = "") -> m.Ack:
+        """Cancel all open orders of the account, or those in one market; the ack has `count`."""
+        return await self._ask(lambda i: m.CancelAll(i, market))
+
+    async def declare_capacity(self, market: str, qty: Number) -> m.Ack:
+        """Set the total GPU-hours the account can deliver under a market."""
+        q = _decimal(qty)
+        return await self._ask(lambda i: m.Capacity(i, market, q))
+
+    async def withdraw(self, amount: Number) -> m.Ack:
+        """Send free USDC to the account's own wallet; the ack has the `withdrawal_id`."""
+        a = _decimal(amount)
+        return await self._ask(lambda i: m.Withdraw(i, a))
+
+    # --- state ---------------------------------------------------------------------------------
+    async def open_orders(self, market: str = "") -> list[m.OrderInfo]:
+        ack = await self._ask(lambda i: m.Query(i, "orders", market))
+        return ack.orders or []
+
+    async def order(self, order_id: int = 0, *, client_id: int = 0) -> m.OrderInfo:
+        """One order, open or lately closed, by exactly one of its ids."""
+        ack = await self._ask(lambda i: m.Query(i, "order", "", order_id, client_id))
+        if ack.order is None:
+            raise ProtocolViolation("an order was asked for, and none is in the ack")
+        return ack.order
+
+    async def balances(self) -> m.Balances:
+        ack = await self._ask(lambda i: m.Query(i, "balances"))
+        if ack.balances is None:
+            raise ProtocolViolation("balances were asked for, and none are in the ack")
+        return ack.balances
+
+    async def markets(self) -> list[m.MarketInfo]:
+        ack = await self._ask(lambda i: m.Query(i, "markets"))
+        return ack.markets or []
+
+    async def ping(self) -> m.Pong:
+        """The server's time. Connections are kept open without calling this."""
+        reply = await self._request(m.Ping)
+        if not isinstance(reply, m.Pong):
+            raise ProtocolViolation("a ping was answered with something else than a pong")
+        return reply
+
+    # --- administration ------------------------------------------------------------------------
+    async def list_market(self, market: str, *, bond: Number, lot: Number) -> m.Ack:
+        """`bond` in USDC per 0.01 GPU-hour; quantities will be multiples of `lot` GPU-hours."""
+        b, q = _decimal(bond), _decimal(lot)
+        return await self._ask(lambda i: m.Market(i, "list", market, b, q))
+
+    async def halt_market(self, market: str) -> m.Ack:
+        return await self._ask(lambda i: m.Market(i, "halt", market))
+
+    async def resume_market(self, market: str) -> m.Ack:
+        return await self._ask(lambda i: m.Market(i, "resume", market))
+
+    # --- streams -------------------------------------------------------------------------------
+    async def book(self, market: str) -> BookStream:
+        """The mirrored book of a market; its snapshot is applied when this returns.
+
+        A gap or a wrong checksum is mended by a new snapshot, counted in `resyncs`.
+        """
+        market = await self._ticker(market)
+        stream = BookStream(market)
+        self._books.setdefault(market, []).append(stream)
+        try:
+            await self.subscribe("book", market)
+            await anext(stream)
+        except BaseException:
+            self._books[market].remove(stream)
+            raise
+        stream.changed()
+        return stream
+
+    async def trades(self, market: str = "") -> Stream[m.Trade]:
+        """Public trades of one market (its latest first) or of all from now on; each once."""
+        market = await self._ticker(market)
+        seen: dict[str, int] = {}
+
+        def wanted(message: m.ServerMessage) -> bool:
+            if not isinstance(message, m.Trade) or market not in {"", message.market}:
+                return False
+            newer = message.trade_id > seen.get(message.market, 0)
+            seen[message.market] = max(message.trade_id, seen.get(message.market, 0))
+            return newer
+
+        return await self._open_stream(Stream[m.Trade](), wanted, "trades", market)
+
+    async def statuses(self, market: str = "") -> Stream[m.MarketStatus]:
+        """The status of one market or of all: now, and whenever it changes."""
+        market = await self._ticker(market)
+        return await self._open_stream(
+            Stream[m.MarketStatus](),
+            lambda x: isinstance(x, m.MarketStatus) and market in {"", x.market},
+            "status",
+            market,
+        )
+
+    async def index(self, market: str = "") -> Stream[m.Index]:
+        """Published spot prices of one market or of all: the latest, and each new one."""
+        market = await self._ticker(market)
+        return await self._open_stream(
+            Stream[m.Index](),
+            lambda x: isinstance(x, m.Index) and market in {"", x.market},
+            "index",
+            market,
+        )
+
+    async def private(self) -> Stream[PrivateMessage]:
+        """Everything about the account, in order: a snapshot first, then what changes."""
+        return await self._open_stream(
+            Stream[PrivateMessage](), lambda x: isinstance(x, _Private), "account"
+        )
+
+    async def fills(self) -> Stream[m.Fill]:
+        """The account's fills from now on."""
+        return await self._open_stream(Stream[m.Fill](), lambda x: isinstance(x, m.Fill), "account")
+
+    async def order_updates(self) -> Stream[m.Order]:
+        """The account's orders being accepted and cancelled, from now on."""
+        return await self._open_stream(
+            Stream[m.Order](), lambda x: isinstance(x, m.Order), "account"
+        )
+
+    async def balance_updates(self) -> Stream[m.Balance]:
+        """The account's money, after each change."""
+        return await self._open_stream(
+            Stream[m.Balance](), lambda x: isinstance(x, m.Balance), "account"
+        )
+
+    async def subscribe(self, channel: str, market: str = "") -> m.Ack:
+        """The raw request; the methods above both ask and deliver."""
+        return await self._ask(lambda i: m.Subscribe(i, channel, market))
+
+    async def unsubscribe(self, channel: str, market: str = "") -> m.Ack:
+        """Tell the server to stop. Streams of the channel stay open, silent."""
+        return await self._ask(lambda i: m.Unsubscribe(i, channel, market))
+
+    async def _open_stream(
+        self,
+        stream: Stream[Any],
+        wanted: Callable[[m.ServerMessage], bool],
+        channel: str,
+        market: str = "",
+    ) -> Stream[Any]:
+        entry = (wanted, stream)
+        # Before the request: the first messages come right behind the ack.
+        self._streams.append(entry)
+        try:
+            await self.subscribe(channel, market)
+        except BaseException:
+            self._streams.remove(entry)
+            raise
+        return stream
+
+    async def _ticker(self, market: str) -> str:
+        """What the server's messages will call a market asked for by its long symbol."""
+        if "|" not in market:
+            return market
+        if market not in self._tickers:
+            self._tickers = {info.symbol: info.market for info in await self.markets()}
+        return self._tickers.get(market, market)
+
+    # --- requests and the reader ---------------------------------------------------------------
+    async def _ask(self, make: Callable[[int], m.ClientMessage]) -> m.Ack:
+        reply = await self._request(make)
+        if not isinstance(reply, m.Ack):
+            raise ProtocolViolation("a request was answered with something else than an ack")
+        return reply
+
+    async def _request(self, make: Callable[[int], m.ClientMessage]) -> m.Ack | m.Pong:
+        await self._in_flight.acquire()
+        future: asyncio.Future[m.Ack | m.Pong] = asyncio.get_running_loop().create_future()
+        future.add_done_callback(lambda _: self._in_flight.release())
+        if self._gone is not None:
+            future.cancel()
+            raise self._gone
+        self._last_id += 1
+        request_id = self._last_id
+        self._waiting[request_id] = future
+        try:
+            await self._socket.send(self._encoder.encode(make(request_id)), text=True)
+        except ConnectionClosed as closed:
+            self._waiting.pop(request_id, None)
+            future.cancel()
+            raise self._gone or _disconnected(closed) from closed
+        return await future
+
+    async def _read(self) -> None:
+        try:
+            while True:
+                frame = await self._socket.recv(decode=False)
+                self._dispatch(self._decoder.decode(frame))
+        except ConnectionClosed as closed:
+            self._end(_disconnected(closed))
+        except (msgspec.DecodeError, ValueError, ProtocolViolation) as error:
+            self._end(ProtocolViolation(f"a frame from the server: {error}"))
+            await self._socket.close()
+
+    def _end(self, error: Disconnected | ProtocolViolation) -> None:
+        self._gone = error
+        waiting = [self._greeted, *self._waiting.values()]
+        self._waiting.clear()
+        for future in waiting:
+            if not future.done():
+                future.set_exception(error)
+                future.exception()  # a caller that gave up waiting leaves no "never retrieved"
+        for _, stream in self._streams:
+            stream.fail(error)
+        for streams in self._books.values():
+            for book in streams:
+                book.fail(error)
+        for task in self._mending:
+            task.cancel()
+
+    def _dispatch(self, message: m.ServerMessage) -> None:
+        match message:
+            case m.Ack() | m.Pong():
+                future = self._waiting.pop(message.id, None)
+                if future is not None and not future.done():
+                    future.set_result(message)
+            case m.Reject():
+                self._refused(message)
+            case m.BookSnapshot() | m.BookDelta():
+                self._apply(message)
+            case m.Hello():
+                if self._greeted.done():
+                    raise ProtocolViolation("a second hello")
+                self._greeted.set_result(message)
+            case m.Heartbeat():
+                self.last_heartbeat = message
+            case m.AccountSnapshot():
+                self.aseq, self.account = message.aseq, message.account
+            case m.Order() | m.Fill() | m.Transfer():
+                self.aseq += 1
+                self._check_private(message.aseq)
+            case m.Balance():
+                self._check_private(message.aseq)
+            case _:
+                pass
+        for wanted, stream in self._streams:
+            if wanted(message):
+                stream.push(message)
+        if any(stream.over for _, stream in self._streams):
+            self._streams = [entry for entry in self._streams if not entry[1].over]
+
+    def _check_private(self, aseq: int) -> None:
+        if aseq != self.aseq:
+            raise ProtocolViolation(f"private message {aseq} came where {self.aseq} was due")
+
+    def _refused(self, reject: m.Reject) -> None:
+        self._nonce = reject.nonce or self._nonce
+        future = self._waiting.pop(reject.id, None)
+        if future is not None and not future.done():
+            future.set_exception(
+                Rejected(reject.code, reject.reason, reject.message, reject.field, reject.retry_ms)
+            )
+
+    def _apply(self, message: m.BookSnapshot | m.BookDelta) -> None:
+        streams = [x for x in self._books.get(message.market, ()) if not x.over]
+        self._books[message.market] = streams
+        for stream in streams:
+            try:
+                if isinstance(message, m.BookSnapshot):
+                    stream.book.apply_snapshot(message)
+                    stream.synced = True
+                elif not stream.synced:
+                    continue  # its snapshot is still to come
+                else:
+                    stream.book.apply_delta(message)
+            except BookOutOfStep:
+                stream.resyncs += 1
+                stream.synced = False
+                self._mend(message.market)
+            else:
+                stream.changed()
+
+    def _mend(self, market: str) -> None:
+        async def resubscribe() -> None:
+            try:
+                await self.subscribe("book", market)
+            except CompexClientError as error:
+                for stream in self._books.get(market, ()):
+                    stream.fail(error)
+
+        task = asyncio.create_task(resubscribe())
+        self._mending.add(task)
+        task.add_done_callback(self._mending.discard)
+
+
+def _disconnected(closed: ConnectionClosed) -> Disconnected:
+    frame = closed.rcvd or closed.sent
+    return Disconnected(frame.code, frame.reason) if frame else Disconnected(0, "no close frame")

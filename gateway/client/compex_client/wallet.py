@@ -1,0 +1,139 @@
+"""A wallet: its key, its address, and the EIP-712 signature that logs in to the exchange.
+
+The login digest is defined here once, for both ends:
+domain {name: "compex", version: "1", chainId, verifyingContract: the vault}, primary type
+Login {address wallet, bytes32 nonce}. Invariant: a secret never appears in a repr or an error.
+
+Sources: EIP-712 (typed data), EIP-55 (address checksum), SEC 1 §4.1.6 (public key recovery).
+"""
+
+import secrets
+from collections.abc import Callable
+from typing import Final, NamedTuple
+
+from coincurve import PrivateKey, PublicKey
+from Crypto.Hash import keccak
+
+from compex_client.errors import WalletError
+
+ADDRESS_BYTES: Final = 20
+NONCE_BYTES: Final = 32
+SECRET_BYTES: Final = 32
+SIGNATURE_BYTES: Final = 65
+_SECP256K1_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+
+
+def keccak256(data: bytes) -> bytes:
+    """Ethereum's hash, 32 bytes (the padding differs from SHA3-256)."""
+    return keccak.new(data=data, digest_bits=256).digest()
+
+
+_DOMAIN_TYPE: Final = keccak256(
+    b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+)
+_LOGIN_TYPE: Final = keccak256(b"Login(address wallet,bytes32 nonce)")
+_NAME: Final = keccak256(b"compex")
+_VERSION: Final = keccak256(b"1")
+
+
+class Domain(NamedTuple):
+    """What a signature is for: one vault on one chain, and nothing else anywhere."""
+
+    chain_id: int
+    vault: bytes  # 20 bytes
+
+    def separator(self) -> bytes:
+        return keccak256(
+            _DOMAIN_TYPE
+            + _NAME
+            + _VERSION
+            + self.chain_id.to_bytes(32, "big")
+            + self.vault.rjust(32, b"\0")
+        )
+
+
+def login_digest(domain: Domain, wallet: bytes, nonce: bytes) -> bytes:
+    """The 32 bytes to sign: `wallet` is 20 bytes, `nonce` 32."""
+    assert len(wallet) == ADDRESS_BYTES and len(nonce) == NONCE_BYTES
+    login = keccak256(_LOGIN_TYPE + wallet.rjust(32, b"\0") + nonce)
+    return keccak256(b"\x19\x01" + domain.separator() + login)
+
+
+def recover(digest: bytes, signature: bytes) -> bytes:
+    """The 20-byte address whose key made the signature r | s | v over a 32-byte digest.
+
+    `v` may be 0, 1, 27 or 28. Raises WalletError if no key can have made it.
+    """
+    if len(signature) != SIGNATURE_BYTES:
+        raise WalletError(f"a signature has {SIGNATURE_BYTES} bytes, not {len(signature)}")
+    parity = signature[64] - 27 if signature[64] >= 27 else signature[64]
+    if parity not in {0, 1}:
+        raise WalletError("the last byte of a signature is 0, 1, 27 or 28")
+    try:
+        key = PublicKey.from_signature_and_message(
+            signature[:64] + bytes([parity]), digest, hasher=None
+        )
+    except ValueError as error:
+        raise WalletError("no key can have made this signature") from error
+    return _address_of(key)
+
+
+def _address_of(key: PublicKey) -> bytes:
+    return keccak256(key.format(compressed=False)[1:])[12:]
+
+
+def address_text(address: bytes) -> str:
+    """20 bytes → 0x and 40 hex digits, upper and lower case as EIP-55 checks them."""
+    assert len(address) == ADDRESS_BYTES
+    digits = address.hex()
+    mask = keccak256(digits.encode()).hex()
+    return "0x" + "".join(
+        c.upper() if int(m, 16) >= 8 else c for c, m in zip(digits, mask, strict=False)
+    )
+
+
+def parse_hex(text: str, size_bytes: int) -> bytes:
+    """Hex digits, with or without 0x → exactly that many bytes. Raises WalletError."""
+    digits = text.removeprefix("0x")
+    # bytes.fromhex would let spaces pass; isascii and isalnum together shut them out.
+    if len(digits) != 2 * size_bytes or not (digits.isascii() and digits.isalnum()):
+        raise WalletError(f"{size_bytes} bytes in hex are expected")
+    try:
+        return bytes.fromhex(digits)
+    except ValueError:
+        raise WalletError(f"{size_bytes} bytes in hex are expected") from None
+
+
+class Wallet:
+    """One key. `secret` is 32 bytes, or their hex; raises WalletError if they are no key."""
+
+    def __init__(self, secret: bytes | str) -> None:
+        raw = parse_hex(secret, SECRET_BYTES) if isinstance(secret, str) else secret
+        if len(raw) != SECRET_BYTES or not 0 < int.from_bytes(raw, "big") < _SECP256K1_ORDER:
+            raise WalletError("a secret is 32 bytes, above zero and below the order of secp256k1")
+        self._key = PrivateKey(raw)
+        self.address_bytes: Final = _address_of(self._key.public_key)
+        self.address: Final = address_text(self.address_bytes)
+
+    @classmethod
+    def create(cls, random_bytes: Callable[[int], bytes] = secrets.token_bytes) -> "Wallet":
+        """A new key. `random_bytes(n)` gives n bytes; the default is the system's."""
+        while True:
+            raw = random_bytes(SECRET_BYTES)
+            if 0 < int.from_bytes(raw, "big") < _SECP256K1_ORDER:
+                return cls(raw)
+
+    def export_secret(self) -> str:
+        """0x and 64 hex digits: whoever has them has the money."""
+        return "0x" + self._key.secret.hex()
+
+    def sign_digest(self, digest: bytes) -> bytes:
+        """65 bytes r | s | v with v 27 or 28; deterministic (RFC 6979)."""
+        raw = self._key.sign_recoverable(digest, hasher=None)
+        return raw[:64] + bytes([27 + raw[64]])
+
+    def sign_login(self, domain: Domain, nonce: bytes) -> bytes:
+        return self.sign_digest(login_digest(domain, self.address_bytes, nonce))
+
+    def __repr__(self) -> str:
+        return f"Wallet({self.address})"
