@@ -34,12 +34,14 @@ ACCOUNTS_MAX: Final = 1 << 20
 INSTRUMENTS_MAX: Final = 1 << 16
 ORDER_SLOT_BITS: Final = 24
 ORDER_GENERATION_BITS: Final = 29
-OPEN_ORDERS_MAX: Final = (1 << ORDER_SLOT_BITS) - 1
+OPEN_ORDERS_MAX: Final = (1 << 22) - 1
+CAPACITIES_MAX: Final = 1 << 19  # (account, instrument) pairs with declared capacity
 CLIENT_ID_MAX: Final = (1 << 53) - 1  # exact in every JSON reader
 EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work between two commands
 ALL_INSTRUMENTS: Final = (1 << 32) - 1  # cancel-all over every market of the account
 
 assert PRICE_TICKS_MAX * QTY_LOTS_MAX < TOTAL_USDC6_MAX < 1 << 62
+assert OPEN_ORDERS_MAX < 1 << ORDER_SLOT_BITS
 assert ORDER_SLOT_BITS + ORDER_GENERATION_BITS <= 53, "order ids are exact in every JSON reader"
 assert QTY_LOTS_MAX < 1 << 32 and PRICE_TICKS_MAX < 1 << 24, "the kernel stores both in 32 bits"
 
@@ -152,7 +154,7 @@ _COMMAND_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("time_in_force", "u1", 58),
     ("self_trade", "u1", 59),
     ("flags", "u1", 60),
-    ("reserved", "V3", 61),
+    ("reserved", ("u1", 3), 61),
 ]
 COMMAND: Final = _overlaid(
     64,

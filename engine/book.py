@@ -1,0 +1,380 @@
+"""The whole state of one shard as one flat record, and the price levels inside it.
+
+`STATE` is a single record of fixed arrays: accounts, capacities, books, price levels, orders. The
+kernel gets one pointer, a snapshot is a memory image, and pages nobody touched cost nothing.
+
+Each side of each book is a 64-way trie over price. A leaf covers 64 consecutive ticks: a bitmap of
+the occupied ones and, per tick, a queue of orders linked through the shared order array. Inner
+nodes hold a bitmap and 64 children; the root covers only the prefix that all its prices share, so
+a book with a tight range is one leaf and an empty book is nothing. An order remembers its level,
+so that cancelling walks nothing.
+
+Invariant, verified by `check_invariants`: bitmaps say exactly which levels and children exist,
+queues are linked both ways, best prices are the extremes, no book is crossed, and what accounts
+and capacities hold reserved is the sum over open orders. Only `match` and `reserve` write here.
+
+Cost: insert O(height <= 3), cancel O(1) or O(height) when a level empties, best price O(1).
+"""
+
+from typing import Any, Final
+
+import numpy as np
+from numba import int64, uint32, uint64
+from numpy.typing import NDArray
+
+from engine.kernel import highest_bit, kernel, lowest_bit
+from engine.records import (
+    ACCOUNTS_MAX,
+    BALANCES,
+    CAPACITIES_MAX,
+    INSTRUMENTS_MAX,
+    OPEN_ORDERS_MAX,
+    Side,
+)
+
+LEAVES_MAX: Final = 1 << 20
+NODES_MAX: Final = 1 << 18
+CAPACITY_SLOTS: Final = CAPACITIES_MAX * 2  # open addressing stays at most half full
+NO_BID: Final = 0
+NO_ASK: Final = (1 << 32) - 1
+
+ORDER: Final = np.dtype(
+    [
+        ("next", "<u4"),
+        ("prev", "<u4"),
+        ("qty_lots", "<u4"),  # what still rests; 0: this slot is free
+        ("price_ticks", "<u4"),
+        ("account", "<u4"),
+        ("level", "<u4"),  # leaf << 6 | tick within the leaf
+        ("capacity", "<u4"),  # of an ask: where its capacity is held
+        ("generation", "<u4"),  # counts the slot's reuses; the upper part of the order id
+    ]
+)
+ORDER_ORIGIN: Final = np.dtype([("client_id", "<u8"), ("sequence", "<u8")])
+LEVEL: Final = np.dtype([("head", "<u4"), ("tail", "<u4")])
+LEAF: Final = np.dtype(
+    [
+        ("occupied", "<u8"),
+        ("key", "<u4"),  # price >> 6
+        ("parent", "<u4"),  # 0: this leaf is the root
+        ("instrument", "<u4"),
+        ("side", "<u4"),
+        ("free_next", "<u4"),
+        ("unused", "<u4"),
+    ]
+)
+NODE: Final = np.dtype(
+    [
+        ("occupied", "<u8"),
+        ("key", "<u4"),  # price >> 6 * (height + 1)
+        ("parent", "<u4"),
+        ("children", "<u4", (64,)),
+    ]
+)
+BOOK: Final = np.dtype(
+    [
+        ("best_ticks", "<u4", (2,)),  # by side; NO_BID, NO_ASK when empty
+        ("best_leaf", "<u4", (2,)),
+        ("root", "<u4", (2,)),  # a leaf if height is 0, else a node; 0: empty
+        ("prefix", "<u4", (2,)),  # price >> 6 * (height + 1) of everything below the root
+        ("height", "u1", (2,)),
+        ("status", "u1"),
+        ("unused", "u1"),
+        ("lot_multiple", "<u4"),
+        ("bond_usdc6_per_lot", "<i8"),
+        ("product", "<u8"),
+        ("last_ticks", "<u4"),
+        ("open_orders", "<u4"),
+    ]
+)
+CAPACITY: Final = np.dtype(
+    [
+        ("key", "<u8"),  # account << 32 | instrument; 0: free
+        ("declared_lots", "<i8"),
+        ("held_lots", "<i8"),  # offered by open asks
+        ("sold_lots", "<i8"),
+    ]
+)
+IDENTITY: Final = np.dtype(
+    [("owner", "u1", (20,)), ("opened", "<u4"), ("last_batch", "<u8")],
+)
+STATE: Final = np.dtype(
+    [
+        ("order_high", "<u4"),  # slots 1..order_high were ever used
+        ("order_free", "<u4"),
+        ("leaf_high", "<u4"),
+        ("leaf_free", "<u4"),
+        ("node_high", "<u4"),
+        ("node_free", "<u4"),
+        ("open_orders", "<u4"),
+        ("capacities_used", "<u4"),
+        ("account_high", "<u4"),
+        ("instrument_high", "<u4"),  # one past the highest listed
+        ("nodes_used", "<u4"),
+        ("unused", "<u4"),
+        ("last_deposit", "<u8"),
+        ("last_withdrawal", "<u8"),
+        ("total_usdc6", "<i8"),  # deposited and not withdrawn
+        ("sequence", "<u8"),
+        ("time_ns", "<i8"),
+        ("header_unused", "u1", (40,)),
+        ("books", BOOK, (INSTRUMENTS_MAX,)),
+        ("balances", BALANCES, (ACCOUNTS_MAX,)),
+        ("identities", IDENTITY, (ACCOUNTS_MAX,)),
+        ("capacities", CAPACITY, (CAPACITY_SLOTS,)),
+        ("nodes", NODE, (NODES_MAX,)),
+        ("leaves", LEAF, (LEAVES_MAX,)),
+        ("levels", LEVEL, (LEAVES_MAX * 64,)),
+        ("orders", ORDER, (OPEN_ORDERS_MAX + 1,)),
+        ("origins", ORDER_ORIGIN, (OPEN_ORDERS_MAX + 1,)),
+    ]
+)
+assert ORDER.itemsize == LEAF.itemsize == CAPACITY.itemsize == IDENTITY.itemsize == 32
+assert BOOK.itemsize == 64, "one cache line"
+assert STATE.fields is not None
+assert STATE.fields["books"][1] == 128, "books start on a cache line"
+assert LEAVES_MAX * 64 < 1 << 32, "a level's number fits an order"
+
+StateArray = NDArray[np.void]  # shape (1,), dtype STATE, 64-byte aligned
+
+BUY: Final = Side.BUY.value
+SELL: Final = Side.SELL.value
+
+
+def new_state() -> StateArray:
+    """An empty shard: shape (1,), dtype STATE. The pages are reserved, not touched."""
+    raw = np.zeros(STATE.itemsize + 64, np.uint8)
+    skip = -raw.ctypes.data % 64
+    return raw[skip : skip + STATE.itemsize].view(STATE)
+
+
+# --- the trie -----------------------------------------------------------------------------------
+
+
+@kernel
+def _take_leaf(s: Any, instrument: Any, side: Any, key: Any) -> Any:
+    """A free leaf with no occupied level; `has_room` was asked before."""
+    leaf = s.leaf_free
+    if leaf != 0:
+        s.leaf_free = s.leaves[leaf].free_next
+    else:
+        s.leaf_high += uint32(1)
+        leaf = s.leaf_high
+    record = s.leaves[leaf]
+    record.key = key
+    record.parent = uint32(0)
+    record.instrument = instrument
+    record.side = uint32(side)
+    return leaf
+
+
+@kernel
+def _take_node(s: Any, key: Any) -> Any:
+    node = s.node_free
+    if node != 0:
+        s.node_free = s.nodes[node].parent
+    else:
+        s.node_high += uint32(1)
+        node = s.node_high
+    s.nodes_used += uint32(1)
+    s.nodes[node].key = key
+    s.nodes[node].parent = uint32(0)
+    return node
+
+
+@kernel
+def _attach(s: Any, node: Any, child: Any, child_key: Any, child_is_leaf: Any) -> None:
+    slot = child_key & uint32(63)
+    s.nodes[node].children[slot] = child
+    s.nodes[node].occupied |= uint64(1) << uint64(slot)
+    if child_is_leaf:
+        s.leaves[child].parent = node
+    else:
+        s.nodes[child].parent = node
+
+
+@kernel
+def _grow(s: Any, book: Any, side: Any) -> None:
+    """Put a node above the root, which then covers 64 times the range."""
+    prefix = book.prefix[side]
+    node = _take_node(s, prefix >> uint32(6))
+    _attach(s, node, book.root[side], prefix, book.height[side] == 0)
+    book.root[side] = node
+    book.prefix[side] = prefix >> uint32(6)
+    book.height[side] += np.uint8(1)
+
+
+@kernel
+def has_room(s: Any) -> Any:
+    """Whether the pools can take one more price: a leaf and the seven nodes it needs at most."""
+    if s.leaf_free == 0 and s.leaf_high + 1 >= LEAVES_MAX:
+        return False
+    return s.nodes_used + 7 < NODES_MAX - 1
+
+
+@kernel
+def leaf_for(s: Any, book: Any, instrument: Any, side: Any, price: Any) -> Any:
+    """The leaf that holds this price, made if need be; `has_room` was asked before."""
+    key = price >> uint32(6)
+    best = book.best_leaf[side]
+    if best != 0 and s.leaves[best].key == key:
+        return best
+    if book.root[side] == 0:
+        leaf = _take_leaf(s, instrument, side, key)
+        book.root[side] = leaf
+        book.prefix[side] = key
+        book.height[side] = np.uint8(0)
+        return leaf
+    while key >> (uint32(6) * uint32(book.height[side])) != book.prefix[side]:
+        _grow(s, book, side)
+    place = book.root[side]
+    height = uint32(book.height[side])
+    while height > 0:
+        height -= uint32(1)
+        child_key = key >> (uint32(6) * height)
+        child = s.nodes[place].children[child_key & uint32(63)]
+        if child == 0:
+            if height == 0:
+                child = _take_leaf(s, instrument, side, key)
+            else:
+                child = _take_node(s, child_key)
+            _attach(s, place, child, child_key, height == 0)
+        place = child
+    return place
+
+
+@kernel
+def _find_best(s: Any, book: Any, side: Any) -> None:
+    """Set the best price of a side from its root: the extreme bit of each bitmap on the way."""
+    place = book.root[side]
+    if place == 0:
+        book.best_leaf[side] = uint32(0)
+        book.best_ticks[side] = uint32(NO_BID) if side == BUY else uint32(NO_ASK)
+        return
+    height = uint32(book.height[side])
+    while height > 0:
+        height -= uint32(1)
+        occupied = s.nodes[place].occupied
+        slot = highest_bit(occupied) if side == BUY else lowest_bit(occupied)
+        place = s.nodes[place].children[slot]
+    occupied = s.leaves[place].occupied
+    tick = highest_bit(occupied) if side == BUY else lowest_bit(occupied)
+    book.best_leaf[side] = place
+    book.best_ticks[side] = (s.leaves[place].key << uint32(6)) | uint32(tick)
+
+
+@kernel
+def _drop_leaf(s: Any, book: Any, side: Any, leaf: Any) -> None:
+    """Free an empty leaf and every node above it that it leaves empty."""
+    key = s.leaves[leaf].key
+    node = s.leaves[leaf].parent
+    s.leaves[leaf].free_next = s.leaf_free
+    s.leaf_free = leaf
+    while node != 0:
+        slot = key & uint32(63)
+        s.nodes[node].children[slot] = uint32(0)
+        s.nodes[node].occupied &= ~(uint64(1) << uint64(slot))
+        if s.nodes[node].occupied != 0:
+            return
+        key = s.nodes[node].key
+        above = s.nodes[node].parent
+        s.nodes[node].parent = s.node_free
+        s.node_free = node
+        s.nodes_used -= uint32(1)
+        node = above
+    book.root[side] = uint32(0)
+
+
+@kernel
+def drop_level(s: Any, book: Any, side: Any, level: Any) -> None:
+    """The level's queue is empty: take it off the bitmap and move the best price if it was best."""
+    leaf = level >> uint32(6)
+    record = s.leaves[leaf]
+    tick = level & uint32(63)
+    record.occupied &= ~(uint64(1) << uint64(tick))
+    if record.occupied != 0:
+        if book.best_ticks[side] == (record.key << uint32(6)) | tick:
+            occupied = record.occupied
+            next_tick = highest_bit(occupied) if side == BUY else lowest_bit(occupied)
+            book.best_ticks[side] = (record.key << uint32(6)) | uint32(next_tick)
+        return
+    was_best = book.best_leaf[side] == leaf
+    _drop_leaf(s, book, side, leaf)
+    if was_best:
+        _find_best(s, book, side)
+
+
+# --- orders -------------------------------------------------------------------------------------
+
+
+@kernel
+def take_slot(s: Any) -> Any:
+    """A free order slot; `open_orders` was asked before. Last freed, first taken."""
+    slot = s.order_free
+    if slot != 0:
+        s.order_free = s.orders[slot].next
+    else:
+        s.order_high += uint32(1)
+        slot = s.order_high
+    s.open_orders += uint32(1)
+    return slot
+
+
+@kernel
+def free_slot(s: Any, slot: Any) -> None:
+    order = s.orders[slot]
+    order.qty_lots = uint32(0)
+    order.next = s.order_free
+    order.generation = (order.generation + uint32(1)) & uint32((1 << 29) - 1)
+    s.order_free = slot
+    s.open_orders -= uint32(1)
+
+
+@kernel
+def enqueue(s: Any, book: Any, side: Any, slot: Any, leaf: Any) -> None:
+    """Put an order, its price and quantity set, behind all others of its level."""
+    order = s.orders[slot]
+    price = order.price_ticks
+    tick = price & uint32(63)
+    level = (leaf << uint32(6)) | tick
+    queue = s.levels[level]
+    order.level = level
+    order.next = uint32(0)
+    order.prev = queue.tail
+    if queue.tail != 0:
+        s.orders[queue.tail].next = slot
+    else:
+        queue.head = slot
+        s.leaves[leaf].occupied |= uint64(1) << uint64(tick)
+        best = book.best_ticks[side]
+        if price > best if side == BUY else price < best:
+            book.best_ticks[side] = price
+            book.best_leaf[side] = leaf
+    queue.tail = slot
+    book.open_orders += uint32(1)
+
+
+@kernel
+def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
+    """Unlink an order from its level and free its slot."""
+    order = s.orders[slot]
+    level = order.level
+    queue = s.levels[level]
+    if order.prev != 0:
+        s.orders[order.prev].next = order.next
+    else:
+        queue.head = order.next
+    if order.next != 0:
+        s.orders[order.next].prev = order.prev
+    else:
+        queue.tail = order.prev
+    emptied = queue.head == 0
+    free_slot(s, slot)
+    book.open_orders -= uint32(1)
+    if emptied:
+        drop_level(s, book, side, level)
+
+
+@kernel
+def order_id(s: Any, slot: Any) -> Any:
+    return (int64(s.orders[slot].generation) << 24) | int64(slot)

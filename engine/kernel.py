@@ -1,0 +1,67 @@
+"""How kernel functions are compiled, and where the machine code is kept.
+
+Every function of the matching core is decorated with `kernel`: no Python objects, no GIL, cached
+on disk. Invariant: the cache directory is named by a digest of every kernel source, because numba
+checks only the file a function stands in and would otherwise run stale code that was inlined from
+a neighbour. Imported by the kernel modules alone.
+"""
+
+import hashlib
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+import numba
+from llvmlite import ir
+from numba.core import types
+from numba.extending import intrinsic
+
+SOURCES: Final = ("records.py", "rejects.py", "kernel.py", "book.py", "reserve.py", "match.py")
+
+
+def build_hash() -> str:
+    """16 hex digits over every source that decides what a command does."""
+    digest = hashlib.blake2b(digest_size=8)
+    for name in SOURCES:
+        digest.update((Path(__file__).parent / name).read_bytes())
+    return digest.hexdigest()
+
+
+def cache_directory() -> Path:
+    root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    return Path(root) / "compex" / f"kernel-{build_hash()}"
+
+
+numba.config.CACHE_DIR = str(cache_directory())  # pyright: ignore[reportAttributeAccessIssue]
+
+_Function = TypeVar("_Function", bound=Callable[..., Any])
+
+
+def kernel(function: _Function) -> _Function:
+    """Compile at first call, keep the machine code, release the GIL while running."""
+    return numba.njit(cache=True, nogil=True)(function)  # pyright: ignore[reportUnknownVariableType]
+
+
+@intrinsic
+def lowest_bit(_context: Any, bits: Any) -> Any:
+    """Index of the lowest set bit of a non-zero uint64, one instruction."""
+
+    def emit(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(bits), emit
+
+
+@intrinsic
+def _leading_zeros(_context: Any, bits: Any) -> Any:
+    def emit(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1))
+
+    return types.uint64(bits), emit
+
+
+@kernel
+def highest_bit(bits: Any) -> Any:
+    """Index of the highest set bit of a non-zero uint64."""
+    return numba.uint64(63) - _leading_zeros(bits)

@@ -1,0 +1,703 @@
+"""The matching kernel: one sequenced command in, its numbered events out.
+
+`execute` takes a batch of commands in sequence order and writes the events each one causes. Price
+then time priority; a trade is at the resting price; a market never ends a command crossed; every
+command ends in exactly one terminal event. It reads nothing but the state and the commands, so
+the same commands give the same state everywhere. Called by `pipeline`, `replay` and benchmarks.
+
+`reference.py` says the same rules slowly and plainly; model tests hold the two together.
+"""
+
+from typing import Any, Final
+
+from numba import int64, uint8, uint16, uint32, uint64
+
+from engine.book import (
+    BUY,
+    NO_ASK,
+    SELL,
+    dequeue,
+    drop_level,
+    enqueue,
+    free_slot,
+    has_room,
+    leaf_for,
+    order_id,
+    take_slot,
+)
+from engine.kernel import highest_bit, kernel, lowest_bit
+from engine.records import (
+    ACCOUNTS_MAX,
+    ALL_INSTRUMENTS,
+    AMOUNT_USDC6_MAX,
+    EFFECTS_MAX,
+    INSTRUMENTS_MAX,
+    OPEN_ORDERS_MAX,
+    PRICE_TICKS_MAX,
+    QTY_LOTS_MAX,
+    TOTAL_USDC6_MAX,
+    CancelReason,
+    CommandKind,
+    EventKind,
+    Flag,
+    MarketStatus,
+    Purse,
+    SelfTrade,
+    TimeInForce,
+)
+from engine.rejects import Reject
+from engine.reserve import (
+    buy_now,
+    fill_resting_ask,
+    fill_resting_buy,
+    find_capacity,
+    free_capacity,
+    hold_ask,
+    hold_buy,
+    make_capacity,
+    release_ask,
+    release_buy,
+    sell_now,
+)
+
+# Room a command needs beyond its fills: its terminal event, a remainder, a self-trade's pair.
+EFFECTS_SPARE: Final = 8
+# The events array must have this much room left before a command starts.
+EVENTS_PER_COMMAND_MAX: Final = EFFECTS_MAX + EFFECTS_SPARE
+
+# --- events -------------------------------------------------------------------------------------
+
+
+@kernel
+def _emit(events: Any, n: Any, c: Any, kind: Any) -> Any:
+    """Start event n with what most kinds take from their command; the caller sets the rest."""
+    e = events[n]
+    e.sequence = c.sequence
+    e.time_ns = c.time_ns
+    e.order_id = uint64(0)
+    e.counter_order_id = c.client_id
+    e.price_ticks = c.price_ticks
+    e.qty_lots = c.qty_lots
+    e.account = c.account
+    e.counter_account = uint32(0)
+    e.instrument = c.instrument
+    e.kind = uint8(kind)
+    e.side = c.side
+    e.reason = uint16(0)
+    return n + 1
+
+
+@kernel
+def _reject(events: Any, n: Any, c: Any, reason: Any) -> Any:
+    n = _emit(events, n, c, EventKind.REJECTED)
+    events[n - 1].order_id = c.order_id
+    events[n - 1].reason = uint16(reason)
+    return n
+
+
+@kernel
+def _cancelled(s: Any, events: Any, n: Any, c: Any, slot: Any, reason: Any) -> Any:
+    """The CANCELLED event of a resting order; the caller takes it off the book."""
+    order = s.orders[slot]
+    leaf = s.leaves[order.level >> uint32(6)]
+    e = events[n]
+    e.sequence = c.sequence
+    e.time_ns = c.time_ns
+    e.order_id = uint64(order_id(s, slot))
+    e.client_id = s.origins[slot].client_id
+    e.price_ticks = int64(order.price_ticks)
+    e.qty_lots = int64(order.qty_lots)
+    e.account = order.account
+    e.counter_account = uint32(0)
+    e.instrument = leaf.instrument
+    e.kind = uint8(EventKind.CANCELLED)
+    e.side = uint8(leaf.side)
+    e.reason = uint16(reason)
+    return n + 1
+
+
+@kernel
+def _remainder(events: Any, n: Any, c: Any, taker_id: Any, left: Any, reason: Any) -> Any:
+    """The CANCELLED event of what is left of a taker that may not rest."""
+    n = _emit(events, n, c, EventKind.CANCELLED)
+    events[n - 1].order_id = taker_id
+    events[n - 1].qty_lots = left
+    events[n - 1].reason = uint16(reason)
+    return n
+
+
+# --- new order ----------------------------------------------------------------------------------
+
+
+@kernel
+def _release(s: Any, book: Any, side: Any, slot: Any, qty: Any) -> None:
+    """Give back what a resting order holds for this much of it."""
+    order = s.orders[slot]
+    if side == BUY:
+        release_buy(s, order.account, int64(order.price_ticks) * qty)
+    else:
+        release_ask(s, order.account, order.capacity, qty, book.bond_usdc6_per_lot * qty)
+
+
+@kernel
+def _check_order(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
+        return Reject.UNKNOWN_INSTRUMENT
+    book = s.books[c.instrument]
+    if book.status != MarketStatus.OPEN:
+        return Reject.MARKET_HALTED
+    if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened == 0:
+        return Reject.UNKNOWN_ACCOUNT
+    if c.price_ticks <= 0 or c.price_ticks > PRICE_TICKS_MAX:
+        return Reject.PRICE_OUT_OF_RANGE
+    if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
+        return Reject.QTY_OUT_OF_RANGE
+    if book.lot_multiple > 1 and uint32(c.qty_lots) % book.lot_multiple != 0:
+        return Reject.QTY_NOT_A_MULTIPLE
+    if (
+        c.side > SELL
+        or c.time_in_force > TimeInForce.FOK
+        or c.self_trade > SelfTrade.DECREMENT
+        or c.flags > Flag.POST_ONLY
+    ):
+        return Reject.UNKNOWN_COMMAND
+    if c.flags == Flag.POST_ONLY and c.time_in_force != TimeInForce.GTC:
+        return Reject.CONFLICTING_FLAGS
+    if s.open_orders >= OPEN_ORDERS_MAX:
+        return Reject.TOO_MANY_OPEN_ORDERS
+    if not has_room(s):
+        return Reject.BOOK_FULL
+    return 0
+
+
+@kernel
+def _check_reserve(s: Any, book: Any, c: Any, capacity: Any) -> Any:
+    """Whether the account has what the order must hold."""
+    money = s.balances[c.account]
+    if c.side == BUY:
+        return 0 if c.price_ticks * c.qty_lots <= money.free_usdc6 else Reject.INSUFFICIENT_BALANCE
+    if capacity == 0 or free_capacity(s, capacity) < c.qty_lots:
+        return Reject.INSUFFICIENT_CAPACITY
+    if book.bond_usdc6_per_lot * c.qty_lots > money.bond_free_usdc6:
+        return Reject.INSUFFICIENT_BOND
+    return 0
+
+
+@kernel
+def _crosses(book: Any, side: Any, limit: Any) -> Any:
+    """Whether an order of this side and limit would meet the best price of the other side."""
+    if side == BUY:
+        return book.best_ticks[SELL] <= limit
+    return book.best_ticks[BUY] >= limit and book.best_ticks[BUY] != 0
+
+
+@kernel
+def _next_price(s: Any, book: Any, side: Any, price: Any) -> Any:
+    """The next occupied price of a side behind `price`; NO_BID or NO_ASK past the last."""
+    key = price >> uint32(6)
+    place = book.root[side]
+    height = uint32(book.height[side])
+    # Down along the key, remembering the last place where a worse branch leaves the path.
+    turn = uint32(0)
+    turn_height = uint32(0)
+    turn_bits = uint64(0)
+    while height > 0:
+        height -= uint32(1)
+        slot = (key >> (uint32(6) * height)) & uint32(63)
+        bits = _behind(s.nodes[place].occupied, side, slot)
+        if bits != 0:
+            turn = place
+            turn_height = height
+            turn_bits = bits
+        place = s.nodes[place].children[slot]
+    bits = _behind(s.leaves[place].occupied, side, price & uint32(63))
+    if bits == 0:
+        if turn == 0:
+            return uint32(0) if side == BUY else uint32(NO_ASK)
+        slot = uint32(highest_bit(turn_bits)) if side == BUY else uint32(lowest_bit(turn_bits))
+        place = s.nodes[turn].children[slot]
+        height = turn_height
+        while height > 0:
+            height -= uint32(1)
+            bits = s.nodes[place].occupied
+            slot = uint32(highest_bit(bits)) if side == BUY else uint32(lowest_bit(bits))
+            place = s.nodes[place].children[slot]
+        bits = s.leaves[place].occupied
+    tick = uint32(highest_bit(bits)) if side == BUY else uint32(lowest_bit(bits))
+    return (s.leaves[place].key << uint32(6)) | tick
+
+
+@kernel
+def _behind(bits: Any, side: Any, slot: Any) -> Any:
+    """The set bits worse than `slot`: below it for bids, above it for asks."""
+    if side == BUY:
+        return bits & ((uint64(1) << uint64(slot)) - uint64(1))
+    return bits & ~(((uint64(1) << uint64(slot)) << uint64(1)) - uint64(1))
+
+
+@kernel
+def _fillable(s: Any, book: Any, c: Any) -> Any:
+    """Whether a fill-or-kill order fills whole within the limit on effects. O(orders it meets).
+
+    Orders of the same account fill nothing: under CANCEL_MAKER they are passed over (they will be
+    cancelled), under the other modes they end the order before it is filled.
+    """
+    side = uint32(SELL - c.side)
+    need = c.qty_lots
+    effects = 0
+    price = book.best_ticks[side]
+    limit = uint32(c.price_ticks)
+    while price <= limit if c.side == BUY else (price >= limit and price != 0):
+        leaf = leaf_for(s, book, c.instrument, side, price)
+        slot = s.levels[(leaf << uint32(6)) | (price & uint32(63))].head
+        while slot != 0:
+            effects += 1
+            if effects > EFFECTS_MAX:
+                return False
+            order = s.orders[slot]
+            if order.account != c.account:
+                need -= int64(order.qty_lots)
+                if need <= 0:
+                    return True
+            elif c.self_trade != SelfTrade.CANCEL_MAKER:
+                return False
+            slot = order.next
+        price = _next_price(s, book, side, price)
+    return False
+
+
+@kernel
+def _self_trade(
+    s: Any, book: Any, events: Any, n: Any, c: Any, taker_id: Any, slot: Any, left: Any
+) -> Any:
+    """Apply the taker's mode where it meets its own order: (events, what the taker has left).
+
+    A taker that must end comes back with its remainder cancelled and 0 left.
+    """
+    side = uint32(SELL - c.side)
+    maker_qty = int64(s.orders[slot].qty_lots)
+    if c.self_trade == SelfTrade.DECREMENT:
+        both = min(left, maker_qty)
+        n = _emit(events, n, c, EventKind.DECREMENTED)
+        events[n - 1].order_id = taker_id
+        events[n - 1].counter_order_id = uint64(order_id(s, slot))
+        events[n - 1].price_ticks = int64(s.orders[slot].price_ticks)
+        events[n - 1].qty_lots = both
+        events[n - 1].counter_account = c.account
+        _release(s, book, side, slot, both)
+        if both == maker_qty:
+            dequeue(s, book, side, slot)
+        else:
+            s.orders[slot].qty_lots = uint32(maker_qty - both)
+        return n, left - both
+    if c.self_trade in (SelfTrade.CANCEL_MAKER, SelfTrade.CANCEL_BOTH):
+        n = _cancelled(s, events, n, c, slot, CancelReason.SELF_TRADE)
+        _release(s, book, side, slot, maker_qty)
+        dequeue(s, book, side, slot)
+    if c.self_trade != SelfTrade.CANCEL_MAKER:
+        n = _remainder(events, n, c, taker_id, left, CancelReason.SELF_TRADE)
+        left = int64(0)
+    return n, left
+
+
+@kernel
+def _fill(s: Any, book: Any, events: Any, n: Any, c: Any, slot: Any, qty: Any) -> Any:
+    """One trade at the maker's price; the maker's reserve moves, the taker's is the caller's."""
+    order = s.orders[slot]
+    e = events[n]
+    e.sequence = c.sequence
+    e.time_ns = c.time_ns
+    e.counter_order_id = (uint64(order.generation) << uint64(24)) | uint64(slot)
+    e.price_ticks = int64(order.price_ticks)
+    e.qty_lots = qty
+    e.account = c.account
+    e.counter_account = order.account
+    e.instrument = c.instrument
+    e.kind = uint8(EventKind.FILL)
+    e.side = c.side
+    e.reason = uint16(0)
+    book.last_ticks = order.price_ticks
+    if c.side == BUY:
+        bond = book.bond_usdc6_per_lot * qty
+        fill_resting_ask(s, order.account, order.capacity, qty, bond)
+    else:
+        fill_resting_buy(s, order.account, int64(order.price_ticks) * qty)
+    return n + 1
+
+
+@kernel
+def _trade(s: Any, book: Any, events: Any, n: Any, c: Any, taker_id: Any) -> Any:
+    """Match against the other side: (events, lots left, lots filled, cost in µUSDC)."""
+    first = n
+    side = uint32(SELL - c.side)
+    limit = uint32(c.price_ticks)
+    left = c.qty_lots
+    filled = int64(0)
+    cost = int64(0)
+    while left > 0 and _crosses(book, c.side, limit):
+        price = book.best_ticks[side]
+        level = (book.best_leaf[side] << uint32(6)) | (price & uint32(63))
+        slot = s.levels[level].head
+        while slot != 0 and left > 0:
+            if n - first >= EFFECTS_MAX:
+                return (
+                    _remainder(events, n, c, taker_id, left, CancelReason.EFFECTS_LIMIT),
+                    0,
+                    filled,
+                    cost,
+                )
+            order = s.orders[slot]
+            if order.account == c.account:
+                # May drop the level, so look up the best price afresh.
+                n, left = _self_trade(s, book, events, n, c, taker_id, slot, left)
+                break
+            maker_qty = int64(order.qty_lots)
+            qty = min(left, maker_qty)
+            events[n].order_id = taker_id
+            n = _fill(s, book, events, n, c, slot, qty)
+            left -= qty
+            filled += qty
+            cost += int64(price) * qty
+            if qty < maker_qty:
+                order.qty_lots = uint32(maker_qty - qty)
+                break
+            behind = order.next
+            s.levels[level].head = behind
+            free_slot(s, slot)
+            book.open_orders -= uint32(1)
+            if behind != 0:
+                s.orders[behind].prev = uint32(0)
+            else:
+                s.levels[level].tail = uint32(0)
+                drop_level(s, book, side, level)
+            slot = behind
+    return n, left, filled, cost
+
+
+@kernel
+def _rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
+    order = s.orders[slot]
+    order.qty_lots = uint32(qty)
+    order.price_ticks = uint32(c.price_ticks)
+    order.account = c.account
+    order.capacity = capacity
+    s.origins[slot].client_id = c.client_id
+    s.origins[slot].sequence = c.sequence
+    leaf = leaf_for(s, book, c.instrument, uint32(c.side), order.price_ticks)
+    enqueue(s, book, uint32(c.side), slot, leaf)
+    if c.side == BUY:
+        hold_buy(s, c.account, c.price_ticks * qty)
+    else:
+        hold_ask(s, c.account, capacity, qty, book.bond_usdc6_per_lot * qty)
+
+
+@kernel
+def _new_order(s: Any, c: Any, events: Any, n: Any) -> Any:
+    reason = _check_order(s, c)
+    if reason != 0:
+        return _reject(events, n, c, reason)
+    book = s.books[c.instrument]
+    capacity = find_capacity(s, c.account, c.instrument) if c.side == SELL else uint32(0)
+    reason = _check_reserve(s, book, c, capacity)
+    crossing = _crosses(book, c.side, uint32(c.price_ticks))
+    if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
+        reason = Reject.POST_ONLY_WOULD_TRADE
+    if reason == 0 and c.time_in_force == TimeInForce.FOK and not _fillable(s, book, c):
+        reason = Reject.FOK_NOT_FILLABLE
+    if reason != 0:
+        return _reject(events, n, c, reason)
+
+    # Taken before matching, so that makers leaving the book cannot change the taker's id.
+    slot = take_slot(s)
+    taker_id = uint64(order_id(s, slot))
+    n = _emit(events, n, c, EventKind.ACCEPTED)
+    events[n - 1].order_id = taker_id
+    left = c.qty_lots
+    if crossing:
+        n, left, filled, cost = _trade(s, book, events, n, c, taker_id)
+        if filled > 0:
+            if c.side == BUY:
+                buy_now(s, c.account, cost)
+            else:
+                sell_now(s, c.account, capacity, filled, book.bond_usdc6_per_lot * filled)
+    if left > 0 and c.time_in_force == TimeInForce.GTC:
+        _rest(s, book, c, slot, left, capacity)
+        return n
+    free_slot(s, slot)
+    if left > 0:
+        n = _remainder(events, n, c, taker_id, left, CancelReason.IOC_REMAINDER)
+    return n
+
+
+# --- cancel -------------------------------------------------------------------------------------
+
+
+@kernel
+def _remove(s: Any, events: Any, n: Any, c: Any, slot: Any, reason: Any) -> Any:
+    """Take a resting order off its book, with its event and its reserve given back."""
+    leaf = s.leaves[s.orders[slot].level >> uint32(6)]
+    side = leaf.side
+    book = s.books[leaf.instrument]
+    n = _cancelled(s, events, n, c, slot, reason)
+    _release(s, book, side, slot, int64(s.orders[slot].qty_lots))
+    dequeue(s, book, side, slot)
+    return n
+
+
+@kernel
+def _cancel(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """O(1); O(trie height) when it empties a price."""
+    slot = uint32(c.order_id & uint64(0xFFFFFF))
+    if slot == 0 or slot > s.order_high:
+        return _reject(events, n, c, Reject.UNKNOWN_ORDER)
+    order = s.orders[slot]
+    known = order.qty_lots != 0 and order.account == c.account
+    if not known or uint64(order.generation) != c.order_id >> uint64(24):
+        return _reject(events, n, c, Reject.UNKNOWN_ORDER)
+    return _remove(s, events, n, c, slot, CancelReason.BY_REQUEST)
+
+
+@kernel
+def _cancel_all(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """Every open order of the account, in one market or in all. O(slots ever used), in slot order.
+
+    Stops at EFFECTS_MAX orders; the terminal event then carries EFFECTS_LIMIT and the client asks
+    again.
+    """
+    every = c.instrument == ALL_INSTRUMENTS
+    if not every and (c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0):
+        return _reject(events, n, c, Reject.UNKNOWN_INSTRUMENT)
+    first = n
+    reason = uint16(0)
+    for slot in range(uint32(1), s.order_high + uint32(1)):
+        order = s.orders[slot]
+        if order.qty_lots == 0 or order.account != c.account:
+            continue
+        if not every and s.leaves[order.level >> uint32(6)].instrument != c.instrument:
+            continue
+        if n - first >= EFFECTS_MAX:
+            reason = uint16(CancelReason.EFFECTS_LIMIT)
+            break
+        n = _remove(s, events, n, c, uint32(slot), CancelReason.CANCEL_ALL)
+    count = n - first
+    n = _emit(events, n, c, EventKind.CANCEL_ALL_DONE)
+    events[n - 1].qty_lots = count
+    events[n - 1].reason = reason
+    return n
+
+
+# --- money and capacity -------------------------------------------------------------------------
+
+
+@kernel
+def _known_account(s: Any, account: Any) -> Any:
+    return 0 < account < ACCOUNTS_MAX and s.identities[account].opened != 0
+
+
+@kernel
+def _declare_capacity(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """Set how many lots an operator has in all for a market; never below what it has promised."""
+    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
+        return _reject(events, n, c, Reject.UNKNOWN_INSTRUMENT)
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if c.qty_lots < 0 or c.qty_lots > QTY_LOTS_MAX:
+        return _reject(events, n, c, Reject.QTY_OUT_OF_RANGE)
+    capacity = make_capacity(s, c.account, c.instrument)
+    if capacity == 0:
+        return _reject(events, n, c, Reject.TOO_MANY_CAPACITIES)
+    row = s.capacities[capacity]
+    if c.qty_lots < row.held_lots + row.sold_lots:
+        return _reject(events, n, c, Reject.CAPACITY_IN_USE)
+    row.declared_lots = c.qty_lots
+    return _emit(events, n, c, EventKind.CAPACITY_DECLARED)
+
+
+@kernel
+def _withdraw(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """Free balance leaves; the command's own sequence is the withdrawal's id."""
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if c.amount_usdc6 <= 0 or c.amount_usdc6 > AMOUNT_USDC6_MAX:
+        return _reject(events, n, c, Reject.AMOUNT_OUT_OF_RANGE)
+    money = s.balances[c.account]
+    if c.amount_usdc6 > money.free_usdc6:
+        return _reject(events, n, c, Reject.INSUFFICIENT_BALANCE)
+    money.free_usdc6 -= c.amount_usdc6
+    money.leaving_usdc6 += c.amount_usdc6
+    n = _emit(events, n, c, EventKind.WITHDRAWAL_RESERVED)
+    events[n - 1].reference = c.sequence
+    return n
+
+
+@kernel
+def _open_account(s: Any, c: Any, events: Any, n: Any) -> Any:
+    if c.account == 0 or c.account >= ACCOUNTS_MAX:
+        return _reject(events, n, c, Reject.TOO_MANY_ACCOUNTS)
+    identity = s.identities[c.account]
+    if identity.opened != 0:
+        return _reject(events, n, c, Reject.ACCOUNT_EXISTS)
+    identity.opened = uint32(1)
+    n = _emit(events, n, c, EventKind.ACCOUNT_OPENED)
+    for i in range(20):
+        identity.owner[i] = c.owner[i]
+        events[n - 1].owner[i] = c.owner[i]
+    s.account_high = max(s.account_high, c.account)
+    return n
+
+
+@kernel
+def _deposit(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """Credit the vault's next deposit; any other number is refused, so redelivery is harmless."""
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    amount = c.amount_usdc6
+    if amount <= 0 or amount > AMOUNT_USDC6_MAX or s.total_usdc6 + amount > TOTAL_USDC6_MAX:
+        return _reject(events, n, c, Reject.AMOUNT_OUT_OF_RANGE)
+    if c.reference != s.last_deposit + uint64(1):
+        return _reject(events, n, c, Reject.DEPOSIT_OUT_OF_ORDER)
+    s.last_deposit = c.reference
+    s.total_usdc6 += amount
+    if c.side == Purse.BOND:
+        s.balances[c.account].bond_free_usdc6 += amount
+    else:
+        s.balances[c.account].free_usdc6 += amount
+    return _emit(events, n, c, EventKind.DEPOSITED)
+
+
+@kernel
+def _confirm_escrow(s: Any, c: Any, events: Any, n: Any) -> Any:
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if c.amount_usdc6 <= 0:
+        return _reject(events, n, c, Reject.AMOUNT_OUT_OF_RANGE)
+    identity = s.identities[c.account]
+    if c.reference <= identity.last_batch:
+        return _reject(events, n, c, Reject.ESCROW_OUT_OF_ORDER)
+    money = s.balances[c.account]
+    if c.amount_usdc6 > money.pending_usdc6:
+        return _reject(events, n, c, Reject.ESCROW_EXCEEDS_PENDING)
+    identity.last_batch = c.reference
+    money.pending_usdc6 -= c.amount_usdc6
+    money.escrow_usdc6 += c.amount_usdc6
+    return _emit(events, n, c, EventKind.ESCROW_CONFIRMED)
+
+
+@kernel
+def _confirm_withdrawal(s: Any, c: Any, events: Any, n: Any) -> Any:
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if c.amount_usdc6 <= 0:
+        return _reject(events, n, c, Reject.AMOUNT_OUT_OF_RANGE)
+    if c.reference <= s.last_withdrawal:
+        return _reject(events, n, c, Reject.WITHDRAWAL_OUT_OF_ORDER)
+    money = s.balances[c.account]
+    if c.amount_usdc6 > money.leaving_usdc6:
+        return _reject(events, n, c, Reject.WITHDRAWAL_EXCEEDS_LEAVING)
+    s.last_withdrawal = c.reference
+    s.total_usdc6 -= c.amount_usdc6
+    money.leaving_usdc6 -= c.amount_usdc6
+    return _emit(events, n, c, EventKind.WITHDRAWAL_CONFIRMED)
+
+
+# --- markets ------------------------------------------------------------------------------------
+
+
+@kernel
+def _list_market(s: Any, c: Any, events: Any, n: Any) -> Any:
+    if c.instrument >= INSTRUMENTS_MAX:
+        return _reject(events, n, c, Reject.TOO_MANY_INSTRUMENTS)
+    book = s.books[c.instrument]
+    if book.status != MarketStatus.UNLISTED:
+        return _reject(events, n, c, Reject.ALREADY_LISTED)
+    lot_fits = 0 < c.lot_multiple <= QTY_LOTS_MAX
+    bond_fits = 0 < c.bond_usdc6_per_lot <= PRICE_TICKS_MAX
+    if c.product == 0 or not lot_fits or not bond_fits:
+        return _reject(events, n, c, Reject.INVALID_LISTING)
+    book.status = uint8(MarketStatus.OPEN)
+    book.product = c.product
+    book.lot_multiple = uint32(c.lot_multiple)
+    book.bond_usdc6_per_lot = c.bond_usdc6_per_lot
+    book.best_ticks[SELL] = uint32(NO_ASK)
+    s.instrument_high = max(s.instrument_high, c.instrument + uint32(1))
+    n = _emit(events, n, c, EventKind.MARKET_LISTED)
+    events[n - 1].product = c.product
+    return n
+
+
+@kernel
+def _set_status(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """Halt an open market, or resume a halted one. Resting orders stay and may be cancelled."""
+    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
+        return _reject(events, n, c, Reject.UNKNOWN_INSTRUMENT)
+    book = s.books[c.instrument]
+    if c.kind == CommandKind.HALT_MARKET:
+        if book.status != MarketStatus.OPEN:
+            return _reject(events, n, c, Reject.NOT_OPEN)
+        book.status = uint8(MarketStatus.HALTED)
+        return _emit(events, n, c, EventKind.MARKET_HALTED)
+    if book.status != MarketStatus.HALTED:
+        return _reject(events, n, c, Reject.NOT_HALTED)
+    book.status = uint8(MarketStatus.OPEN)
+    return _emit(events, n, c, EventKind.MARKET_RESUMED)
+
+
+# --- the door -----------------------------------------------------------------------------------
+
+
+@kernel
+def _apply_rare(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """The commands that are few; apart from the hot ones so that those stay small."""
+    if c.kind == CommandKind.CANCEL_ALL:
+        return _cancel_all(s, c, events, n)
+    if c.kind == CommandKind.DECLARE_CAPACITY:
+        return _declare_capacity(s, c, events, n)
+    if c.kind == CommandKind.WITHDRAW:
+        return _withdraw(s, c, events, n)
+    if c.kind == CommandKind.OPEN_ACCOUNT:
+        return _open_account(s, c, events, n)
+    if c.kind == CommandKind.DEPOSIT:
+        return _deposit(s, c, events, n)
+    if c.kind == CommandKind.CONFIRM_ESCROW:
+        return _confirm_escrow(s, c, events, n)
+    if c.kind == CommandKind.CONFIRM_WITHDRAWAL:
+        return _confirm_withdrawal(s, c, events, n)
+    if c.kind == CommandKind.LIST_MARKET:
+        return _list_market(s, c, events, n)
+    if c.kind in (CommandKind.HALT_MARKET, CommandKind.RESUME_MARKET):
+        return _set_status(s, c, events, n)
+    return _reject(events, n, c, Reject.UNKNOWN_COMMAND)
+
+
+@kernel
+def apply(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """One command against the state; its events from index n on. Returns the next free index.
+
+    s: the STATE record; c: a COMMAND record; events: shape (m,), dtype EVENT, with
+    m - n >= EVENTS_PER_COMMAND_MAX.
+    """
+    s.sequence = c.sequence
+    s.time_ns = c.time_ns
+    if c.kind == CommandKind.NEW_ORDER:
+        return _new_order(s, c, events, n)
+    if c.kind == CommandKind.CANCEL:
+        return _cancel(s, c, events, n)
+    return _apply_rare(s, c, events, n)
+
+
+@kernel
+def execute(state: Any, commands: Any, start: Any, events: Any) -> Any:
+    """Apply commands[start:] in order while the events array has room for one more.
+
+    state: shape (1,), dtype STATE; commands: shape (k,), dtype COMMAND, sequences consecutive from
+    state's + 1; events: shape (m,), dtype EVENT, m >= EVENTS_PER_COMMAND_MAX.
+    Returns (index of the first command not applied, events written).
+    """
+    s = state[0]
+    n = 0
+    i = start
+    while i < len(commands) and len(events) - n >= EVENTS_PER_COMMAND_MAX:
+        n = apply(s, commands[i], events, n)
+        i += 1
+    return i, n
