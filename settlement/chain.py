@@ -21,8 +21,9 @@ from engine.records import Purse
 # buyer u32, seller u32, price_ticks u32, qty_lots u32, instrument u32, event number u64.
 FILL_STRUCT: Final = struct.Struct(">IIIIIQ")
 FILL_BYTES: Final = 28
-# A pool takes transactions of up to 128 KiB, of which this leaves a few hundred for the envelope.
-FILLS_PER_BATCH_MAX: Final = 4_600
+# Even if every fill had another buyer, this many stay below the 16.7 million gas that one
+# transaction may use, and far below the 128 KiB that a pool takes.
+FILLS_PER_BATCH_MAX: Final = 2_000
 FEED_DECIMALS: Final = 8
 PRICE_E8_PER_TICK: Final = 10_000  # a tick is $0.0001; a feed counts in 1e-8 dollars
 
