@@ -19,10 +19,9 @@ Cost: insert O(height <= 3), cancel O(1) or O(height) when a level empties, best
 from typing import Any, Final
 
 import numpy as np
-from numba import int64, uint32, uint64
 from numpy.typing import NDArray
 
-from engine.kernel import highest_bit, kernel, lowest_bit
+from engine.kernel import highest_bit, int64, kernel, lowest_bit, uint32, uint64
 from engine.records import (
     ACCOUNTS_MAX,
     BALANCES,

@@ -14,7 +14,7 @@ from typing import Any, Final, TypeVar
 
 import numba
 from llvmlite import ir
-from numba.core import types
+from numba.core import config, types
 from numba.extending import intrinsic
 
 SOURCES: Final = ("records.py", "rejects.py", "kernel.py", "book.py", "reserve.py", "match.py")
@@ -33,35 +33,44 @@ def cache_directory() -> Path:
     return Path(root) / "compex" / f"kernel-{build_hash()}"
 
 
-numba.config.CACHE_DIR = str(cache_directory())  # pyright: ignore[reportAttributeAccessIssue]
+config.CACHE_DIR = str(cache_directory())  # pyright: ignore[reportAttributeAccessIssue]
+
+# numba's casts, untyped because numba publishes no types for them.
+int64: Final[Any] = numba.int64
+uint8: Final[Any] = numba.uint8
+uint16: Final[Any] = numba.uint16
+uint32: Final[Any] = numba.uint32
+uint64: Final[Any] = numba.uint64
 
 _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 
 def kernel(function: _Function) -> _Function:
     """Compile at first call, keep the machine code, release the GIL while running."""
-    return numba.njit(cache=True, nogil=True)(function)  # pyright: ignore[reportUnknownVariableType]
+    compiled: Any = numba.njit(cache=True, nogil=True)(function)
+    return compiled
 
 
-@intrinsic
-def lowest_bit(_context: Any, bits: Any) -> Any:
-    """Index of the lowest set bit of a non-zero uint64, one instruction."""
-
+def _count_trailing(_context: Any, bits: Any) -> Any:
     def emit(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(bits), emit
 
 
-@intrinsic
-def _leading_zeros(_context: Any, bits: Any) -> Any:
+def _count_leading(_context: Any, bits: Any) -> Any:
     def emit(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
         return builder.ctlz(args[0], ir.Constant(ir.IntType(1), 1))
 
     return types.uint64(bits), emit
 
 
+# Index of the lowest set bit of a non-zero uint64, one instruction.
+lowest_bit: Final[Any] = intrinsic(_count_trailing)
+_leading_zeros: Final[Any] = intrinsic(_count_leading)
+
+
 @kernel
 def highest_bit(bits: Any) -> Any:
     """Index of the highest set bit of a non-zero uint64."""
-    return numba.uint64(63) - _leading_zeros(bits)
+    return uint64(63) - _leading_zeros(bits)

@@ -10,8 +10,6 @@ the same commands give the same state everywhere. Called by `pipeline`, `replay`
 
 from typing import Any, Final
 
-from numba import int64, uint8, uint16, uint32, uint64
-
 from engine.book import (
     BUY,
     NO_ASK,
@@ -25,7 +23,7 @@ from engine.book import (
     order_id,
     take_slot,
 )
-from engine.kernel import highest_bit, kernel, lowest_bit
+from engine.kernel import highest_bit, int64, kernel, lowest_bit, uint8, uint16, uint32, uint64
 from engine.records import (
     ACCOUNTS_MAX,
     ALL_INSTRUMENTS,

@@ -306,8 +306,8 @@ def decode_commands(commands: CommandArray) -> Iterator[Command]:
 
 
 def command_array(commands: Iterable[Command]) -> CommandArray:
-    """Shape (n,), dtype COMMAND, writable."""
-    return np.frombuffer(bytearray(b"".join(c.pack() for c in commands)), COMMAND)
+    """Shape (n,), dtype COMMAND, read-only."""
+    return np.frombuffer(b"".join(c.pack() for c in commands), COMMAND)
 
 
 def _assert_layout(dtype: np.dtype[np.void], plain: list[tuple[str, Any, int]], form: str) -> None:

@@ -7,10 +7,8 @@ field of exactly one account, and held amounts are the sum over open orders. Onl
 
 from typing import Any
 
-from numba import int64, uint32, uint64
-
 from engine.book import CAPACITY_SLOTS
-from engine.kernel import kernel
+from engine.kernel import int64, kernel, uint32, uint64
 from engine.records import CAPACITIES_MAX
 
 

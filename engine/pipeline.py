@@ -1,0 +1,206 @@
+"""order → sequence → journal ∥ match → publish: the page to read first.
+
+    submit ──▶ sequence ──▶ ┬─ journal (group commit, fdatasync) ─┐
+                            └─ match (reserve inside) ────────────┴─▶ publish ──▶ subscribers
+
+One group of commands is in flight at a time: while the disk syncs it, the kernel matches it, and
+later commands gather into the next group. Invariant: nobody hears of a command before it is both
+durable and matched, everybody hears of all of them in one order, and balances read at that moment
+are those after the last published event. When the journal fails the engine stops for good: what
+was matched but not durable is never published.
+"""
+
+import asyncio
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Final
+
+import numpy as np
+
+from engine.journal import FRAME_COMMANDS_MAX, Journal
+from engine.port import Batch, Market, Readiness, Sequenced, Subscriber
+from engine.records import (
+    ACCOUNTS_MAX,
+    COMMAND,
+    Balances,
+    Command,
+    EventArray,
+    MarketStatus,
+    decode_events,
+)
+from engine.rejects import JournalError, Refused, Reject
+from engine.replay import Matcher
+from engine.sequence import Clock, Sequencer
+from engine.snapshot import state_hash
+
+QUEUE_COMMANDS_MAX: Final = 1 << 16
+
+
+class Pipeline:
+    """One shard of the exchange. Implements `port.Port`."""
+
+    def __init__(self, journal: Journal, clock: Clock) -> None:
+        self._journal = journal
+        self._sequencer = Sequencer(clock)
+        self._matcher = Matcher()
+        self._subscribers: list[Subscriber] = []
+        self._rooms: list[Callable[[], bool]] = []
+        self._queue: deque[bytes] = deque()
+        self._arrived = asyncio.Event()
+        self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
+        self._published_sequence = 0
+        self._event_number = 0
+        self._stopped = "not started"
+        self._accounts: dict[bytes, int] = {}
+        self._worker: asyncio.Task[None] | None = None
+        self._writer = ThreadPoolExecutor(1, "journal")
+
+    # 1. start: what the journal holds is matched and published again
+
+    async def start(self) -> None:
+        """Replay the journal to every subscriber, then take commands. Raises JournalError."""
+        self._matcher.warm_up()
+        for frame in self._journal.recover():
+            self._sequencer.resume(frame.commands)
+            for part in self._matcher.match(frame.commands):
+                self._publish(part, replayed=True)
+            self._published_sequence = self._sequencer.last_sequence
+            await asyncio.sleep(0)  # subscribers with queues drain them meanwhile
+        self._stopped = ""
+        self._worker = asyncio.create_task(self._run(), name="pipeline")
+
+    # 2. submit: a place in the order, or a refusal that changes nothing
+
+    def submit(self, command: Command) -> Sequenced:
+        if self._stopped:
+            raise Refused(Reject.STOPPED)
+        if len(self._queue) >= QUEUE_COMMANDS_MAX or not all(room() for room in self._rooms):
+            raise Refused(Reject.BUSY)
+        sequenced, stamped = self._sequencer.sequence(command)
+        if stamped:
+            self._queue.append(stamped)
+            self._arrived.set()
+        return sequenced
+
+    # 3. journal ∥ match: one group at a time
+
+    async def _run(self) -> None:
+        try:
+            while True:
+                await self._arrived.wait()
+                while self._queue:
+                    size = min(len(self._queue), FRAME_COMMANDS_MAX)
+                    await self._commit(b"".join(self._queue.popleft() for _ in range(size)))
+                self._arrived.clear()
+        except JournalError as error:
+            self._stop(str(error))
+        except Exception as error:
+            # A broken invariant: nothing after it can be trusted, the journal has all before it.
+            self._stop(f"broken: {error!r}")
+            raise
+
+    async def _commit(self, group: bytes) -> None:
+        loop = asyncio.get_running_loop()
+        durable = loop.run_in_executor(self._writer, self._journal.append, group)
+        commands = np.frombuffer(group, COMMAND)
+        parts = list(self._matcher.match(commands))
+        await durable
+        for part in parts:
+            self._publish(part, replayed=False)
+        self._published_sequence = int(commands["sequence"][-1])
+        while self._waiting and self._waiting[0][0] <= self._published_sequence:
+            waiter = self._waiting.popleft()[1]
+            if not waiter.done():
+                waiter.set_result(None)
+
+    # 4. publish: durable and matched, in order, to everybody
+
+    def _publish(self, array: EventArray, *, replayed: bool) -> None:
+        events = decode_events(array)
+        batch = Batch(self._event_number + 1, array, events, replayed)
+        self._event_number += len(events)
+        self._sequencer.answered(events)
+        for subscriber in self._subscribers:
+            subscriber(batch)
+
+    def _stop(self, reason: str) -> None:
+        self._stopped = reason
+        self._queue.clear()
+        for _, waiter in self._waiting:
+            if not waiter.done():
+                waiter.set_exception(JournalError(reason))
+        self._waiting.clear()
+
+    async def close(self) -> None:
+        """Publish what was submitted, then stop."""
+        if not self._stopped:
+            await self.settled()
+        if self._worker is not None:
+            self._worker.cancel()
+            await asyncio.gather(self._worker, return_exceptions=True)
+        self._stop(self._stopped or "closed")
+        self._writer.shutdown()
+        self._journal.close()
+
+    # the rest of the port
+
+    def subscribe(self, subscriber: Subscriber, has_room: Callable[[], bool] | None = None) -> None:
+        self._subscribers.append(subscriber)
+        if has_room is not None:
+            self._rooms.append(has_room)
+
+    async def settled(self) -> None:
+        last = self._sequencer.last_sequence
+        if self._published_sequence >= last:
+            return
+        if self._stopped:
+            raise JournalError(self._stopped)
+        waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._waiting.append((last, waiter))
+        await waiter
+
+    def balances(self, account: int) -> Balances:
+        if not 0 < account < ACCOUNTS_MAX:
+            return Balances(*(0,) * 8)
+        return Balances(*self._matcher.state["balances"][0, account].tolist())
+
+    def account_of(self, owner: bytes) -> int:
+        return self._owners().get(owner, 0)
+
+    def owner_of(self, account: int) -> bytes:
+        if not 0 < account < ACCOUNTS_MAX:
+            return bytes(20)
+        return self._matcher.state["identities"][0, account]["owner"].tobytes()
+
+    def _owners(self) -> dict[bytes, int]:
+        high = int(self._matcher.state["account_high"][0])
+        for account in range(len(self._accounts) + 1, high + 1):
+            self._accounts[self.owner_of(account)] = account
+        return self._accounts
+
+    def markets(self) -> list[Market]:
+        high = int(self._matcher.state["instrument_high"][0])
+        books = self._matcher.state["books"][0, :high]
+        return [
+            Market(
+                i,
+                int(b["product"]),
+                int(b["status"]),
+                int(b["lot_multiple"]),
+                int(b["bond_usdc6_per_lot"]),
+            )
+            for i, b in enumerate(books)
+            if b["status"] != MarketStatus.UNLISTED
+        ]
+
+    def ready(self) -> Readiness:
+        return Readiness(
+            last_sequence=self._sequencer.last_sequence,
+            durable_sequence=self._published_sequence,
+            event_number=self._event_number,
+            stopped=self._stopped,
+        )
+
+    def state_hash(self) -> str:
+        return state_hash(self._matcher.state)

@@ -1,0 +1,127 @@
+"""The total order: each command gets its sequence and its time here, once.
+
+Invariant: sequences are consecutive from 1, times never run backwards, and a client id names one
+command of its account for good, so that sending an order again cannot place it twice. Only
+`pipeline` calls.
+"""
+
+import time
+from typing import Final, NamedTuple, Protocol
+
+from engine.port import Sequenced
+from engine.records import (
+    CLIENT_ID_MAX,
+    COMMAND_STRUCT,
+    Command,
+    CommandArray,
+    CommandKind,
+    Event,
+    EventKind,
+    decode_commands,
+)
+from engine.rejects import Refused, Reject
+
+_BODY_OFFSET: Final = 16  # a command's bytes without its sequence and time
+
+
+class Clock(Protocol):
+    def now_ns(self) -> int:
+        """Nanoseconds since the Unix epoch, UTC."""
+        ...
+
+
+class SystemClock:
+    def now_ns(self) -> int:
+        return time.time_ns()
+
+
+class ScriptedClock:
+    """Stands still until told; for runs that must be the same everywhere."""
+
+    def __init__(self, start_ns: int) -> None:
+        self._now_ns = start_ns
+
+    def now_ns(self) -> int:
+        return self._now_ns
+
+    def advance_to(self, now_ns: int) -> None:
+        """Never backwards: an earlier time is ignored."""
+        self._now_ns = max(self._now_ns, now_ns)
+
+
+class _Use(NamedTuple):
+    """What a client id was used for, and how that was answered (None: in flight)."""
+
+    body: bytes
+    sequence: int
+    answer: Event | None
+
+
+def _is_deduplicated(command: Command) -> bool:
+    # Settlement's commands carry references of their own, which the kernel checks.
+    return command.client_id != 0 and command.kind < CommandKind.OPEN_ACCOUNT
+
+
+class Sequencer:
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+        self._last_sequence = 0
+        self._last_time_ns = 0
+        self._uses: dict[tuple[int, int], _Use] = {}
+        self._in_flight: dict[int, tuple[tuple[int, int], int]] = {}
+
+    @property
+    def last_sequence(self) -> int:
+        return self._last_sequence
+
+    def sequence(self, command: Command) -> tuple[Sequenced, bytes]:
+        """The command's place and its 64 bytes; no bytes for a duplicate. Raises Refused."""
+        if not _is_deduplicated(command):
+            return Sequenced(self._last_sequence + 1), self._stamp(command)
+        if command.client_id > CLIENT_ID_MAX:
+            raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
+        body = command.pack()[_BODY_OFFSET:]
+        use = self._uses.get((command.account, command.client_id))
+        if use is None:
+            self._remember(command, body, self._last_sequence + 1)
+            return Sequenced(self._last_sequence + 1), self._stamp(command)
+        if use.body != body:
+            raise Refused(Reject.CLIENT_ID_REUSED)
+        return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
+
+    def _stamp(self, command: Command) -> bytes:
+        self._last_sequence += 1
+        self._last_time_ns = max(self._last_time_ns, self._clock.now_ns())
+        return COMMAND_STRUCT.pack(self._last_sequence, self._last_time_ns, *command[2:])
+
+    def _remember(self, command: Command, body: bytes, sequence: int) -> None:
+        key = (command.account, command.client_id)
+        self._uses[key] = _Use(body, sequence, None)
+        self._in_flight[sequence] = (key, command.kind)
+
+    def answered(self, events: list[Event]) -> None:
+        """Keep the answers to the client ids in flight; a rejected command frees its id."""
+        if not self._in_flight:
+            return
+        for event in events:
+            waiting = self._in_flight.get(event.sequence)
+            if waiting is None:
+                continue
+            key, kind = waiting
+            if event.kind == EventKind.CANCELLED and kind != CommandKind.CANCEL:
+                continue
+            del self._in_flight[event.sequence]
+            if event.kind == EventKind.REJECTED:
+                del self._uses[key]
+            else:
+                self._uses[key] = self._uses[key]._replace(answer=event)
+
+    def resume(self, commands: CommandArray) -> None:
+        """Take up what the journal says was sequenced; `answered` follows with its events."""
+        for command in decode_commands(commands):
+            assert command.sequence == self._last_sequence + 1, "the journal has no gaps"
+            self._last_sequence = command.sequence
+            self._last_time_ns = command.time_ns
+            if _is_deduplicated(command):
+                body = command.pack()[_BODY_OFFSET:]
+                self._remember(command, body, command.sequence)
