@@ -30,6 +30,7 @@ class SettlementError(Exception):
     │       ├── RoundOutOfOrder     the product has a round of this window or a later one
     │       └── NoData              the feed has no such round
     ├── DevchainError               the embedded chain
+    │   ├── DevchainInUse           another process has its log open
     │   ├── DamagedLog              bytes in the middle of its log are not what was written
     │   └── DevchainStopped         it was closed, or its log could not be written
     ├── DatabaseError               PostgreSQL
@@ -134,6 +135,10 @@ class NoData(ContractRejected):
 
 
 class DevchainError(SettlementError):
+    pass
+
+
+class DevchainInUse(DevchainError):
     pass
 
 
