@@ -164,10 +164,11 @@ class Client:
         q = _decimal(qty)
         return await self._ask(lambda i: m.Capacity(i, market, q))
 
-    async def withdraw(self, amount: Number) -> m.Ack:
-        """Send free USDC to the account's own wallet; the ack has the `withdrawal_id`."""
+    async def withdraw(self, amount: Number, *, client_id: int = 0) -> m.Ack:
+        """Send free USDC to the account's own wallet; the ack has the `withdrawal_id`. With a
+        `client_id` the same call may be repeated for ever and withdraws once."""
         a = _decimal(amount)
-        return await self._ask(lambda i: m.Withdraw(i, a))
+        return await self._ask(lambda i: m.Withdraw(i, a, client_id))
 
     # --- state ---------------------------------------------------------------------------------
     async def open_orders(self, market: str = "") -> list[m.OrderInfo]:
@@ -199,8 +200,9 @@ class Client:
         return reply
 
     # --- administration ------------------------------------------------------------------------
-    async def list_market(self, market: str, *, bond: Number, lot: Number) -> m.Ack:
-        """`bond` in USDC per 0.01 GPU-hour; quantities will be multiples of `lot` GPU-hours."""
+    async def list_market(self, market: str, *, bond: Number = "", lot: Number = "") -> m.Ack:
+        """`bond` in USDC per 0.01 GPU-hour; quantities will be multiples of `lot` GPU-hours;
+        by default as the catalog has them."""
         b, q = _decimal(bond), _decimal(lot)
         return await self._ask(lambda i: m.Market(i, "list", market, b, q))
 

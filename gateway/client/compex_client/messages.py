@@ -56,9 +56,9 @@ class CloseCode(IntEnum):
     BINARY_FRAME = 1003  # text frames only
     INVALID_UTF8 = 1007
     FRAME_TOO_LARGE = 1009  # over `hello.limits.frame_bytes`
+    INTERNAL_ERROR = 1011  # the server failed, or its websocket pings were not answered
     TRY_AGAIN_LATER = 1013  # as many connections as the server holds
     SLOW_READER = 4001  # more than `hello.limits.outbound_bytes` wait for this reader
-    SILENT_PEER = 4002  # no answer to the server's websocket pings
 
 
 # --- client to server --------------------------------------------------------------------------
@@ -136,9 +136,11 @@ class Capacity(Request, tag="capacity"):
 
 
 class Withdraw(Request, tag="withdraw"):
-    """Send free USDC back to the account's own wallet, on chain."""
+    """Send free USDC back to the account's own wallet, on chain. `client_id` makes it safe to
+    repeat, as for an order; orders and withdrawals draw on the same client ids."""
 
     amount: Decimal
+    client_id: OptionalId = 0
 
 
 class Query(Request, tag="query"):
@@ -153,8 +155,8 @@ class Query(Request, tag="query"):
 
 
 class Market(Request, tag="market"):
-    """Administrator only. `list` needs `bond` (USDC per lot of 0.01 GPU-hour) and `lot` (a
-    quantity is a multiple of it, in GPU-hours)."""
+    """Administrator only. `list` takes `bond` (USDC per lot of 0.01 GPU-hour) and `lot` (a
+    quantity is a multiple of it, in GPU-hours); what is left out is as the catalog has it."""
 
     action: MarketAction
     market: Text
@@ -261,6 +263,7 @@ class Ack(Reply, tag="ack"):
     dup: bool = False  # new: this client id was accepted before; this is that order's answer
     qty: str = ""  # cancel: removed from the book; capacity: as declared
     count: int = 0  # cancel_all: orders cancelled
+    partial: bool = False  # cancel_all: there are more; ask again
     account: int = 0  # login
     wallet: str = ""  # login
     withdrawal_id: int = 0

@@ -1,0 +1,51 @@
+"""What `/live` and `/ready` say: whether the process runs, and whether it takes orders.
+
+Invariant: ready means that an order sent now would be sequenced. The server calls it.
+"""
+
+from collections.abc import Callable
+from typing import Any, Final
+
+import msgspec
+
+from engine.port import Port
+
+SettlementStatus = Callable[[], dict[str, Any]]  # any JSON; given by the node
+
+STANDALONE: Final = "standalone"
+
+
+def _no_settlement() -> dict[str, Any]:
+    return {}
+
+
+class Health:
+    """`role` is this node's part in the deployment."""
+
+    def __init__(
+        self,
+        port: Port,
+        settlement: SettlementStatus = _no_settlement,
+        role: str = STANDALONE,
+    ) -> None:
+        self._port = port
+        self._settlement = settlement
+        self._role = role
+
+    def live(self) -> tuple[int, bytes]:
+        """(HTTP status, JSON): this process answers."""
+        return 200, msgspec.json.encode({"live": True})
+
+    def ready(self) -> tuple[int, bytes]:
+        """(200 or 503, JSON): commands are taken, or the reason why not, in words."""
+        ready = self._port.ready()
+        body = {
+            "ready": not ready.stopped,
+            "role": self._role,
+            "last_sequence": ready.last_sequence,
+            "durable_sequence": ready.durable_sequence,
+            "event_number": ready.event_number,
+            "stopped": ready.stopped,
+            "settlement": self._settlement(),
+        }
+        return (503 if ready.stopped else 200), msgspec.json.encode(body)

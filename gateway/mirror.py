@@ -1,0 +1,261 @@
+"""What the gateway knows of the exchange, rebuilt from its events: markets, books, open orders.
+
+Invariant: after the events of a whole command, every level is the sum of the open orders at its
+price, and no book is crossed. Only the feed changes it; sessions read it through the feed.
+
+How a book follows from events: ACCEPTED adds the order's quantity at its side and limit; FILL
+takes from the maker at the maker's price and from the taker at the taker's own limit; CANCELLED
+and DECREMENTED take what they say. So a taker that never rests nets to nothing.
+"""
+
+from collections import deque
+from collections.abc import Iterator
+from typing import Final, NamedTuple
+
+import msgspec
+from compex_client import messages as m
+from compex_client.book import Book
+from compex_client.units import price_text, qty_text, usdc_text
+
+from engine.catalog import Catalog
+from engine.records import Event, MarketStatus, Side
+from gateway import translate
+from gateway.translate import SIDE_NAMES, STATUS_NAMES
+
+CLOSED_ORDERS_KEPT: Final = 256  # of each account, for questions about what became of them
+TRADES_KEPT: Final = 50  # of each market, for new subscribers
+
+
+class OpenOrder(msgspec.Struct):
+    """One accepted order, while it is open and for a while after."""
+
+    order_id: int
+    client_id: int
+    account: int
+    instrument: int
+    side: int
+    price_ticks: int
+    qty_lots: int
+    left_lots: int
+    time_us: int
+    state: m.OrderState = "open"
+
+
+class MarketState(msgspec.Struct):
+    """One listed market with its book; `seq` is the last command that changed the book."""
+
+    instrument: int
+    product: int
+    ticker: str
+    symbol: str
+    status: int
+    lot_multiple: int
+    bond_usdc6_per_lot: int
+    book: Book
+    trades: deque[m.Trade]
+    status_sequence: int
+    status_time_us: int
+
+    def info(self) -> m.MarketInfo:
+        return m.MarketInfo(
+            market=self.ticker,
+            symbol=self.symbol,
+            status=STATUS_NAMES[self.status],
+            lot=qty_text(self.lot_multiple),
+            bond=usdc_text(self.bond_usdc6_per_lot),
+        )
+
+    def status_message(self) -> m.MarketStatus:
+        return m.MarketStatus(
+            market=self.ticker,
+            symbol=self.symbol,
+            status=STATUS_NAMES[self.status],
+            sequence=self.status_sequence,
+            time_us=self.status_time_us,
+        )
+
+    def snapshot(self) -> m.BookSnapshot:
+        book = self.book
+        return m.BookSnapshot(
+            market=self.ticker,
+            seq=book.seq,
+            bids=[translate.level(*x) for x in book.bids],
+            asks=[translate.level(*x) for x in book.asks],
+            crc=book.checksum(),
+        )
+
+
+class Change(NamedTuple):
+    """What one command did to one book: (prev, seq) and new quantities by price_ticks."""
+
+    market: MarketState
+    prev: int
+    seq: int
+    bids: dict[int, int]
+    asks: dict[int, int]
+
+
+class AccountState(msgspec.Struct):
+    """One account's open orders, oldest first, its lately closed ones, and its capacities."""
+
+    wallet: bytes = bytes(20)
+    aseq: int = 0  # private messages so far; the same after a restart
+    orders: dict[int, OpenOrder] = msgspec.field(default_factory=dict[int, OpenOrder])
+    by_client_id: dict[int, OpenOrder] = msgspec.field(default_factory=dict[int, OpenOrder])
+    closed: deque[OpenOrder] = msgspec.field(
+        default_factory=lambda: deque[OpenOrder](maxlen=CLOSED_ORDERS_KEPT)
+    )
+    capacities: dict[int, int] = msgspec.field(default_factory=dict[int, int])
+
+    def find(self, order_id: int, client_id: int) -> OpenOrder | None:
+        """By exactly one id; closed ones are searched newest first."""
+        known = self.orders.get(order_id) if order_id else self.by_client_id.get(client_id)
+        if known is not None:
+            return known
+        for order in reversed(self.closed):
+            if order.order_id == order_id or (client_id and order.client_id == client_id):
+                return order
+        return None
+
+
+class Mirror:
+    """All markets and accounts. `add_*`, `take`, ... apply one event; `changes` ends a command."""
+
+    def __init__(self, catalog: Catalog) -> None:
+        self._catalog = catalog
+        self.markets: dict[int, MarketState] = {}
+        self.accounts: dict[int, AccountState] = {}
+        self.account_of: dict[bytes, int] = {}
+        self._instrument_of: dict[str, int] = {}
+        # Net change of the running command: (instrument, side, price_ticks) → lots.
+        self._moved: dict[tuple[int, int, int], int] = {}
+
+    # --- reading -------------------------------------------------------------------------------
+    def market_named(self, name: str) -> MarketState | None:
+        """By ticker or symbol; None unless it is listed."""
+        instrument = self._instrument_of.get(name)
+        return None if instrument is None else self.markets[instrument]
+
+    def account(self, account: int) -> AccountState:
+        return self.accounts.setdefault(account, AccountState())
+
+    def order_info(self, order: OpenOrder) -> m.OrderInfo:
+        return m.OrderInfo(
+            order_id=order.order_id,
+            client_id=order.client_id,
+            market=self.markets[order.instrument].ticker,
+            side=SIDE_NAMES[order.side],
+            price=price_text(order.price_ticks),
+            qty=qty_text(order.qty_lots),
+            left=qty_text(order.left_lots),
+            state=order.state,
+            time_us=order.time_us,
+        )
+
+    # --- applying events -----------------------------------------------------------------------
+    def open_account(self, event: Event) -> None:
+        self.account(event.account).wallet = event.owner
+        self.account_of[event.owner] = event.account
+
+    def list_market(self, event: Event) -> MarketState:
+        ticker = self._catalog.ticker(event.product)
+        symbol = self._catalog.symbol(event.product)
+        market = MarketState(
+            instrument=event.instrument,
+            product=event.product,
+            ticker=ticker,
+            symbol=symbol,
+            status=MarketStatus.OPEN,
+            lot_multiple=event.lot_multiple,
+            bond_usdc6_per_lot=event.bond_usdc6_per_lot,
+            book=Book(ticker),
+            trades=deque(maxlen=TRADES_KEPT),
+            status_sequence=event.sequence,
+            status_time_us=translate.time_us(event.time_ns),
+        )
+        self.markets[event.instrument] = market
+        self._instrument_of[ticker] = self._instrument_of[symbol] = event.instrument
+        return market
+
+    def set_status(self, event: Event, status: MarketStatus) -> MarketState:
+        market = self.markets[event.instrument]
+        market.status = status
+        market.status_sequence = event.sequence
+        market.status_time_us = translate.time_us(event.time_ns)
+        return market
+
+    def add_order(self, event: Event) -> OpenOrder:
+        order = OpenOrder(
+            order_id=event.order_id,
+            client_id=event.client_id,
+            account=event.account,
+            instrument=event.instrument,
+            side=event.side,
+            price_ticks=event.price_ticks,
+            qty_lots=event.qty_lots,
+            left_lots=event.qty_lots,
+            time_us=translate.time_us(event.time_ns),
+        )
+        state = self.account(event.account)
+        assert order.order_id not in state.orders, "an order id is accepted once"
+        state.orders[order.order_id] = order
+        if order.client_id:
+            state.by_client_id[order.client_id] = order
+        self._move(order, order.qty_lots)
+        return order
+
+    def take(self, account: int, order_id: int, lots: int, end: m.OrderState) -> OpenOrder:
+        """`lots` leave an open order; if none are left it closes as `end`."""
+        state = self.accounts[account]
+        order = state.orders[order_id]
+        assert 0 < lots <= order.left_lots, "an order gives what it has"
+        order.left_lots -= lots
+        self._move(order, -lots)
+        if order.left_lots == 0:
+            order.state = end
+            del state.orders[order_id]
+            state.by_client_id.pop(order.client_id, None)
+            state.closed.append(order)
+        return order
+
+    def _move(self, order: OpenOrder, lots: int) -> None:
+        key = (order.instrument, order.side, order.price_ticks)
+        self._moved[key] = self._moved.get(key, 0) + lots
+
+    def changes(self, sequence: int) -> Iterator[Change]:
+        """Apply the command's net moves to the books; one Change for each book that changed."""
+        changed: dict[int, Change] = {}
+        for (instrument, side, price_ticks), lots in self._moved.items():
+            if lots == 0:
+                continue
+            if instrument not in changed:
+                market = self.markets[instrument]
+                changed[instrument] = Change(market, market.book.seq, sequence, {}, {})
+                market.book.seq = sequence
+            change = changed[instrument]
+            book, name = change.market.book, SIDE_NAMES[side]
+            total = book.qty_at(name, price_ticks) + lots
+            book.set_level(name, price_ticks, total)
+            (change.bids if side == Side.BUY else change.asks)[price_ticks] = total
+        self._moved.clear()
+        yield from changed.values()
+
+    def check_invariants(self) -> None:
+        """Every level is the sum of its orders; nothing crossed. O(orders + levels)."""
+        assert not self._moved, "in the middle of a command"
+        sums: dict[tuple[int, int, int], int] = {}
+        for account, state in self.accounts.items():
+            for order_id, order in state.orders.items():
+                assert order.account == account and order.order_id == order_id
+                assert order.state == "open" and 0 < order.left_lots <= order.qty_lots
+                key = (order.instrument, order.side, order.price_ticks)
+                sums[key] = sums.get(key, 0) + order.left_lots
+            with_ids = [x for x in state.orders.values() if x.client_id]
+            assert state.by_client_id == {x.client_id: x for x in with_ids}
+        levels: dict[tuple[int, int, int], int] = {}
+        for instrument, market in self.markets.items():
+            market.book.check_invariants()
+            for side, name in enumerate(SIDE_NAMES):
+                for price, lots in market.book.levels(name):
+                    levels[instrument, side, price] = lots
+        assert sums == levels

@@ -1,0 +1,190 @@
+"""Wire messages ↔ the engine's records: names and decimal strings here, integers there.
+
+Invariant: exact both ways, or a numbered refusal that names the field. Pure functions; sessions
+and the feed call them.
+"""
+
+from typing import Final
+
+from compex_client import messages as m
+from compex_client.errors import NotADecimal, NumberError
+from compex_client.units import (
+    parse_price,
+    parse_qty,
+    parse_usdc,
+    price_text,
+    qty_text,
+    usdc_text,
+)
+
+from engine.records import (
+    AMOUNT_USDC6_MAX,
+    CLIENT_ID_MAX,
+    PRICE_TICKS_MAX,
+    QTY_LOTS_MAX,
+    Balances,
+    CancelReason,
+    Command,
+    CommandKind,
+    Event,
+    EventKind,
+    Flag,
+    MarketStatus,
+    SelfTrade,
+    Side,
+    TimeInForce,
+)
+from engine.rejects import Reject
+from gateway.wire import BadRequest
+
+assert m.ID_MAX == CLIENT_ID_MAX
+
+SIDES: Final[dict[m.Side, Side]] = {"buy": Side.BUY, "sell": Side.SELL}
+SIDE_NAMES: Final[tuple[m.Side, m.Side]] = ("buy", "sell")
+STATUS_NAMES: Final[dict[int, m.Status]] = {
+    MarketStatus.OPEN: "open",
+    MarketStatus.HALTED: "halted",
+}
+_TIMES: Final[dict[m.TimeInForce, TimeInForce]] = {
+    "gtc": TimeInForce.GTC,
+    "ioc": TimeInForce.IOC,
+    "fok": TimeInForce.FOK,
+}
+_SELF_TRADES: Final[dict[m.SelfTrade, SelfTrade]] = {
+    "cancel_taker": SelfTrade.CANCEL_TAKER,
+    "cancel_maker": SelfTrade.CANCEL_MAKER,
+    "cancel_both": SelfTrade.CANCEL_BOTH,
+    "decrement": SelfTrade.DECREMENT,
+}
+
+
+def time_us(time_ns: int) -> int:
+    """Rounded down, so that no time on the wire is later than the event."""
+    return time_ns // 1_000
+
+
+def price_ticks(text: str) -> int:
+    try:
+        ticks = parse_price(text)
+    except NotADecimal as error:
+        raise BadRequest(Reject.INVALID_FIELD, "price", str(error)) from error
+    except NumberError as error:
+        raise BadRequest(Reject.PRICE_NOT_ON_TICK, "price") from error
+    if not 0 < ticks <= PRICE_TICKS_MAX:
+        raise BadRequest(Reject.PRICE_OUT_OF_RANGE, "price")
+    return ticks
+
+
+def qty_lots(text: str, field: str = "qty", least: int = 1) -> int:
+    try:
+        lots = parse_qty(text)
+    except NotADecimal as error:
+        raise BadRequest(Reject.INVALID_FIELD, field, str(error)) from error
+    except NumberError as error:
+        raise BadRequest(Reject.QTY_NOT_A_MULTIPLE, field) from error
+    if not least <= lots <= QTY_LOTS_MAX:
+        raise BadRequest(Reject.QTY_OUT_OF_RANGE, field)
+    return lots
+
+
+def amount_usdc6(text: str, field: str = "amount") -> int:
+    try:
+        amount = parse_usdc(text)
+    except NumberError as error:
+        raise BadRequest(Reject.INVALID_FIELD, field, str(error)) from error
+    if not 0 < amount <= AMOUNT_USDC6_MAX:
+        raise BadRequest(Reject.AMOUNT_OUT_OF_RANGE, field)
+    return amount
+
+
+# --- requests → commands -----------------------------------------------------------------------
+def new_order(message: m.New, account: int, instrument: int) -> Command:
+    return Command(
+        kind=CommandKind.NEW_ORDER,
+        account=account,
+        instrument=instrument,
+        client_id=message.client_id,
+        side=SIDES[message.side],
+        price_ticks=price_ticks(message.price),
+        qty_lots=qty_lots(message.qty),
+        time_in_force=_TIMES[message.tif],
+        self_trade=_SELF_TRADES[message.self_trade],
+        flags=Flag.POST_ONLY if message.post_only else 0,
+    )
+
+
+def cancel(account: int, order_id: int) -> Command:
+    return Command(kind=CommandKind.CANCEL, account=account, order_id=order_id)
+
+
+def cancel_all(account: int, instrument: int) -> Command:
+    """`instrument` may be ALL_INSTRUMENTS."""
+    return Command(kind=CommandKind.CANCEL_ALL, account=account, instrument=instrument)
+
+
+def capacity(message: m.Capacity, account: int, instrument: int) -> Command:
+    return Command(
+        kind=CommandKind.DECLARE_CAPACITY,
+        account=account,
+        instrument=instrument,
+        qty_lots=qty_lots(message.qty, least=0),
+    )
+
+
+def withdraw(message: m.Withdraw, account: int) -> Command:
+    return Command(
+        kind=CommandKind.WITHDRAW,
+        account=account,
+        client_id=message.client_id,
+        price_ticks=amount_usdc6(message.amount),  # the bytes of amount_usdc6
+    )
+
+
+def list_market(instrument: int, product: int, bond_usdc6: int, lot_multiple: int) -> Command:
+    return Command(
+        kind=CommandKind.LIST_MARKET,
+        instrument=instrument,
+        order_id=product,  # the bytes of product
+        price_ticks=bond_usdc6,  # the bytes of bond_usdc6_per_lot
+        qty_lots=lot_multiple,  # the bytes of lot_multiple
+    )
+
+
+def set_status(action: m.MarketAction, instrument: int) -> Command:
+    kind = CommandKind.HALT_MARKET if action == "halt" else CommandKind.RESUME_MARKET
+    return Command(kind=kind, instrument=instrument)
+
+
+# --- events → replies --------------------------------------------------------------------------
+def ack_of(request: int, event: Event, market: str) -> m.Ack:
+    """The ack of the request that caused a terminal event (not a REJECTED one)."""
+    ack = m.Ack(request, sequence=event.sequence, time_us=time_us(event.time_ns), market=market)
+    match event.kind:
+        case EventKind.ACCEPTED:
+            ack.order_id, ack.client_id = event.order_id, event.client_id
+        case EventKind.CANCELLED:
+            ack.order_id, ack.client_id = event.order_id, event.client_id
+            ack.qty = qty_text(event.qty_lots)
+        case EventKind.CANCEL_ALL_DONE:
+            ack.count = event.qty_lots
+            ack.partial = event.reason == CancelReason.EFFECTS_LIMIT
+        case EventKind.CAPACITY_DECLARED:
+            ack.qty = qty_text(event.qty_lots)
+        case EventKind.WITHDRAWAL_RESERVED:
+            ack.withdrawal_id = event.reference
+        case _:
+            assert event.kind in {
+                EventKind.MARKET_LISTED,
+                EventKind.MARKET_HALTED,
+                EventKind.MARKET_RESUMED,
+            }, f"event kind {event.kind} answers no request of a session"
+    return ack
+
+
+def balances_of(balances: Balances) -> m.Balances:
+    return m.Balances(*map(usdc_text, balances))
+
+
+def level(price: int, lots: int) -> m.Level:
+    """(price_ticks, qty_lots) as the wire has them."""
+    return price_text(price), qty_text(lots)
