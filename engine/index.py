@@ -21,6 +21,7 @@ import struct
 from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
+from math import lcm
 from typing import Final, NamedTuple
 
 from engine.catalog import Catalog
@@ -39,8 +40,6 @@ OPERATORS_FOR_A: Final = 3
 BUYERS_FOR_A: Final = 3
 PARTITIONS_FOR_A: Final = 6
 
-# Weights are lots in units of 2^-64, rounded down: too fine to move a median.
-_WEIGHT_BITS: Final = 64
 _LEAF: Final = struct.Struct("<QqqqIIQ")
 
 
@@ -217,28 +216,28 @@ def _weights(prints: Sequence[Print]) -> list[int]:
     buyers'; a print keeps the smaller of the two results. The cap is such that it is a quarter of
     the side's weight with the caps applied. With fewer than four owners on a side a quarter
     cannot be held and the nearest to it, equal shares, is taken: the cap is the smallest owner's
-    volume. Rounded down in 2^-64 of a lot.
+    volume. Exact: the weights are whole numbers of one common fraction of a lot.
     """
     bought: dict[int, int] = defaultdict(int)
     sold: dict[int, int] = defaultdict(int)
     for p in prints:
         bought[p.buyer] += p.qty_lots
         sold[p.seller] += p.qty_lots
-    buyer_cap, seller_cap = _cap(bought.values()), _cap(sold.values())
-    weights: list[int] = []
-    for p in prints:
-        full = p.qty_lots << _WEIGHT_BITS
-        weights.append(
-            min(
-                _scaled(full, bought[p.buyer], *buyer_cap),
-                _scaled(full, sold[p.seller], *seller_cap),
-            )
-        )
-    return weights
+    kept_bought, kept_sold = _kept(bought), _kept(sold)
+    # At most three owners of a side are above its cap, so this stays a few hundred bits.
+    unit = lcm(*(part for _, part in [*kept_bought.values(), *kept_sold.values()]))
+    buyers = {owner: kept * unit // part for owner, (kept, part) in kept_bought.items()}
+    sellers = {owner: kept * unit // part for owner, (kept, part) in kept_sold.items()}
+    return [p.qty_lots * min(buyers[p.buyer], sellers[p.seller]) for p in prints]
 
 
-def _scaled(weight: int, volume: int, cap: int, divisor: int) -> int:
-    return min(weight, weight * cap // (divisor * volume))
+def _kept(volumes: dict[int, int]) -> dict[int, tuple[int, int]]:
+    """How much of each owner's volume counts, as a fraction: (numerator, denominator)."""
+    cap, divisor = _cap(volumes.values())
+    return {
+        owner: (cap, divisor * volume) if volume * divisor > cap else (1, 1)
+        for owner, volume in volumes.items()
+    }
 
 
 def _cap(volumes: Iterable[int]) -> tuple[int, int]:

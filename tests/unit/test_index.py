@@ -74,11 +74,10 @@ def brute_side_caps(volume_by_owner: dict[int, int]) -> dict[int, Fraction]:
     """Each owner's counted volume: cut the largest to a quarter until none is above it."""
     counted = {owner: Fraction(volume) for owner, volume in volume_by_owner.items()}
     if len(counted) < 4:
-        fewest = Fraction(min(volume_by_owner.values()))
-        return dict.fromkeys(counted, fewest)
+        return dict.fromkeys(counted, min(counted.values()))
     for capped in range(4):
         order = sorted(counted, key=lambda o: volume_by_owner[o], reverse=True)
-        rest = sum(Fraction(volume_by_owner[o]) for o in order[capped:])
+        rest = sum((Fraction(volume_by_owner[o]) for o in order[capped:]), Fraction(0))
         cap = rest / (4 - capped)
         result = {o: min(Fraction(volume_by_owner[o]), cap) for o in order}
         if all(volume <= sum(result.values()) / 4 for volume in result.values()):
