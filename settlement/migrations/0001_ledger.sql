@@ -180,12 +180,14 @@ CREATE INDEX outgoing_unfinished ON outgoing (kind, id)
 
 CREATE FUNCTION follow_the_states() RETURNS trigger LANGUAGE plpgsql AS $$
 BEGIN
-    -- SIGNED and SENT fall back to SEALED when their nonce went to another transaction, MINED to
-    -- SENT when its block is no longer canonical. FINAL never falls back.
+    -- SIGNED and SENT fall back to SEALED when their nonce went to another transaction; from all
+    -- three it is MINED when the vault turns out to have it already. MINED falls back to SENT
+    -- when its block is no longer canonical. FINAL never falls back.
     IF (OLD.state, NEW.state) NOT IN (
         ('SEALED', 'SIMULATED'), ('SEALED', 'REFUSED'), ('SIMULATED', 'SIGNED'),
-        ('SIMULATED', 'SEALED'), ('SIGNED', 'SENT'), ('SIGNED', 'SEALED'), ('SENT', 'MINED'),
-        ('SENT', 'SEALED'), ('MINED', 'SENT'), ('MINED', 'FINAL'), ('FINAL', 'RECONCILED')
+        ('SIGNED', 'SENT'), ('SIGNED', 'SEALED'), ('SENT', 'SEALED'), ('SENT', 'MINED'),
+        ('SIGNED', 'MINED'), ('SEALED', 'MINED'), ('MINED', 'SENT'), ('MINED', 'FINAL'),
+        ('FINAL', 'RECONCILED')
     ) THEN
         RAISE EXCEPTION '% % goes from % to %', OLD.kind, OLD.id, OLD.state, NEW.state
             USING ERRCODE = 'integrity_constraint_violation';

@@ -1,0 +1,162 @@
+"""What goes back into the engine: deposits, escrow and withdrawals that are final on chain.
+
+Owns the order of delivery. Invariant: everything is delivered at least once and in order; the
+engine takes each deposit number, batch id and withdrawal id once and refuses the repetition, so
+that after a crash whatever is not booked in the ledger is simply delivered again. Only
+settlement's service calls it.
+"""
+
+from collections.abc import Sequence
+from typing import Final
+
+from engine.port import Port
+from engine.records import Command, CommandKind, Event, EventKind, Purse
+from engine.rejects import Refused, Reject
+from settlement.chain import Chain
+from settlement.errors import SettlementHalted
+from settlement.outgoing import Payment
+
+DEPOSITS_PER_TURN_MAX: Final = 1_000
+IN_FLIGHT_MAX: Final = 8_192  # commands whose answer is not booked yet
+
+# A repetition is answered by one of these and changes nothing.
+HARMLESS: Final = frozenset({
+    Reject.ACCOUNT_EXISTS,
+    Reject.DEPOSIT_OUT_OF_ORDER,
+    Reject.ESCROW_OUT_OF_ORDER,
+    Reject.WITHDRAWAL_OUT_OF_ORDER,
+})  # fmt: skip
+_ANSWERS: Final = frozenset({
+    EventKind.ACCOUNT_OPENED,
+    EventKind.DEPOSITED,
+    EventKind.ESCROW_CONFIRMED,
+    EventKind.WITHDRAWAL_CONFIRMED,
+    EventKind.REJECTED,
+})  # fmt: skip
+
+
+class Delivery:
+    """Submits commands and keeps which of them are on their way."""
+
+    def __init__(self, port: Port, chain: Chain, last_deposit: int) -> None:
+        self._port = port
+        self._chain = chain
+        self._last_deposit = last_deposit
+        self._opened: set[int] = set()
+        self._in_flight: dict[int, Command] = {}
+        self._payments: set[tuple[str, int, int]] = set()
+
+    async def deposits(self, final_block: int) -> int:
+        """Credit deposits up to this block, oldest first; returns how many were submitted.
+
+        Stops at the first one that the engine has no room for; the next call goes on there.
+        Raises SettlementHalted when the engine knows an account under another wallet.
+        """
+        count = 0
+        found = await self._chain.deposits(self._last_deposit, final_block, DEPOSITS_PER_TURN_MAX)
+        for deposit in found:
+            known = self._port.owner_of(deposit.account)
+            if not any(known):
+                if deposit.account not in self._opened and not self._submit(
+                    open_account(deposit.account, deposit.owner)
+                ):
+                    break
+                self._opened.add(deposit.account)
+            elif known != deposit.owner:
+                raise SettlementHalted(
+                    f"account {deposit.account} is 0x{deposit.owner.hex()} in the vault"
+                    f" and 0x{known.hex()} in the engine"
+                )
+            command = credit(deposit.account, deposit.amount_usdc6, deposit.number, deposit.purse)
+            if not self._submit(command):
+                break
+            self._last_deposit = deposit.number
+            count += 1
+        return count
+
+    def payments(self, due: Sequence[Payment]) -> int:
+        """Confirm escrow and withdrawals, in the order given; returns how many were submitted.
+
+        Those already on their way are left out; it stops at the first there is no room for.
+        """
+        count = 0
+        for payment in due:
+            key = (payment.kind, payment.id, payment.account)
+            if key in self._payments:
+                continue
+            if not self._submit(confirm(payment)):
+                break
+            self._payments.add(key)
+            count += 1
+        return count
+
+    def booked(self, events: Sequence[Event]) -> None:
+        """Told of every event after the ledger has booked it.
+
+        Raises SettlementHalted when the engine refused one of our commands for a reason other
+        than that it had taken it before.
+        """
+        if not self._in_flight:
+            return
+        for event in events:
+            command = self._in_flight.get(event.sequence)
+            if command is None or event.kind not in _ANSWERS:
+                continue
+            del self._in_flight[event.sequence]
+            self._opened.discard(command.account)
+            key = (_KIND_NAMES.get(command.kind, ""), command.client_id, command.account)
+            self._payments.discard(key)
+            if event.kind == EventKind.REJECTED and event.reason not in HARMLESS:
+                kind = CommandKind(command.kind).name
+                raise SettlementHalted(
+                    f"the engine refused {kind} of account {command.account}"
+                    f" (reference {command.client_id}): {Reject(event.reason).name}"
+                )
+
+    def _submit(self, command: Command) -> bool:
+        if len(self._in_flight) >= IN_FLIGHT_MAX:
+            return False
+        try:
+            sequenced = self._port.submit(command)
+        except Refused:
+            return False  # BUSY or STOPPED: nothing was sequenced, so it is still due
+        self._in_flight[sequenced.sequence] = command
+        return True
+
+
+def open_account(account: int, owner: bytes) -> Command:
+    """`owner` is a 20-byte wallet address; it lies where order id, price and quantity do."""
+    padded = owner + bytes(4)
+    return Command(
+        kind=CommandKind.OPEN_ACCOUNT,
+        account=account,
+        order_id=int.from_bytes(padded[:8], "little"),
+        price_ticks=int.from_bytes(padded[8:16], "little", signed=True),
+        qty_lots=int.from_bytes(padded[16:24], "little", signed=True),
+    )
+
+
+def credit(account: int, amount_usdc6: int, number: int, purse: Purse) -> Command:
+    return Command(
+        kind=CommandKind.DEPOSIT,
+        account=account,
+        price_ticks=amount_usdc6,
+        client_id=number,
+        side=purse,
+    )
+
+
+_KINDS: Final = {
+    "settle": CommandKind.CONFIRM_ESCROW,
+    "withdraw": CommandKind.CONFIRM_WITHDRAWAL,
+}
+_KIND_NAMES: Final = {int(kind): name for name, kind in _KINDS.items()}
+
+
+def confirm(payment: Payment) -> Command:
+    return Command(
+        kind=_KINDS[payment.kind],
+        account=payment.account,
+        price_ticks=payment.amount_usdc6,
+        client_id=payment.id,
+    )

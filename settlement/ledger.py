@@ -1,0 +1,246 @@
+"""The double-entry ledger: the engine's money events, each booked exactly once.
+
+Owns the tables ledger_account, transfer, fill, withdrawal and watermark. Invariant: the postings,
+the fills and the watermark of a run of events are written in one database transaction, so the
+ledger always stands at exactly one event number; what it is given again is skipped, a gap is
+refused. The schema refuses whatever does not balance. Only settlement's service calls it.
+"""
+
+from collections.abc import Sequence
+from typing import Final, NamedTuple
+
+from engine.records import EVENT_STRUCT, Event, EventKind, Purse, Side
+from settlement.chain import Fill
+from settlement.database import Database
+from settlement.errors import LedgerOutOfStep
+
+SHARD: Final = 0  # the one shard there is
+VAULT_ACCOUNT: Final = 0
+USER_BUCKETS: Final = ("cash", "pending", "escrow", "leaving", "bond")
+
+_TRANSFER_COLUMNS: Final = (
+    "event_number", "shard", "sequence", "ordinal", "time_ns", "kind", "reference",
+    "from_account", "from_bucket", "to_account", "to_bucket", "amount_usdc6",
+)  # fmt: skip
+_FILL_COLUMNS: Final = (
+    "event_number", "sequence", "time_ns", "instrument", "taker_order_id", "maker_order_id",
+    "taker", "maker", "buyer", "seller", "price_ticks", "qty_lots",
+)  # fmt: skip
+
+
+class Numbered(NamedTuple):
+    """An event with its place among all events, from 1."""
+
+    number: int
+    event: Event
+
+
+class Holdings(NamedTuple):
+    """One account's buckets in the ledger, µUSDC."""
+
+    cash_usdc6: int
+    pending_usdc6: int
+    escrow_usdc6: int
+    leaving_usdc6: int
+    bond_usdc6: int
+
+
+class Watermark(NamedTuple):
+    """The last event booked. `event` is its 64 bytes, empty before the first."""
+
+    event_number: int
+    sequence: int
+    ordinal: int  # of the event among those of its sequence, from 0
+    event: bytes
+
+
+class Trial(NamedTuple):
+    """Sums over the whole ledger, µUSDC; a sound ledger has 0, 0 and no differing account."""
+
+    balances_usdc6: int  # all balances, the vault's included
+    postings_usdc6: int  # all signed lines
+    differing_accounts: int  # whose balance is not the sum of their lines
+
+
+class Ledger:
+    def __init__(self, database: Database, watermark: Watermark) -> None:
+        self._database = database
+        self._watermark = watermark
+
+    @classmethod
+    async def open(cls, database: Database) -> "Ledger":
+        row = await database.row("SELECT * FROM watermark WHERE shard = $1", SHARD)
+        assert row is not None, "the first migration writes it"
+        mark = Watermark(row["event_number"], row["sequence"], row["ordinal"], row["event"])
+        return cls(database, mark)
+
+    @property
+    def watermark(self) -> Watermark:
+        return self._watermark
+
+    async def post(self, events: Sequence[Numbered]) -> int:
+        """Book consecutive events; those at or below the watermark are skipped.
+
+        Returns how many were new. Raises LedgerOutOfStep when they do not follow the watermark,
+        PostingRefused when the schema refuses one of them; then none is booked.
+        """
+        mark = self._watermark
+        fresh = [e for e in events if e.number > mark.event_number]
+        if not fresh:
+            return 0
+        last = fresh[-1].number
+        if fresh[0].number != mark.event_number + 1 or last != mark.event_number + len(fresh):
+            raise LedgerOutOfStep(
+                f"events {fresh[0].number} to {last} do not follow {mark.event_number}"
+            )
+        entries = _Entries(mark)
+        for number, event in fresh:
+            entries.add(number, event)
+        after = Watermark(
+            last, entries.sequence, entries.ordinal, EVENT_STRUCT.pack(*fresh[-1].event)
+        )
+        async with self._database.transaction():
+            await self._write(entries)
+            moved = await self._database.execute(
+                "UPDATE watermark SET event_number = $2, sequence = $3, ordinal = $4, event = $5"
+                " WHERE shard = $1 AND event_number = $6",
+                *(SHARD, *after, mark.event_number),
+            )
+            if moved != 1:
+                raise LedgerOutOfStep("somebody else has booked events")
+        self._watermark = after
+        return len(fresh)
+
+    async def _write(self, entries: "_Entries") -> None:
+        database = self._database
+        if entries.opened:
+            await database.execute(
+                "INSERT INTO ledger_account (account, bucket)"
+                " SELECT account, bucket FROM unnest($1::bigint[]) account,"
+                " unnest($2::bucket[]) bucket",
+                *(entries.opened, USER_BUCKETS),
+            )
+        if entries.transfers:
+            await database.copy("transfer", _TRANSFER_COLUMNS, entries.transfers)
+        if entries.fills:
+            await database.copy("fill", _FILL_COLUMNS, entries.fills)
+        if entries.withdrawals:
+            await database.copy(
+                "withdrawal", ("id", "account", "amount_usdc6"), entries.withdrawals
+            )
+            ids = [("withdraw", withdrawal_id) for withdrawal_id, _, _ in entries.withdrawals]
+            await database.copy("outgoing", ("kind", "id"), ids)
+
+    async def last_deposit(self) -> int:
+        """Number of the last deposit that the engine credited; 0 before the first."""
+        return await self._database.value(
+            "SELECT coalesce(max(reference), 0) FROM transfer WHERE kind = 'deposit'"
+        )
+
+    async def unsealed_fills(self, limit: int) -> list[Fill]:
+        """Fills that are in no batch, in event order, without quarantined accounts."""
+        rows = await self._database.rows(
+            "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number FROM fill"
+            " WHERE batch_id IS NULL"
+            " AND NOT EXISTS (SELECT FROM quarantine q WHERE q.account IN (buyer, seller))"
+            " ORDER BY event_number LIMIT $1",
+            limit,
+        )
+        return [Fill._make(row.values()) for row in rows]
+
+    async def fills_of_batch(self, batch_id: int) -> list[Fill]:
+        """In event order."""
+        rows = await self._database.rows(
+            "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number FROM fill"
+            " WHERE batch_id = $1 ORDER BY event_number",
+            batch_id,
+        )
+        return [Fill._make(row.values()) for row in rows]
+
+    async def balances(self) -> dict[int, Holdings]:
+        """Every account's buckets as of the watermark."""
+        rows = await self._database.rows(
+            "SELECT account, array_agg(balance_usdc6 ORDER BY bucket) AS held"
+            " FROM ledger_account WHERE account <> $1 GROUP BY account ORDER BY account",
+            VAULT_ACCOUNT,
+        )
+        return {row["account"]: Holdings._make(row["held"]) for row in rows}
+
+    async def trial_balance(self) -> Trial:
+        row = await self._database.row(
+            "SELECT coalesce(sum(balance_usdc6), 0)::bigint,"
+            " coalesce(sum(lines_usdc6), 0)::bigint,"
+            " count(*) FILTER (WHERE balance_usdc6 <> coalesce(lines_usdc6, 0))"
+            " FROM ledger_account LEFT JOIN ("
+            "  SELECT account, bucket, sum(amount_usdc6) AS lines_usdc6 FROM posting"
+            "  GROUP BY account, bucket"
+            " ) lines USING (account, bucket)"
+        )
+        assert row is not None
+        return Trial._make(row.values())
+
+
+class _Entries:
+    """Rows that a run of events becomes."""
+
+    def __init__(self, mark: Watermark) -> None:
+        self.sequence = mark.sequence
+        self.ordinal = mark.ordinal
+        self.opened: list[int] = []
+        self.transfers: list[tuple[object, ...]] = []
+        self.fills: list[tuple[int, ...]] = []
+        self.withdrawals: list[tuple[int, int, int]] = []
+
+    def add(self, number: int, event: Event) -> None:
+        if event.sequence < self.sequence:
+            raise LedgerOutOfStep(f"event {number} has sequence {event.sequence}, a past one")
+        self.ordinal = self.ordinal + 1 if event.sequence == self.sequence else 0
+        self.sequence = event.sequence
+        user, amount = event.account, event.amount_usdc6
+        match event.kind:
+            case EventKind.ACCOUNT_OPENED:
+                self.opened.append(user)
+            case EventKind.DEPOSITED:
+                bucket = "bond" if event.side == Purse.BOND else "cash"
+                vault_to_user = (VAULT_ACCOUNT, "vault", user, bucket)
+                self._transfer(number, event, "deposit", event.reference, vault_to_user, amount)
+            case EventKind.FILL:
+                self._fill(number, event)
+            case EventKind.ESCROW_CONFIRMED:
+                ends = (user, "pending", user, "escrow")
+                self._transfer(number, event, "escrow", event.reference, ends, amount)
+            case EventKind.WITHDRAWAL_RESERVED:
+                ends = (user, "cash", user, "leaving")
+                self._transfer(number, event, "reserve", event.reference, ends, amount)
+                self.withdrawals.append((event.reference, user, amount))
+            case EventKind.WITHDRAWAL_CONFIRMED:
+                ends = (user, "leaving", VAULT_ACCOUNT, "vault")
+                self._transfer(number, event, "withdraw", event.reference, ends, amount)
+            case _:
+                pass  # moves no money that the ledger tells apart
+
+    def _fill(self, number: int, event: Event) -> None:
+        taker, maker = event.account, event.counter_account
+        buyer, seller = (taker, maker) if event.side == Side.BUY else (maker, taker)
+        ends = (buyer, "cash", buyer, "pending")
+        amount = event.price_ticks * event.qty_lots
+        self._transfer(number, event, "fill", number, ends, amount)
+        self.fills.append((
+            number, event.sequence, event.time_ns, event.instrument, event.order_id,
+            event.counter_order_id, taker, maker, buyer, seller, event.price_ticks,
+            event.qty_lots,
+        ))  # fmt: skip
+
+    def _transfer(
+        self,
+        number: int,
+        event: Event,
+        kind: str,
+        reference: int,
+        ends: tuple[int, str, int, str],
+        amount_usdc6: int,
+    ) -> None:
+        self.transfers.append((
+            number, SHARD, event.sequence, self.ordinal, event.time_ns, kind, reference, *ends,
+            amount_usdc6,
+        ))  # fmt: skip

@@ -1,0 +1,367 @@
+"""Settlement: from the engine's fills to final escrow on chain, and back into the engine.
+
+    events ─▶ ledger ─▶ sealed batch ─▶ vault ─▶ final ─▶ confirmations ─▶ engine
+    final deposits ──────────────────────────────────────▶ engine            index ─▶ feeds
+
+Owns the order of these steps. Invariant: every side effect is permitted by something already
+stored and is harmless when repeated, so the process may stop anywhere and `open` goes on there;
+when money does not add up by one µUSDC, nothing more is settled. The node and tests call this.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final, NamedTuple, Protocol
+
+from engine.port import Batch, Port
+from engine.records import EVENT_STRUCT, Balances, Event
+from engine.rejects import CompexError
+from settlement import database as db
+from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Deposit, VaultState
+from settlement.deliver import DEPOSITS_PER_TURN_MAX, Delivery
+from settlement.errors import (
+    ChainUnavailable,
+    LedgerError,
+    SettlementHalted,
+    TransactionNotMined,
+    TransactionRefused,
+)
+from settlement.ledger import Ledger, Numbered
+from settlement.oracle import Oracle, Published, Quote
+from settlement.outgoing import Outbox
+from settlement.reconcile import Report, Sides, compare
+
+EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
+EVENTS_PER_POSTING_MAX: Final = 1 << 14  # in one database transaction
+BATCHES_PER_TURN_MAX: Final = 16
+QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of commands
+QUIET_SECONDS: Final = 0.005
+
+log = logging.getLogger("compex.settlement")
+
+
+class Index(Protocol):
+    """A spot index computed from the engine's events."""
+
+    def apply(self, events: Sequence[Event]) -> None: ...
+
+    def quotes(self, now_ns: int) -> Sequence[Quote]: ...
+
+
+class Settings(NamedTuple):
+    turn_seconds: float = 1.0  # between two turns of `run`
+    turns_per_reconciliation: int = 60
+    batch_wait_ns: int = 0  # how long the oldest fill waits for company before it is sealed
+    fills_per_batch_max: int = FILLS_PER_BATCH_MAX
+
+
+class Turn(NamedTuple):
+    """What one pass did."""
+
+    events: int  # booked
+    deposits: int  # submitted to the engine
+    sealed_fills: int
+    steps: int  # of batches and withdrawals, on chain
+    confirmations: int  # submitted to the engine
+    points: int  # prices published
+
+    @property
+    def idle(self) -> bool:
+        return not any(self)
+
+
+class Summary(NamedTuple):
+    """Totals since the ledger began."""
+
+    fills: int
+    volume_lots: int
+    notional_usdc6: int
+    fills_settled: int  # in batches that are RECONCILED
+    batches: int  # RECONCILED
+    withdrawals: int  # RECONCILED
+    refused_withdrawals: int
+    quarantined_accounts: int
+    gas_used: int  # by the transactions of batches
+    gas_per_fill: int  # rounded down; 0 before the first
+
+
+class Settlement:
+    """`open` it before the engine starts, so that no event is missed."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        port: Port,
+        chain: Chain,
+        clock: Callable[[], int],
+        database: db.Database,
+        ledger: Ledger,
+        last_deposit: int,
+        index: Index | None,
+    ) -> None:
+        self._settings = settings
+        self._port = port
+        self._chain = chain
+        self._clock = clock
+        self._database = database
+        self._ledger = ledger
+        self._index = index
+        self._delivery = Delivery(port, chain, last_deposit)
+        self._outbox = Outbox(
+            database, ledger, chain, clock, settings.fills_per_batch_max
+        )  # fmt: skip
+        self._oracle = Oracle(chain)
+        self._opened_at = ledger.watermark
+        self._queue: deque[Batch] = deque()
+        self._queued = 0
+        self._received_number = 0
+        self._continues = False  # that engine, ledger and vault belong together was checked
+        self._halted = ""
+        self._turn_lock = asyncio.Lock()
+
+    @classmethod
+    async def open(
+        cls,
+        settings: Settings,
+        port: Port,
+        chain: Chain,
+        database_url: str,
+        clock: Callable[[], int],
+        index: Index | None = None,
+    ) -> "Settlement":
+        """Connect to the database, see how far it is, subscribe to the engine.
+
+        `clock` gives ns since the Unix epoch.
+        Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
+        """
+        database = await db.connect(database_url)
+        ledger = await Ledger.open(database)
+        last_deposit = await ledger.last_deposit()
+        self = cls(settings, port, chain, clock, database, ledger, last_deposit, index)
+        port.subscribe(self._receive, self._has_room)
+        return self
+
+    async def close(self) -> None:
+        """Finish the turn under way and disconnect. What is left is done after the next `open`."""
+        async with self._turn_lock:
+            self._halted = self._halted or "closed"
+            await self._database.close()
+
+    @property
+    def halted(self) -> str:
+        """Why nothing more is settled, in words; empty while all is well."""
+        return self._halted
+
+    # --- from the engine ------------------------------------------------------------------------
+    def _receive(self, batch: Batch) -> None:
+        last = batch.first_number + len(batch.events) - 1
+        self._received_number = last
+        if self._index is not None:
+            self._index.apply(batch.events)
+        mark = self._opened_at
+        if batch.first_number <= mark.event_number <= last:
+            event = batch.events[mark.event_number - batch.first_number]
+            if EVENT_STRUCT.pack(*event) != mark.event:
+                self._halted = (
+                    f"event {mark.event_number} of the journal is not the one that was booked"
+                )
+        if last > mark.event_number:
+            self._queue.append(batch)
+            self._queued += len(batch.events)
+
+    def _has_room(self) -> bool:
+        return self._queued < EVENTS_QUEUED_MAX
+
+    async def _book(self, up_to: int) -> int:
+        """Book queued events with numbers up to `up_to`, which is the end of a batch."""
+        booked = 0
+        while self._queue and self._queue[0].first_number <= up_to:
+            batches: list[Batch] = []
+            events = 0
+            for batch in self._queue:
+                if batch.first_number > up_to or events >= EVENTS_PER_POSTING_MAX:
+                    break
+                batches.append(batch)
+                events += len(batch.events)
+            booked += await self._ledger.post([
+                Numbered(number, event)
+                for batch in batches
+                for number, event in enumerate(batch.events, batch.first_number)
+            ])  # fmt: skip
+            for batch in batches:
+                self._queue.popleft()
+                self._queued -= len(batch.events)
+                self._delivery.booked(batch.events)
+        return booked
+
+    # --- one pass -------------------------------------------------------------------------------
+    async def turn(self) -> Turn:
+        """Do everything that can be done now, once.
+
+        Raises SettlementHalted when only a person can go on, ChainError and DatabaseError when
+        the next turn may do better; nothing is lost by any of them.
+        """
+        async with self._working():
+            return await self._turn()
+
+    async def reconcile(self) -> Report:
+        """Compare engine, ledger and vault. A gap halts settlement; the report names it."""
+        async with self._working():
+            report = await self._reconcile()
+            if report.gaps:
+                self._halted = f"{len(report.gaps)} gaps, the first: {report.gaps[0]}"
+            return report
+
+    @asynccontextmanager
+    async def _working(self) -> AsyncGenerator[None]:
+        """One at a time, not when halted; what only a person can repair halts for good."""
+        async with self._turn_lock:
+            if self._halted:
+                raise SettlementHalted(self._halted)
+            try:
+                yield
+            except SettlementHalted as error:
+                self._halted = error.reason
+                raise
+            except LedgerError as error:
+                self._halted = str(error)
+                raise SettlementHalted(self._halted) from error
+            except CompexError as error:  # from the port: the engine has stopped
+                raise SettlementHalted(f"the engine: {error}") from error
+
+    async def _turn(self) -> Turn:
+        events = await self._catch_up()
+        if not self._continues:
+            await self._check_continuity()
+        deposits = await self._delivery.deposits(await self._chain.final_block())
+        sealed = steps = 0
+        for _ in range(BATCHES_PER_TURN_MAX):
+            fills = await self._outbox.seal(self._settings.batch_wait_ns)
+            steps += await self._outbox.advance()
+            if not fills:
+                break
+            sealed += fills
+        confirmations = self._delivery.payments(await self._outbox.confirmations())
+        if deposits or confirmations:
+            events += await self._catch_up()
+        if confirmations:
+            await self._outbox.confirmations()  # those just booked become RECONCILED
+        points = 0
+        if self._index is not None:
+            points = await self._oracle.publish(self._index.quotes(self._clock()))
+        return Turn(events, deposits, sealed, steps, confirmations, points)
+
+    async def _catch_up(self) -> int:
+        await self._port.settled()
+        return await self._book(self._received_number)
+
+    async def _check_continuity(self) -> None:
+        """That the journal, the ledger and the vault are each other's. Once, after the replay."""
+        booked = self._ledger.watermark.event_number
+        if self._received_number < booked:
+            raise SettlementHalted(
+                f"the engine has {self._received_number} events, the ledger has booked {booked}"
+            )
+        state = await self._chain.vault_state(await self._chain.final_block())
+        if state.deposits < await self._ledger.last_deposit():
+            raise SettlementHalted("the vault has fewer deposits than the ledger")
+        last_batch = await self._outbox.last_batch()
+        if state.head > last_batch:
+            raise SettlementHalted(
+                f"the vault has settled batch {state.head}, the ledger has sealed {last_batch}"
+            )
+        self._continues = True
+
+    # --- reconciliation -------------------------------------------------------------------------
+    async def _reconcile(self) -> Report:
+        engine = await self._quiet_engine()
+        # Whatever comes in from here on is booked later: both sides stand at this event.
+        await self._book(self._received_number)
+        state, uncredited = await self._vault_state()
+        vault = await self._chain.vault_accounts(state.block_number)
+        return compare(
+            Sides(
+                event_number=self._ledger.watermark.event_number,
+                engine=engine,
+                ledger=await self._ledger.balances(),
+                trial=await self._ledger.trial_balance(),
+                vault={slots.account: slots for slots in vault},
+                state=state,
+                uncredited=uncredited,
+                unconfirmed=await self._outbox.executed(state.head, state.last_withdrawal),
+            )
+        )
+
+    async def _quiet_engine(self) -> dict[int, Balances] | None:
+        """The engine's balances at the last event received; None if it was never quiet.
+
+        Between two groups of commands the engine may have matched more than it has published.
+        """
+        for _ in range(QUIET_ATTEMPTS_MAX):
+            await self._port.settled()
+            ready = self._port.ready()
+            if ready.last_sequence == ready.durable_sequence:
+                balances: dict[int, Balances] = {}
+                while any(self._port.owner_of(len(balances) + 1)):
+                    balances[len(balances) + 1] = self._port.balances(len(balances) + 1)
+                return balances
+            await asyncio.sleep(QUIET_SECONDS)
+        return None
+
+    async def _vault_state(self) -> tuple[VaultState, list[Deposit]]:
+        """The vault at the final block, and its deposits up to there that are not booked."""
+        state = await self._chain.vault_state(await self._chain.final_block())
+        if state.head and not await self._outbox.has_batch(state.head, state.head_hash):
+            raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")
+        uncredited: list[Deposit] = []
+        last = await self._ledger.last_deposit()
+        while last < state.deposits:
+            uncredited += await self._chain.deposits(
+                last, state.block_number, DEPOSITS_PER_TURN_MAX
+            )
+            last = uncredited[-1].number
+        return state, uncredited
+
+    # --- reads ------------------------------------------------------------------------------------
+    async def summary(self) -> Summary:
+        async with self._turn_lock:
+            row = await self._database.row(_SUMMARY)
+        assert row is not None
+        return Summary(**row, gas_per_fill=row["gas_used"] // max(row["fills_settled"], 1))
+
+    async def published(self) -> list[Published]:
+        """The feeds, read back through AggregatorV3Interface."""
+        return await self._oracle.published()
+
+    async def run(self) -> None:
+        """Turn after turn until cancelled. Raises what `turn` raises, but for a slow chain."""
+        turns = 0
+        while True:
+            try:
+                await self.turn()
+                turns += 1
+                if turns % self._settings.turns_per_reconciliation == 0:
+                    report = await self.reconcile()
+                    if report.gaps:
+                        raise SettlementHalted(self._halted)
+            except (ChainUnavailable, TransactionNotMined, TransactionRefused) as error:
+                log.warning("the chain: %s; trying again", error)
+            await asyncio.sleep(self._settings.turn_seconds)
+
+
+_SUMMARY: Final = """
+    SELECT fills, volume_lots, notional_usdc6, fills_settled, batches, withdrawals,
+           refused_withdrawals, quarantined_accounts, gas_used
+    FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
+                 coalesce(sum(amount_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
+         (SELECT coalesce(sum(b.fills), 0)::bigint AS fills_settled, count(*) AS batches,
+                 coalesce(sum(o.gas_used), 0)::bigint AS gas_used
+          FROM outgoing o JOIN batch b USING (id)
+          WHERE o.kind = 'settle' AND o.state = 'RECONCILED') settled,
+         (SELECT count(*) FILTER (WHERE state = 'RECONCILED') AS withdrawals,
+                 count(*) FILTER (WHERE state = 'REFUSED') AS refused_withdrawals
+          FROM outgoing WHERE kind = 'withdraw') withdrawn,
+         (SELECT count(*) AS quarantined_accounts FROM quarantine) quarantined
+"""

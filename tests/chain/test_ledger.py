@@ -1,0 +1,240 @@
+"""The ledger in a real PostgreSQL: what it books, what it skips, and what it cannot hold."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+
+from engine.records import Event, EventKind, Purse, Side
+from settlement import database as db
+from settlement.chain import Fill
+from settlement.errors import (
+    DatabaseInUse,
+    LedgerOutOfStep,
+    PostingRefused,
+    SchemaMismatch,
+)
+from settlement.ledger import Holdings, Ledger, Numbered, Trial
+
+BUYER, SELLER = 1, 2
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[db.Database]:
+    database = await db.connect(database_url)
+    yield database
+    await database.close()
+
+
+@pytest.fixture
+async def ledger(database: db.Database) -> Ledger:
+    return await Ledger.open(database)
+
+
+def event(sequence: int, kind: EventKind, account: int, amount: int = 0, **fields: int) -> Event:
+    """An event with the fields the ledger reads."""
+    return Event(
+        sequence=sequence,
+        time_ns=sequence * 1_000,
+        order_id=fields.get("order_id", 0),
+        counter_order_id=fields.get("reference", 0),
+        price_ticks=amount,
+        qty_lots=fields.get("qty_lots", 0),
+        account=account,
+        counter_account=fields.get("counter_account", 0),
+        instrument=fields.get("instrument", 0),
+        kind=kind,
+        side=fields.get("side", 0),
+        reason=0,
+    )
+
+
+def deposit(sequence: int, account: int, amount: int, number: int, purse: Purse) -> Event:
+    return event(sequence, EventKind.DEPOSITED, account, amount, reference=number, side=purse)
+
+
+def fill(sequence: int, price: int, qty: int, taker_side: Side) -> Event:
+    taker, maker = (BUYER, SELLER) if taker_side == Side.BUY else (SELLER, BUYER)
+    return event(
+        sequence, EventKind.FILL, taker, price,
+        qty_lots=qty, counter_account=maker, side=taker_side, reference=77, order_id=78,
+    )  # fmt: skip
+
+
+def numbered(events: list[Event], first: int = 1) -> list[Numbered]:
+    return [Numbered(number, e) for number, e in enumerate(events, first)]
+
+
+STORY = [
+    event(1, EventKind.ACCOUNT_OPENED, BUYER),
+    deposit(2, BUYER, 1_000_000, 1, Purse.CASH),
+    event(3, EventKind.ACCOUNT_OPENED, SELLER),
+    deposit(4, SELLER, 500_000, 2, Purse.BOND),
+    event(5, EventKind.ACCEPTED, SELLER, 20_000, qty_lots=30),
+    event(6, EventKind.ACCEPTED, BUYER, 21_000, qty_lots=30),
+    fill(6, 20_000, 10, Side.BUY),
+    fill(6, 20_000, 20, Side.SELL),
+    event(7, EventKind.ESCROW_CONFIRMED, BUYER, 250_000, reference=1),
+    event(8, EventKind.WITHDRAWAL_RESERVED, BUYER, 100_000, reference=8),
+    event(9, EventKind.WITHDRAWAL_RESERVED, BUYER, 50_000, reference=9),
+    event(10, EventKind.WITHDRAWAL_CONFIRMED, BUYER, 100_000, reference=8),
+]
+BALANCES = {
+    BUYER: Holdings(250_000, 350_000, 250_000, 50_000, 0),
+    SELLER: Holdings(0, 0, 0, 0, 500_000),
+}
+SOUND = Trial(0, 0, 0)
+
+
+async def test_every_money_event_moves_between_its_two_buckets(ledger: Ledger) -> None:
+    assert await ledger.post(numbered(STORY)) == len(STORY)
+    assert await ledger.balances() == BALANCES
+    assert await ledger.trial_balance() == SOUND
+    assert await ledger.last_deposit() == 2
+
+
+async def test_fills_are_kept_with_buyer_and_seller_whoever_took(ledger: Ledger) -> None:
+    await ledger.post(numbered(STORY))
+    assert await ledger.unsealed_fills(10) == [
+        Fill(BUYER, SELLER, 20_000, 10, 0, 7),
+        Fill(BUYER, SELLER, 20_000, 20, 0, 8),
+    ]
+    assert await ledger.unsealed_fills(1) == [Fill(BUYER, SELLER, 20_000, 10, 0, 7)]
+
+
+@pytest.mark.parametrize("cut", range(1, len(STORY)))
+async def test_events_may_come_in_any_pieces_and_again(database: db.Database, cut: int) -> None:
+    ledger = await Ledger.open(database)
+    whole = numbered(STORY)
+    assert await ledger.post(whole[:cut]) == cut
+    assert await ledger.post(whole[:cut]) == 0
+    reopened = await Ledger.open(database)  # as after a crash
+    assert reopened.watermark == ledger.watermark
+    assert await reopened.post(whole) == len(STORY) - cut
+    assert await reopened.post(whole) == 0
+    assert await reopened.balances() == BALANCES
+    assert await reopened.trial_balance() == SOUND
+
+
+async def test_a_gap_between_events_is_refused(ledger: Ledger) -> None:
+    await ledger.post(numbered(STORY[:2]))
+    with pytest.raises(LedgerOutOfStep, match="4 to 12 do not follow 2"):
+        await ledger.post(numbered(STORY)[3:])
+    with pytest.raises(LedgerOutOfStep):
+        await ledger.post([*numbered(STORY)[:4], *numbered(STORY)[5:]])
+    assert ledger.watermark.event_number == 2
+
+
+async def test_sequences_that_run_backwards_are_refused(ledger: Ledger) -> None:
+    await ledger.post(numbered(STORY[:4]))
+    with pytest.raises(LedgerOutOfStep, match="sequence 1"):
+        await ledger.post(numbered([STORY[0]], 5))
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        event(11, EventKind.WITHDRAWAL_RESERVED, BUYER, 250_001, reference=11),
+        event(11, EventKind.ESCROW_CONFIRMED, BUYER, 350_001, reference=2),
+        event(11, EventKind.ESCROW_CONFIRMED, BUYER, 1, reference=1),
+        event(11, EventKind.ESCROW_CONFIRMED, SELLER, 1, reference=1),
+        event(11, EventKind.WITHDRAWAL_CONFIRMED, BUYER, 50_001, reference=9),
+        event(11, EventKind.WITHDRAWAL_CONFIRMED, BUYER, 1, reference=8),
+        deposit(11, BUYER, 1, 1, Purse.CASH),
+        deposit(11, BUYER, 0, 3, Purse.CASH),
+        deposit(11, BUYER, -1, 3, Purse.CASH),
+        deposit(11, 3, 1, 3, Purse.CASH),
+        fill(11, 250_001, 1, Side.BUY),
+        event(11, EventKind.ACCOUNT_OPENED, BUYER),
+    ],
+    ids=[
+        "more than free", "more than pending", "batch twice", "nothing pending",
+        "more than leaving", "withdrawal twice", "deposit twice", "zero", "negative",
+        "unknown account", "more than cash", "account twice",
+    ],
+)  # fmt: skip
+async def test_an_event_the_books_cannot_bear_is_refused_with_its_neighbours(
+    ledger: Ledger, database: db.Database, bad: Event
+) -> None:
+    await ledger.post(numbered(STORY))
+    good = deposit(11, SELLER, 5, 3 + (bad.kind == EventKind.DEPOSITED), Purse.CASH)
+    with pytest.raises(PostingRefused):
+        await ledger.post(numbered([good, bad], len(STORY) + 1))
+    assert await ledger.balances() == BALANCES
+    assert ledger.watermark == (await Ledger.open(database)).watermark
+    assert await ledger.post(numbered([good], len(STORY) + 1)) == 1, "and it can go on"
+
+
+TRANSFER = "INSERT INTO transfer VALUES (99, 0, 99, 0, 0, {})"
+GROWS = "the ledger only grows"
+# What is wrong, why it is refused, and the statement (or the row of a transfer).
+WRONG = [
+    ("a balance changed by hand", GROWS, "UPDATE ledger_account SET balance_usdc6 = 0"),
+    ("a new account with money", GROWS, "INSERT INTO ledger_account VALUES (9, 'cash', 5)"),
+    ("a user with a vault", "only_the_vault", "INSERT INTO ledger_account VALUES (9, 'vault', 0)"),
+    ("a transfer taken back", GROWS, "DELETE FROM transfer WHERE event_number = 2"),
+    ("all transfers taken back", GROWS, "TRUNCATE transfer"),
+    ("an amount changed", GROWS, "UPDATE transfer SET amount_usdc6 = 1 WHERE event_number = 2"),
+    ("an account taken away", GROWS, "DELETE FROM ledger_account WHERE account = 2"),
+    ("a fill repriced", GROWS, "UPDATE fill SET price_ticks = 1"),
+    ("a fill taken away", GROWS, "DELETE FROM fill"),
+    ("the watermark turned back", "forward only", "UPDATE watermark SET event_number = 1"),
+    ("from one user to another", "stays_with", "'fill', 99, 1, 'cash', 2, 'pending', 5"),
+    ("cash that becomes bond", "two_ends", "'deposit', 99, 1, 'cash', 1, 'bond', 5"),
+    ("escrow that becomes cash", "two_ends", "'escrow', 99, 1, 'escrow', 1, 'cash', 5"),
+    ("a deposit from nowhere", "two_ends", "'deposit', 99, 1, 'cash', 1, 'cash', 5"),
+    ("a transfer of nothing", "amount_usdc6_check", "'reserve', 99, 1, 'cash', 1, 'leaving', 0"),
+    ("a transfer backwards", "amount_usdc6_check", "'reserve', 99, 1, 'cash', 1, 'leaving', -5"),
+    ("more than there is", "is_negative", "'reserve', 99, 1, 'cash', 1, 'leaving', 250001"),
+    ("to nobody", "foreign key", "'deposit', 99, 0, 'vault', 7, 'cash', 5"),
+    ("the same twice", "transfer_once", "'reserve', 9, 1, 'cash', 1, 'leaving', 5"),
+]
+
+
+@pytest.mark.parametrize(
+    ("reason", "statement"), [case[1:] for case in WRONG], ids=[case[0] for case in WRONG]
+)
+async def test_a_wrong_posting_cannot_be_written_even_by_hand(
+    ledger: Ledger, database: db.Database, reason: str, statement: str
+) -> None:
+    await ledger.post(numbered(STORY))
+    with pytest.raises(PostingRefused, match=reason):
+        await database.execute(TRANSFER.format(statement) if statement[0] == "'" else statement)
+    assert await ledger.balances() == BALANCES
+    assert await ledger.trial_balance() == SOUND
+
+
+async def test_a_right_transfer_by_hand_is_taken(ledger: Ledger, database: db.Database) -> None:
+    await ledger.post(numbered(STORY))
+    await database.execute(TRANSFER.format("'reserve', 99, 1, 'cash', 1, 'leaving', 250000"))
+    assert (await ledger.balances())[BUYER].leaving_usdc6 == 300_000
+    assert await ledger.trial_balance() == SOUND
+
+
+async def test_states_are_only_left_for_the_next_one(database: db.Database) -> None:
+    await database.execute("INSERT INTO outgoing (kind, id) VALUES ('settle', 1)")
+    with pytest.raises(PostingRefused, match="goes from SEALED to SIGNED"):
+        await database.execute("UPDATE outgoing SET state = 'SIGNED'")
+    await database.execute("UPDATE outgoing SET state = 'SIMULATED'")
+    with pytest.raises(PostingRefused, match="signed_is_stored"):
+        await database.execute("UPDATE outgoing SET state = 'SIGNED'")
+    with pytest.raises(PostingRefused, match="goes from SIMULATED to FINAL"):
+        await database.execute("UPDATE outgoing SET state = 'FINAL'")
+
+
+async def test_only_one_process_settles_into_a_database(
+    database: db.Database, database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(db, "LOCK_SECONDS_MAX", 0.1)
+    with pytest.raises(DatabaseInUse):
+        await db.connect(database_url)
+    await database.close()
+    await (await db.connect(database_url)).close()
+
+
+async def test_a_schema_that_this_version_did_not_make_is_refused(
+    database: db.Database, database_url: str
+) -> None:
+    await database.execute("UPDATE schema_version SET sha256 = 'other'")
+    await database.close()
+    with pytest.raises(SchemaMismatch, match="0001_ledger"):
+        await db.connect(database_url)
