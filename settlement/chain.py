@@ -1,4 +1,3 @@
-# pyright: reportReturnType=false
 """The contracts as the rest of settlement sees them, on the embedded chain or any other node.
 
 Owns the conversation with one node: what is deployed where, who signs what, which block counts as
@@ -8,14 +7,41 @@ keeps it. Invariant: the same calls do the same on every node; amounts are integ
 Only settlement's service, the node that assembles it, and the tests call this module.
 """
 
+import asyncio
+import json
+import os
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Awaitable, Iterable, Sequence
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
+from aiohttp import ClientError
+from coincurve import PrivateKey
+from eth_account import Account
+from eth_typing import ChecksumAddress
+from eth_utils.address import to_checksum_address
+from eth_utils.crypto import keccak
+from hexbytes import HexBytes
+from web3 import AsyncHTTPProvider, AsyncWeb3
+from web3.exceptions import (
+    ContractLogicError,
+    ProviderConnectionError,
+    TransactionNotFound,
+    Web3RPCError,
+)
 from web3.providers.async_base import AsyncBaseProvider
 
 from engine.records import Purse
+from settlement.abi import Interface, rejection
+from settlement.contracts import artifact
+from settlement.errors import (
+    ChainMismatch,
+    ChainUnavailable,
+    NonceUsed,
+    TransactionNotMined,
+    TransactionRefused,
+    TransactionReverted,
+)
 
 # One fill as `Vault.settle` reads it, big endian, 28 bytes:
 # buyer u32, seller u32, price_ticks u32, qty_lots u32, instrument u32, event number u64.
@@ -26,6 +52,25 @@ FILL_BYTES: Final = 28
 FILLS_PER_BATCH_MAX: Final = 2_000
 FEED_DECIMALS: Final = 8
 PRICE_E8_PER_TICK: Final = 10_000  # a tick is $0.0001; a feed counts in 1e-8 dollars
+PRICES_PER_ROUND_MAX: Final = 256  # one transaction below the gas limit, all slots being new
+TRANSACTION_GAS_MAX: Final = 1 << 24  # EIP-7825
+LOG_BLOCKS_MAX: Final = 5_000  # nodes refuse longer ranges in one query
+ACCOUNTS_PER_READ: Final = 500
+SENDS_AT_ONCE: Final = 64
+CONTRACTS_FILE: Final = "contracts.json"
+_DEPLOY_GAS: Final = 6_000_000
+_WITHDRAW_GAS: Final = 200_000
+_ROUND_GAS: Final = 60_000  # per price
+_FEED_GAS: Final = 700_000
+_WALLET_GAS: Final = 250_000  # each of mint, approve, deposit
+_TRANSFER_GAS: Final = 21_000
+
+_TOKEN: Final = Interface("TestUSDC")
+_VAULT: Final = Interface("Vault")
+_ORACLE: Final = Interface("PriceOracle")
+_FEED: Final = Interface("AggregatorV3Interface")
+_NO_ADDRESS: Final = bytes(20)
+_T = TypeVar("_T")
 
 
 class Fill(NamedTuple):
@@ -55,6 +100,28 @@ def unpack_fills(packed: bytes) -> list[Fill]:
 
 def fills_hash(packed: bytes) -> bytes:
     """keccak256 of the packed fills: what the vault records for the batch. 32 bytes."""
+    return keccak(packed)
+
+
+def settle_gas(packed: bytes) -> int:
+    """A gas limit that suffices to settle these fills.
+
+    Per fill its calldata (at most 40 a byte where the floor of EIP-7623 decides, else 16 and the
+    arithmetic), per run of one buyer a slot read cold and written.
+    """
+    buyers = [packed[i : i + 4] for i in range(0, len(packed), FILL_BYTES)]
+    runs = sum(1 for i, buyer in enumerate(buyers) if i == 0 or buyer != buyers[i - 1])
+    return 150_000 + 1_200 * len(buyers) + 6_000 * runs
+
+
+def address_of(key: bytes) -> bytes:
+    """The 20-byte address of a 32-byte private key."""
+    return keccak(PrivateKey(key).public_key.format(compressed=False)[1:])[-20:]
+
+
+def checksum(address: bytes) -> ChecksumAddress:
+    """The address as people and web3 write it (EIP-55)."""
+    return to_checksum_address(address)
 
 
 class Keys(NamedTuple):
@@ -113,6 +180,7 @@ class Receipt(NamedTuple):
     block_hash: bytes
     succeeded: bool
     gas_used: int
+    contract: bytes = bytes(20)  # address of the contract it created, if any
 
 
 class Funding(NamedTuple):
@@ -151,18 +219,67 @@ class Options(NamedTuple):
 class Chain:
     """One node, one set of contracts. Addresses are 20 bytes; `checksum()` prints them."""
 
-    chain_id: int
-    token: bytes
-    vault: bytes
-    oracle: bytes
+    def __init__(self, w3: AsyncWeb3[Any], chain_id: int, keys: Keys, options: Options) -> None:
+        """Use `connect`."""
+        self._w3 = w3
+        self._keys = keys
+        self._options = options
+        self._publishing = asyncio.Lock()
+        self._deploying = asyncio.Lock()  # also: sending gas money
+        self._deploy_block = 0
+        self._test_token = False
+        self._deposit_seen = (0, 0)  # a deposit's number, and a block not above its own
+        self.chain_id = chain_id
+        self.token = _NO_ADDRESS
+        self.vault = _NO_ADDRESS
+        self.oracle = _NO_ADDRESS
 
     @classmethod
     async def connect(
         cls, node: AsyncBaseProvider | str, keys: Keys, options: Options | None = None
     ) -> "Chain":
         """`node` is `EmbeddedChain.provider` or an RPC URL. Raises ChainUnavailable."""
+        options = options or Options()
+        provider = AsyncHTTPProvider(node) if isinstance(node, str) else node
+        w3: AsyncWeb3[Any] = AsyncWeb3(provider, middleware=[])
+        chain = cls(w3, 0, keys, options)
+        chain.chain_id = await chain._ask(w3.eth.chain_id)
+        return chain
 
-    async def close(self) -> None: ...
+    async def close(self) -> None:
+        """Close the connection to the node; the node itself is whoever opened it's."""
+        provider = cast(object, self._w3.provider)
+        if isinstance(provider, AsyncHTTPProvider):
+            await provider.disconnect()
+
+    async def _ask(self, question: Awaitable[_T]) -> _T:
+        """One request, with settlement's own errors."""
+        try:
+            async with asyncio.timeout(self._options.request_seconds):
+                return await question
+        except ContractLogicError as error:
+            data = error.data if isinstance(error.data, str) else "0x"
+            raise rejection(bytes.fromhex(data.removeprefix("0x"))) from error
+        except Web3RPCError as error:
+            raise ChainUnavailable(f"the node answered: {error.message}") from error
+        except (TimeoutError, OSError, ClientError, ProviderConnectionError) as error:
+            raise ChainUnavailable(f"the node does not answer: {error!r}") from error
+
+    async def _call(
+        self,
+        address: bytes,
+        interface: Interface,
+        function: str,
+        *arguments: object,
+        block: int | None = None,
+        sender: bytes = _NO_ADDRESS,
+    ) -> tuple[Any, ...]:
+        data = interface.encode(function, *arguments)
+        transaction: Any = {"from": checksum(sender), "to": checksum(address), "data": data}
+        at: Any = "latest" if block is None else block
+        return interface.decode(function, await self._ask(self._w3.eth.call(transaction, at)))
+
+    # --- deployment ---------------------------------------------------------------------------
 
     async def deploy_or_load(self, directory: Path | None, token: bytes | None = None) -> bool:
         """Use the contracts in `directory`/contracts.json, or deploy and write that file.
@@ -171,82 +288,427 @@ class Chain:
         With `directory` None nothing is kept. True if it deployed. Raises ChainMismatch when the
         file is about another chain, or the code at an address is not the committed one.
         """
+        path = None if directory is None else directory / CONTRACTS_FILE
+        if path is not None and path.exists():
+            self._load(path)
+            await self._verify(path)
+            if token is not None and token != self.token:
+                raise ChainMismatch(f"{path} settles in {checksum(self.token)}")
+            return False
+        await self._deploy(token)
+        await self._verify(None)
+        if path is not None:
+            self._save(path)
+        return True
 
-    # --- blocks -----------------------------------------------------------------------------
+    def _load(self, path: Path) -> None:
+        try:
+            fields = json.loads(path.read_text("utf-8"))
+            chain_id = fields["chain_id"]
+            token, vault, oracle = (
+                bytes.fromhex(fields[name].removeprefix("0x"))
+                for name in ("token", "vault", "oracle")
+            )
+            self._deploy_block = int(fields["deploy_block"])
+            self._test_token = bool(fields["test_token"])
+        except (ValueError, KeyError, TypeError, AttributeError) as error:
+            raise ChainMismatch(f"{path} is not a list of contracts: {error!r}") from error
+        if chain_id != self.chain_id:
+            raise ChainMismatch(f"{path} is about chain {chain_id}; this is {self.chain_id}")
+        self.token, self.vault, self.oracle = token, vault, oracle
+
+    def _save(self, path: Path) -> None:
+        """All or nothing: a half-written file would cost the contracts' money."""
+        fields = {
+            "chain_id": self.chain_id,
+            "deploy_block": self._deploy_block,
+            "oracle": checksum(self.oracle),
+            "test_token": self._test_token,
+            "token": checksum(self.token),
+            "vault": checksum(self.vault),
+        }
+        draft = path.with_suffix(".draft")
+        with draft.open("w", encoding="utf-8") as file:
+            file.write(json.dumps(fields, indent=1) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+        draft.replace(path)
+        directory = os.open(path.parent, os.O_RDONLY)
+        try:
+            os.fsync(directory)
+        finally:
+            os.close(directory)
+
+    async def _verify(self, path: Path | None) -> None:
+        expected = [("Vault", self.vault), ("PriceOracle", self.oracle)]
+        if self._test_token:
+            expected.append(("TestUSDC", self.token))
+        for name, address in expected:
+            code = await self._ask(self._w3.eth.get_code(checksum(address)))
+            if not artifact(name).is_runtime(bytes(code)):
+                source = "" if path is None else f", which {path} names,"
+                found = "other code" if code else "nothing"
+                raise ChainMismatch(
+                    f"at {checksum(address)}{source} there is {found}, not this version's {name}"
+                )
+
+    async def _deploy(self, token: bytes | None) -> None:
+        deployer = address_of(self._keys.deployer)
+        async with self._deploying:
+            nonce = await self._nonce(deployer)
+            sent: list[SignedTransaction] = []
+
+            async def create(name: str, *arguments: object) -> bytes:
+                data = artifact(name).bytecode + Interface(name).constructor(*arguments)
+                signed = await self._sign(
+                    self._keys.deployer, nonce + len(sent), None, data, _DEPLOY_GAS
+                )
+                await self.send(signed)
+                sent.append(signed)
+                return (await self._mined(signed)).contract
+
+            self._test_token = token is None
+            self.token = await create("TestUSDC") if token is None else token
+            settler, publisher = address_of(self._keys.settler), address_of(self._keys.publisher)
+            self.vault = await create("Vault", self.token, deployer, settler)
+            self._deploy_block = (await self.wait(sent[-1].hash)).block_number
+            self.oracle = await create("PriceOracle", deployer, publisher)
+
+    # --- blocks -------------------------------------------------------------------------------
+
     async def final_block(self) -> int:
         """Number of the newest block that counts as final; 0 at the start of the chain."""
+        newest = await self._ask(self._w3.eth.block_number)
+        return max(0, newest - self._options.confirmations)
 
     async def block_hash(self, number: int) -> bytes:
         """Canonical hash at this height: compare with Receipt.block_hash to see a reorg."""
+        block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+        return bytes(block["hash"])
 
-    # --- the vault: reads -------------------------------------------------------------------
+    # --- the vault: reads -----------------------------------------------------------------------
+
     async def deposits(self, after_number: int, up_to_block: int, limit: int) -> list[Deposit]:
-        """Deposits after_number + 1, + 2, ... in blocks up to `up_to_block`; at most `limit`."""
+        """Deposits after_number + 1, + 2, ... in blocks up to `up_to_block`; at most `limit`.
 
-    async def vault_state(self, block: int) -> VaultState: ...
+        Raises ChainMismatch when one of them is missing from what the node says.
+        """
+        seen_number, seen_block = self._deposit_seen
+        first = seen_block if seen_number <= after_number else self._deploy_block
+        found: list[Deposit] = []
+        while first <= up_to_block and len(found) < limit:
+            last = min(first + LOG_BLOCKS_MAX - 1, up_to_block)
+            for deposit in await self._deposits_in(first, last):
+                if deposit.number <= after_number + len(found):
+                    continue
+                if deposit.number != after_number + len(found) + 1:
+                    raise ChainMismatch(f"deposit {after_number + len(found) + 1} is missing")
+                found.append(deposit)
+            first = last + 1
+        found = found[:limit]
+        if found:
+            self._deposit_seen = (found[-1].number, found[-1].block_number)
+        return found
+
+    async def _deposits_in(self, first: int, last: int) -> list[Deposit]:
+        query: Any = {
+            "address": checksum(self.vault),
+            "topics": [_VAULT.topic("Deposited")],
+            "fromBlock": first,
+            "toBlock": last,
+        }
+        deposits: list[Deposit] = []
+        for log in cast(list[Any], await self._ask(self._w3.eth.get_logs(query))):
+            fields = _VAULT.decode_log("Deposited", log["topics"], log["data"])
+            assert fields is not None, "the node filters by topic"
+            deposits.append(
+                Deposit(
+                    number=fields["number"],
+                    account=fields["account"],
+                    owner=_bytes(fields["owner"]),
+                    amount_usdc6=fields["amount"],
+                    purse=Purse.BOND if fields["isBond"] else Purse.CASH,
+                    block_number=log["blockNumber"],
+                )
+            )
+        return deposits
+
+    async def vault_state(self, block: int) -> VaultState:
+        """The vault's counters as of the end of `block`."""
+        head, head_hash, deposits, accounts, last_withdrawal, balance = await self._call(
+            self.vault, _VAULT, "state", block=block
+        )
+        return VaultState(block, head, head_hash, deposits, accounts, last_withdrawal, balance)
 
     async def vault_accounts(self, block: int) -> list[VaultAccount]:
         """All accounts, ascending from index 1, as of the end of `block`."""
+        accounts: list[VaultAccount] = []
+        while True:
+            first = len(accounts) + 1
+            (page,) = await self._call(
+                self.vault, _VAULT, "accountsFrom", first, ACCOUNTS_PER_READ, block=block
+            )
+            accounts += [
+                VaultAccount(first + i, _bytes(owner), free, locked, bond, exit_at)
+                for i, (owner, free, locked, bond, exit_at) in enumerate(page)
+            ]
+            if len(page) < ACCOUNTS_PER_READ:
+                return accounts
 
     async def batch_hash(self, batch_id: int, block: int | None = None) -> bytes:
         """fills_hash recorded for the batch; 32 zero bytes if it is not settled."""
+        return (await self._call(self.vault, _VAULT, "batch", batch_id, block=block))[0]
 
     async def account_of(self, owner: bytes) -> int:
         """Vault index of a wallet address as of the latest block; 0 if it has none."""
+        return (await self._call(self.vault, _VAULT, "indexOf", owner))[0]
 
-    async def token_balance_usdc6(self, owner: bytes, block: int | None = None) -> int: ...
+    async def token_balance_usdc6(self, owner: bytes, block: int | None = None) -> int:
+        """What a wallet or contract holds of the token; as of the latest block by default."""
+        return (await self._call(self.token, _TOKEN, "balanceOf", owner, block=block))[0]
 
-    # --- the vault: transactions of the settler -----------------------------------------------
+    # --- the vault: transactions of the settler -------------------------------------------------
+
     async def settler_nonce(self) -> int:
         """Next nonce by the latest block. What was prepared but not mined is the caller's."""
+        return await self._nonce(address_of(self._keys.settler))
 
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
         """Raises ContractRejected (AccountRejected names the account) as the vault would."""
+        sender = address_of(self._keys.settler)
+        await self._call(self.vault, _VAULT, "settle", batch_id, packed, sender=sender)
 
     async def simulate_withdraw(self, withdrawal_id: int, account: int, amount_usdc6: int) -> None:
         """Raises ContractRejected as the vault would."""
+        arguments = (withdrawal_id, account, amount_usdc6)
+        sender = address_of(self._keys.settler)
+        await self._call(self.vault, _VAULT, "withdraw", *arguments, sender=sender)
 
     async def prepare_settle(self, batch_id: int, packed: bytes, nonce: int) -> SignedTransaction:
         """Sign without sending. The batch is not simulated here."""
+        assert len(packed) <= FILLS_PER_BATCH_MAX * FILL_BYTES, "the batcher bounds its batches"
+        data = _VAULT.encode("settle", batch_id, packed)
+        return await self._sign(self._keys.settler, nonce, self.vault, data, settle_gas(packed))
 
     async def prepare_withdraw(
         self, withdrawal_id: int, account: int, amount_usdc6: int, nonce: int
-    ) -> SignedTransaction: ...
+    ) -> SignedTransaction:
+        """Sign without sending. The withdrawal is not simulated here."""
+        data = _VAULT.encode("withdraw", withdrawal_id, account, amount_usdc6)
+        return await self._sign(self._keys.settler, nonce, self.vault, data, _WITHDRAW_GAS)
 
-    # --- sending ------------------------------------------------------------------------------
+    async def _nonce(self, sender: bytes) -> int:
+        return await self._ask(self._w3.eth.get_transaction_count(checksum(sender), "latest"))
+
+    async def _max_fee_wei(self) -> tuple[int, int]:
+        """(fee cap, tip): the cap outlives a doubling of the base fee."""
+        block: Any = await self._ask(self._w3.eth.get_block("latest"))
+        tip = await self._ask(self._w3.eth.max_priority_fee)
+        return 2 * int(block["baseFeePerGas"]) + tip, tip
+
+    async def _sign(
+        self,
+        key: bytes,
+        nonce: int,
+        to: bytes | None,
+        data: bytes,
+        gas: int,
+        value_wei: int = 0,
+        fees_wei: tuple[int, int] | None = None,
+    ) -> SignedTransaction:
+        cap, tip = fees_wei or await self._max_fee_wei()
+        fields: dict[str, Any] = {
+            "chainId": self.chain_id,
+            "nonce": nonce,
+            "gas": gas,
+            "maxFeePerGas": cap,
+            "maxPriorityFeePerGas": tip,
+            "value": value_wei,
+            "data": data,
+        }
+        if to is not None:
+            fields["to"] = checksum(to)
+        signed = Account.sign_transaction(fields, key)
+        return SignedTransaction(nonce, bytes(signed.raw_transaction), bytes(signed.hash))
+
+    # --- sending --------------------------------------------------------------------------------
+
     async def send(self, transaction: SignedTransaction) -> None:
         """Hand it to the node; harmless when the node knows it already.
 
         Raises NonceUsed (another transaction took the nonce, or one before it is missing),
         TransactionRefused, ChainUnavailable (the node may have it all the same).
         """
+        try:
+            async with asyncio.timeout(self._options.request_seconds):
+                await self._w3.eth.send_raw_transaction(HexBytes(transaction.raw))
+        except Web3RPCError as error:
+            said = error.message.lower()
+            if "already known" in said or "already imported" in said:
+                return
+            if "nonce too low" in said and await self.receipt(transaction.hash) is not None:
+                return
+            if "nonce" in said:
+                raise NonceUsed(f"nonce {transaction.nonce}: {error.message}") from error
+            raise TransactionRefused(error.message) from error
+        except (TimeoutError, OSError, ClientError, ProviderConnectionError) as error:
+            raise ChainUnavailable(f"the node does not answer: {error!r}") from error
 
     async def receipt(self, transaction_hash: bytes) -> Receipt | None:
         """None while it is not mined. A reverted one is returned with `succeeded` false."""
+        try:
+            found: Any = await self._ask(
+                self._w3.eth.get_transaction_receipt(HexBytes(transaction_hash))
+            )
+        except TransactionNotFound:
+            return None
+        created = found["contractAddress"]
+        return Receipt(
+            hash=transaction_hash,
+            block_number=found["blockNumber"],
+            block_hash=bytes(found["blockHash"]),
+            succeeded=found["status"] == 1,
+            gas_used=found["gasUsed"],
+            contract=_bytes(created) if created else _NO_ADDRESS,
+        )
 
     async def wait(self, transaction_hash: bytes) -> Receipt:
         """Poll until mined. Raises TransactionNotMined after `wait_seconds`."""
+        try:
+            async with asyncio.timeout(self._options.wait_seconds):
+                while (found := await self.receipt(transaction_hash)) is None:  # noqa: ASYNC110 a node
+                    await asyncio.sleep(self._options.poll_seconds)
+                return found
+        except TimeoutError:
+            raise TransactionNotMined(
+                f"0x{transaction_hash.hex()} after {self._options.wait_seconds} s"
+            ) from None
 
-    # --- prices -------------------------------------------------------------------------------
+    async def _mined(self, transaction: SignedTransaction) -> Receipt:
+        found = await self.wait(transaction.hash)
+        if not found.succeeded:
+            raise TransactionReverted(f"0x{transaction.hash.hex()} in block {found.block_number}")
+        return found
+
+    # --- prices ---------------------------------------------------------------------------------
+
     async def ensure_feeds(self, descriptions: dict[int, str]) -> dict[int, bytes]:
         """Feed addresses by product, deploying what is missing; idempotent."""
+        key = self._keys.publisher
+        async with self._publishing:
+            missing = [
+                (product, description)
+                for product, description in descriptions.items()
+                if await self.feed_address(product) == _NO_ADDRESS
+            ]
+            nonce, fees = await self._nonce(address_of(key)), await self._max_fee_wei()
+            calls = [_ORACLE.encode("createFeed", *entry) for entry in missing]
+            await self._send_all(
+                [
+                    await self._sign(key, nonce + i, self.oracle, data, _FEED_GAS, 0, fees)
+                    for i, data in enumerate(calls)
+                ]
+            )
+        return {product: await self.feed_address(product) for product in descriptions}
 
     async def publish(self, points: Sequence[PricePoint]) -> Receipt:
         """One transaction for all. Raises RoundOutOfOrder, ContractRejected; nothing is partial."""
+        assert 0 < len(points) <= PRICES_PER_ROUND_MAX, "the caller splits longer lists"
+        async with self._publishing:
+            sender = address_of(self._keys.publisher)
+            rows = [tuple(point) for point in points]
+            await self._call(self.oracle, _ORACLE, "publish", rows, sender=sender)
+            signed = await self._sign(
+                self._keys.publisher,
+                await self._nonce(sender),
+                self.oracle,
+                _ORACLE.encode("publish", rows),
+                100_000 + _ROUND_GAS * len(points),
+            )
+            await self.send(signed)
+            return await self._mined(signed)
 
     async def feed_address(self, product: int) -> bytes:
         """20 zero bytes if the product has no feed."""
+        return _bytes((await self._call(self.oracle, _ORACLE, "feed", product))[0])
 
     async def read_feed(self, feed: bytes, round_id: int | None = None) -> FeedAnswer:
         """Through Chainlink's AggregatorV3Interface: latest, or one round. Raises NoData."""
+        if round_id is None:
+            return FeedAnswer._make(await self._call(feed, _FEED, "latestRoundData"))
+        return FeedAnswer._make(await self._call(feed, _FEED, "getRoundData", round_id))
 
     async def feed_description(self, feed: bytes) -> tuple[str, int]:
         """description() and decimals()."""
+        (description,) = await self._call(feed, _FEED, "description")
+        (decimals,) = await self._call(feed, _FEED, "decimals")
+        return description, decimals
 
-    # --- wallets ------------------------------------------------------------------------------
+    # --- wallets --------------------------------------------------------------------------------
+
     async def fund(self, fundings: Sequence[Funding]) -> list[int]:
         """Each wallet mints test USDC and deposits it with its own signature.
 
         The deployer sends gas money first. Accounts open in the order given; returns their
-        vault indices. Raises ChainMismatch when the token is not TestUSDC.
+        vault indices. Amounts are those of the vault's limits, a dollar at least. Raises
+        ChainMismatch when the token is not TestUSDC.
         """
+        if not self._test_token:
+            raise ChainMismatch("only test USDC can be minted")
+        fees = await self._max_fee_wei()
+        await self._send_gas_money([address_of(funding.key) for funding in fundings], fees)
+        steps = [await self._funding_steps(funding, fees) for funding in fundings]
+        await self._send_all([signed for wallet in steps for signed in wallet[:2]])
+        # The first deposits open the accounts: one by one, so that they open in the order given.
+        for wallet in steps:
+            for signed in wallet[2:3]:
+                await self.send(signed)
+        for wallet in steps:
+            for signed in wallet[2:3]:
+                await self._mined(signed)
+        await self._send_all([signed for wallet in steps for signed in wallet[3:]])
+        return [await self.account_of(address_of(funding.key)) for funding in fundings]
+
+    async def _send_all(self, transactions: Sequence[SignedTransaction]) -> None:
+        """Many at once, and wait for all; a node keeps what comes ahead of its nonce."""
+        for start in range(0, len(transactions), SENDS_AT_ONCE):
+            part = transactions[start : start + SENDS_AT_ONCE]
+            await asyncio.gather(*(self.send(signed) for signed in part))
+        for signed in transactions:
+            await self._mined(signed)
+
+    async def _send_gas_money(self, wallets: Sequence[bytes], fees_wei: tuple[int, int]) -> None:
+        # A wallet's own transactions may find the base fee doubled by those before them.
+        value = 4 * _WALLET_GAS * fees_wei[0] * 4
+        key = self._keys.deployer
+        async with self._deploying:
+            nonce = await self._nonce(address_of(key))
+            await self._send_all(
+                [
+                    await self._sign(key, nonce + i, wallet, b"", _TRANSFER_GAS, value, fees_wei)
+                    for i, wallet in enumerate(wallets)
+                ]
+            )
+
+    async def _funding_steps(
+        self, funding: Funding, fees_wei: tuple[int, int]
+    ) -> list[SignedTransaction]:
+        wallet = address_of(funding.key)
+        total = funding.cash_usdc6 + funding.bond_usdc6
+        calls = [
+            (self.token, _TOKEN.encode("mint", wallet, total)),
+            (self.token, _TOKEN.encode("approve", self.vault, total)),
+        ]
+        if funding.cash_usdc6:
+            calls.append((self.vault, _VAULT.encode("deposit", funding.cash_usdc6)))
+        if funding.bond_usdc6:
+            calls.append((self.vault, _VAULT.encode("depositBond", funding.bond_usdc6)))
+        nonce = await self._nonce(wallet)
+        return [
+            await self._sign(funding.key, nonce + i, to, data, _WALLET_GAS, 0, fees_wei)
+            for i, (to, data) in enumerate(calls)
+        ]
+
+
+def _bytes(address: str) -> bytes:
+    return bytes.fromhex(address.removeprefix("0x"))

@@ -17,7 +17,6 @@ from pathlib import Path
 from typing import Any, Final, cast
 
 from aiohttp import web
-from coincurve import PrivateKey
 from eth.abc import SignedTransactionAPI
 from eth_utils.crypto import keccak
 from web3._utils.encoding import FriendlyJsonSerde, Web3JsonEncoder
@@ -25,7 +24,7 @@ from web3.providers.async_base import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
 from settlement.blocklog import BlockLog
-from settlement.chain import Keys
+from settlement.chain import Keys, address_of
 from settlement.errors import DamagedLog, DevchainStopped
 from settlement.evm import BLOCK_GAS_MAX, Evm, RpcError
 
@@ -40,11 +39,6 @@ KEYS: Final = Keys(
     *(keccak(b"compex embedded chain " + role) for role in (b"deployer", b"settler", b"publisher"))
 )
 _SEND: Final = "eth_sendRawTransaction"
-
-
-def address_of(key: bytes) -> bytes:
-    """The 20-byte address of a private key."""
-    return keccak(PrivateKey(key).public_key.format(compressed=False)[1:])[-20:]
 
 
 class EmbeddedProvider(AsyncBaseProvider):
@@ -220,7 +214,7 @@ class EmbeddedChain:
         while taken := self._take_block():
             try:
                 self._mine_block(taken)
-            except BaseException as error:
+            except BaseException as error:  # noqa: BLE001 whatever it is, the waiting must hear it
                 # The block exists in memory alone: nobody may read it, so the chain ends here.
                 self._failed = True
                 for _, _, mined in taken:
