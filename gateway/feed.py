@@ -12,6 +12,7 @@ from typing import Final, NamedTuple, Protocol
 
 from compex_client import messages as m
 from compex_client.units import price_text, qty_text, usdc_text
+from compex_client.wallet import address_text
 
 from engine.catalog import Catalog
 from engine.port import Batch, Port
@@ -284,7 +285,7 @@ class Feed:
         return m.AccountSnapshot(
             aseq=state.aseq,
             account=account,
-            wallet="0x" + state.wallet.hex(),
+            wallet=address_text(state.wallet),
             balances=self.balances(account),
             orders=self.open_orders(account),
             capacities=[

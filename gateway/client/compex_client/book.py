@@ -9,7 +9,7 @@ import zlib
 from collections.abc import Iterable
 from itertools import islice
 from operator import neg
-from typing import Final, cast
+from typing import Final
 
 from sortedcontainers import SortedDict
 
@@ -38,10 +38,10 @@ class Book:
     def __init__(self, market: str) -> None:
         self.market: Final = market
         self.seq = 0  # of the last message applied; 0: no snapshot yet
-        self._bids = SortedDict(neg)
-        self._asks = SortedDict()
+        self._bids: SortedDict[int, int] = SortedDict(neg)
+        self._asks: SortedDict[int, int] = SortedDict()
 
-    def _side(self, side: str) -> SortedDict:
+    def _side(self, side: str) -> "SortedDict[int, int]":
         return self._bids if side == "buy" else self._asks
 
     def set_level(self, side: str, price_ticks: int, qty_lots: int) -> None:
@@ -55,12 +55,11 @@ class Book:
 
     def qty_at(self, side: str, price_ticks: int) -> int:
         """Lots at exactly this price; 0 without a level."""
-        return cast("int", self._side(side).get(price_ticks, 0))
+        return self._side(side).get(price_ticks, 0)
 
     def levels(self, side: str, count: int | None = None) -> Levels:
         """The best `count` levels, all by default, best first."""
-        items = cast("Iterable[tuple[int, int]]", self._side(side).items())
-        return list(islice(items, count))
+        return list(islice(self._side(side).items(), count))
 
     @property
     def bids(self) -> Levels:

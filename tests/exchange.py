@@ -1,0 +1,181 @@
+"""A whole exchange for tests: the real engine on a journal in a temporary directory, the real
+gateway, and, where a test wants one, the real server on loopback. Settlement's part (accounts and
+deposits) is played by sequencing its commands."""
+
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import msgspec
+from compex_client import messages as m
+from compex_client.wallet import Domain, Wallet
+
+from engine.catalog import load_catalog
+from engine.journal import Journal, SystemDisk
+from engine.pipeline import Pipeline
+from engine.records import COMMAND_STRUCT, Command, CommandKind, Purse
+from engine.sequence import ScriptedClock
+from gateway.health import Health
+from gateway.limits import DEFAULT_LIMITS, Outbox
+from gateway.server import GatewayServer
+from gateway.session import Desk, Session, open_desk
+
+DOMAIN = Domain(chain_id=31337, vault=bytes.fromhex("c0" * 20))
+SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
+TICKER = load_catalog().ticker(load_catalog().parse(SYMBOL))
+START_NS = 1_795_219_200_000_000_000
+_decode = msgspec.json.Decoder(m.ServerMessage).decode
+
+
+def wallet(number: int) -> Wallet:
+    """The same wallet for the same number, every time."""
+    return Wallet(number.to_bytes(32, "big"))
+
+
+ADMINISTRATOR = wallet(1)
+
+
+class Exchange:
+    """One running node without settlement."""
+
+    def __init__(self, pipeline: Pipeline, desk: Desk, clock: ScriptedClock) -> None:
+        self.port = pipeline
+        self.desk = desk
+        self.clock = clock
+        self.deposits = 0
+
+    async def open_account(
+        self, account: int, *, cash_usdc6: int = 0, bond_usdc6: int = 0
+    ) -> Wallet:
+        """Account n belongs to wallet(100 + n)."""
+        owner = wallet(100 + account)
+        raw = Command(kind=CommandKind.OPEN_ACCOUNT, account=account).pack()
+        record = bytearray(raw)
+        record[24:44] = owner.address_bytes
+        self.port.submit(unpack_command(bytes(record)))
+        for purse, amount in ((Purse.CASH, cash_usdc6), (Purse.BOND, bond_usdc6)):
+            if amount:
+                self.deposit(account, amount, purse)
+        await self.port.settled()
+        return owner
+
+    def deposit(self, account: int, amount_usdc6: int, purse: Purse = Purse.CASH) -> None:
+        self.deposits += 1
+        self.port.submit(
+            Command(
+                kind=CommandKind.DEPOSIT,
+                account=account,
+                client_id=self.deposits,
+                price_ticks=amount_usdc6,
+                side=purse,
+            )
+        )
+
+    async def list_market(self, symbol: str = SYMBOL, *, lot_multiple: int = 1) -> int:
+        product = self.desk.catalog.parse(symbol)
+        instrument = self.desk.next_instrument()
+        bond_usdc6_per_lot = 100
+        self.port.submit(
+            Command(
+                kind=CommandKind.LIST_MARKET,
+                instrument=instrument,
+                order_id=product,
+                price_ticks=bond_usdc6_per_lot,
+                qty_lots=lot_multiple,
+            )
+        )
+        await self.port.settled()
+        return instrument
+
+    async def declare(self, account: int, instrument: int, qty_lots: int) -> None:
+        self.port.submit(
+            Command(
+                kind=CommandKind.DECLARE_CAPACITY,
+                account=account,
+                instrument=instrument,
+                qty_lots=qty_lots,
+            )
+        )
+        await self.port.settled()
+
+    def converse(self, trader: Wallet | None = None) -> "Conversation":
+        """A session without a socket, logged in if a wallet is given."""
+        conversation = Conversation(self.desk)
+        if trader is not None:
+            conversation.login(trader)
+        return conversation
+
+
+def unpack_command(record: bytes) -> Command:
+    return Command._make(COMMAND_STRUCT.unpack(record))
+
+
+class Conversation:
+    """Drives one `Session` by frames, as a server would."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.overflowed = False
+        self.outbox = Outbox(desk.limits.outbound_bytes, wake=lambda: None, overflow=self._over)
+        self.session = Session(desk, self.outbox)
+        self.session.open()
+        [hello] = self.heard()
+        assert isinstance(hello, m.Hello)
+        self.hello = hello
+        self._last_id = 0
+
+    def _over(self) -> None:
+        self.overflowed = True
+
+    def heard(self) -> list[m.ServerMessage]:
+        frames = self.outbox.take()
+        for frame in frames:
+            self.outbox.sent(frame)
+        return [_decode(frame) for frame in frames]
+
+    def say(self, request: m.ClientMessage) -> list[m.ServerMessage]:
+        self.session.receive(msgspec.json.encode(request))
+        return self.heard()
+
+    def say_raw(self, frame: bytes | str) -> list[m.ServerMessage]:
+        self.session.receive(frame)
+        return self.heard()
+
+    def login(self, trader: Wallet) -> m.Ack:
+        nonce = bytes.fromhex(self.hello.nonce[2:])
+        signature = trader.sign_login(DOMAIN, nonce)
+        request = m.Login(1, trader.address, self.hello.nonce, "0x" + signature.hex())
+        [ack] = self.say(request)
+        assert isinstance(ack, m.Ack), ack
+        return ack
+
+
+@asynccontextmanager
+async def running_exchange(
+    directory: Path, limits: m.Limits = DEFAULT_LIMITS
+) -> AsyncGenerator[Exchange]:
+    clock = ScriptedClock(START_NS)
+    pipeline = Pipeline(Journal(directory / "journal", SystemDisk()), clock)
+    desk = open_desk(
+        pipeline,
+        load_catalog(),
+        DOMAIN,
+        administrator=ADMINISTRATOR.address_bytes,
+        limits=limits,
+    )
+    await pipeline.start()
+    try:
+        yield Exchange(pipeline, desk, clock)
+    finally:
+        await pipeline.close()
+
+
+@asynccontextmanager
+async def running_server(exchange: Exchange) -> AsyncGenerator[tuple[GatewayServer, str]]:
+    """The server and the URL of its websocket."""
+    server = GatewayServer(exchange.desk, Health(exchange.port))
+    await server.start()
+    host, port = server.address
+    try:
+        yield server, f"ws://{host}:{port}/ws"
+    finally:
+        await server.stop()

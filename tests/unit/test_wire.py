@@ -1,0 +1,142 @@
+"""Bytes become a typed request or a numbered refusal that names the field."""
+
+from typing import Any, get_args
+
+import msgspec
+import pytest
+from compex_client import messages as m
+
+from engine.records import ALL_INSTRUMENTS, PRICE_TICKS_MAX, QTY_LOTS_MAX, CommandKind, Side
+from engine.rejects import WORDS, Reject
+from gateway import translate, wire
+from gateway.wire import BadRequest
+
+NEW: dict[str, Any] = {
+    "t": "new", "id": 7, "market": "H100SXM8IBUSEB", "side": "buy", "price": "2.4150", "qty": "16",
+}  # fmt: skip
+
+
+def refusal_of(frame: bytes | str) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        wire.decode(frame)
+    return caught.value
+
+
+@pytest.mark.parametrize(
+    ("change", "reject", "field"),
+    [
+        ({"t": "buy"}, Reject.UNKNOWN_MESSAGE, "t"),
+        ({"t": 3}, Reject.INVALID_FIELD, "t"),
+        ({"price": 2.415}, Reject.INVALID_FIELD, "price"),
+        ({"price": None}, Reject.INVALID_FIELD, "price"),
+        ({"price": "1" * 33}, Reject.INVALID_FIELD, "price"),
+        ({"qty": 16}, Reject.INVALID_FIELD, "qty"),
+        ({"side": "hold"}, Reject.INVALID_FIELD, "side"),
+        ({"tif": "gtd"}, Reject.INVALID_FIELD, "tif"),
+        ({"self_trade": "allow"}, Reject.INVALID_FIELD, "self_trade"),
+        ({"client_id": -1}, Reject.INVALID_FIELD, "client_id"),
+        ({"client_id": 1 << 53}, Reject.INVALID_FIELD, "client_id"),
+        ({"client_id": "7"}, Reject.INVALID_FIELD, "client_id"),
+        ({"post_only": 1}, Reject.INVALID_FIELD, "post_only"),
+        ({"postonly": True}, Reject.INVALID_FIELD, "postonly"),
+        ({"market": "x" * 129}, Reject.INVALID_FIELD, "market"),
+        ({"id": 0}, Reject.INVALID_FIELD, "id"),
+        ({"id": 1 << 53}, Reject.INVALID_FIELD, "id"),
+        ({"id": 1.5}, Reject.INVALID_FIELD, "id"),
+    ],
+)
+def test_a_wrong_field_is_named(change: dict[str, Any], reject: Reject, field: str) -> None:
+    bad = refusal_of(msgspec.json.encode({**NEW, **change}))
+    assert (bad.reject, bad.field) == (reject, field)
+
+
+@pytest.mark.parametrize("field", ["t", "id", "market", "side", "price", "qty"])
+def test_a_missing_field_is_named(field: str) -> None:
+    bad = refusal_of(msgspec.json.encode({k: v for k, v in NEW.items() if k != field}))
+    assert (bad.reject, bad.field) == (Reject.INVALID_FIELD, field)
+
+
+@pytest.mark.parametrize(
+    "frame",
+    [b"", b"{", b"[]", b"null", b"7", b'"new"', b"\xff\xfe", b'{"t":"ping","id":1}x',
+     b"[" * 10_000, b'{"t":"ping",' * 1000, b'{"t":"\\ud800","id":1}', b'{"t":"p\xffng","id":1}'],
+)  # fmt: skip
+def test_a_broken_frame_is_malformed(frame: bytes) -> None:
+    assert refusal_of(frame).reject in {Reject.MALFORMED_FRAME, Reject.UNKNOWN_MESSAGE}
+
+
+def test_the_request_id_is_found_even_if_the_rest_is_wrong() -> None:
+    assert wire.request_id(b'{"t":"nonsense","id":41,"x":[1,2]}') == 41
+    assert wire.request_id(b'{"t":"new","id":"41"}') == 0
+    assert wire.request_id(b"not json") == 0
+    assert wire.request_id(b"\xff") == 0
+
+
+def test_a_refusal_quotes_no_more_than_its_limit() -> None:
+    bad = refusal_of(msgspec.json.encode({**NEW, "t": "x" * 100_000}))
+    assert len(bad.detail) <= wire.DETAIL_CHARS_MAX
+
+
+def test_a_reject_has_the_number_the_name_and_the_words() -> None:
+    reject = wire.reject_message(4, Reject.INSUFFICIENT_BALANCE)
+    assert msgspec.json.decode(wire.encode(reject)) == {
+        "t": "reject", "id": 4, "code": 3002, "reason": "INSUFFICIENT_BALANCE",
+        "message": WORDS[Reject.INSUFFICIENT_BALANCE], "field": None,
+    }  # fmt: skip
+
+
+def test_every_request_survives_the_wire() -> None:
+    samples: list[m.ClientMessage] = [
+        m.Login(1, "0x12", "0x34", "0x56"), m.Subscribe(2, "book", "X"), m.Unsubscribe(3, "book"),
+        m.New(4, "X", "sell", "1", "2", 9, "fok", True, "decrement"), m.Cancel(5, 6),
+        m.CancelAll(7), m.Capacity(8, "X", "9"), m.Withdraw(9, "1.5", 3),
+        m.Query(10, "order", client_id=4), m.Market(11, "list", "X", "0.01", "8"), m.Ping(12),
+    ]  # fmt: skip
+    assert {type(x) for x in samples} == set(get_args(m.ClientMessage))
+    for sample in samples:
+        assert wire.decode(msgspec.json.encode(sample)) == sample
+
+
+@pytest.mark.parametrize(
+    ("price", "qty", "reject", "field"),
+    [
+        ("0", "1", Reject.PRICE_OUT_OF_RANGE, "price"),
+        ("-1", "1", Reject.PRICE_OUT_OF_RANGE, "price"),
+        ("1677.7216", "1", Reject.PRICE_OUT_OF_RANGE, "price"),
+        ("9" * 24, "1", Reject.PRICE_OUT_OF_RANGE, "price"),
+        ("0.00001", "1", Reject.PRICE_NOT_ON_TICK, "price"),
+        ("two", "1", Reject.INVALID_FIELD, "price"),
+        ("1", "0", Reject.QTY_OUT_OF_RANGE, "qty"),
+        ("1", "-4", Reject.QTY_OUT_OF_RANGE, "qty"),
+        ("1", "10000000.01", Reject.QTY_OUT_OF_RANGE, "qty"),
+        ("1", "0.001", Reject.QTY_NOT_A_MULTIPLE, "qty"),
+        ("1", "1e2", Reject.INVALID_FIELD, "qty"),
+    ],
+)
+def test_a_wrong_number_is_refused_by_name(
+    price: str, qty: str, reject: Reject, field: str
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        translate.new_order(m.New(1, "X", "buy", price, qty), 1, 1)
+    assert (caught.value.reject, caught.value.field) == (reject, field)
+
+
+def test_an_order_becomes_the_command_it_says() -> None:
+    request = m.New(1, "X", "sell", "1677.7215", "10000000", 9, "gtc", True, "cancel_both")
+    command = translate.new_order(request, account=3, instrument=5)
+    assert command.kind == CommandKind.NEW_ORDER and command.side == Side.SELL
+    assert (command.price_ticks, command.qty_lots) == (PRICE_TICKS_MAX, QTY_LOTS_MAX)
+    assert (command.account, command.instrument, command.client_id) == (3, 5, 9)
+    assert (command.flags, command.self_trade) == (1, 2)
+    command.pack()
+
+
+def test_cancel_all_without_a_market_means_every_market() -> None:
+    assert translate.cancel_all(3, ALL_INSTRUMENTS).instrument == ALL_INSTRUMENTS
+
+
+@pytest.mark.parametrize("amount", ["0", "-5", "1000000000.000001"])
+def test_an_amount_out_of_range_is_refused(amount: str) -> None:
+    with pytest.raises(BadRequest) as caught:
+        translate.withdraw(m.Withdraw(1, amount), 1)
+    assert caught.value.reject is Reject.AMOUNT_OUT_OF_RANGE
