@@ -43,6 +43,12 @@ class Exchange:
         self.desk = desk
         self.clock = clock
         self.deposits = 0
+        self._stopped = False
+
+    async def stop(self) -> None:
+        if not self._stopped:
+            self._stopped = True
+            await self.port.close()
 
     async def open_account(
         self, account: int, *, cash_usdc6: int = 0, bond_usdc6: int = 0
@@ -163,10 +169,11 @@ async def running_exchange(
         limits=limits,
     )
     await pipeline.start()
+    exchange = Exchange(pipeline, desk, clock)
     try:
-        yield Exchange(pipeline, desk, clock)
+        yield exchange
     finally:
-        await pipeline.close()
+        await exchange.stop()
 
 
 @asynccontextmanager

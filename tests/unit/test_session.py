@@ -1,0 +1,554 @@
+"""A connection's conversation with the real engine, without a socket."""
+
+import asyncio
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import msgspec
+import pytest
+from compex_client import messages as m
+from compex_client.wallet import keccak256, login_digest
+
+from engine.records import Command, CommandKind, Purse
+from engine.rejects import WORDS, Reject
+from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Outbox, TokenBucket
+from tests.exchange import (
+    ADMINISTRATOR,
+    DOMAIN,
+    SYMBOL,
+    TICKER,
+    Conversation,
+    Exchange,
+    running_exchange,
+    wallet,
+)
+
+SELLER, BUYER = 1, 2
+
+
+@pytest.fixture
+async def exchange(tmp_path: Path) -> AsyncGenerator[Exchange]:
+    """One market, a seller with bond and capacity, a buyer with 1,000 USDC."""
+    async with running_exchange(tmp_path) as running:
+        instrument = await running.list_market()
+        await running.open_account(SELLER, bond_usdc6=10**9)
+        await running.open_account(BUYER, cash_usdc6=10**9)
+        await running.declare(SELLER, instrument, 100_000)
+        yield running
+
+
+def trader(exchange: Exchange, account: int) -> Conversation:
+    return exchange.converse(wallet(100 + account))
+
+
+async def ask(
+    exchange: Exchange, conversation: Conversation, request: m.ClientMessage
+) -> m.ServerMessage:
+    """The one reply to a request that the engine answers."""
+    assert conversation.say(request) == []
+    await exchange.port.settled()
+    [reply] = conversation.heard()
+    return reply
+
+
+def refused(replies: list[m.ServerMessage] | m.ServerMessage) -> m.Reject:
+    [reply] = replies if isinstance(replies, list) else [replies]
+    assert isinstance(reply, m.Reject), reply
+    assert reply.code == Reject[reply.reason].value and reply.message
+    return reply
+
+
+def acked(replies: list[m.ServerMessage] | m.ServerMessage) -> m.Ack:
+    [reply] = replies if isinstance(replies, list) else [replies]
+    assert isinstance(reply, m.Ack), reply
+    return reply
+
+
+def buy(number: int, price: str = "2.4150", qty: str = "4", **more: Any) -> m.New:
+    return m.New(number, TICKER, "buy", price, qty, **more)
+
+
+def sell(number: int, price: str = "2.4150", qty: str = "4", **more: Any) -> m.New:
+    return m.New(number, TICKER, "sell", price, qty, **more)
+
+
+# --- login -------------------------------------------------------------------------------------
+async def test_hello_tells_the_limits_the_units_and_what_to_sign(exchange: Exchange) -> None:
+    hello = exchange.converse().hello
+    assert hello.limits == DEFAULT_LIMITS
+    assert (hello.price_tick, hello.qty_lot, hello.version) == ("0.0001", "0.01", 1)
+    assert (hello.chain_id, hello.vault.lower()) == (31337, "0x" + "c0" * 20)
+    assert len(bytes.fromhex(hello.nonce[2:])) == 32
+    assert exchange.converse().hello.nonce != hello.nonce
+
+
+async def test_a_login_names_the_account_of_the_wallet(exchange: Exchange) -> None:
+    ack = exchange.converse().login(wallet(100 + BUYER))
+    assert (ack.account, ack.wallet) == (BUYER, wallet(100 + BUYER).address)
+
+
+async def test_a_wallet_may_log_in_before_its_first_deposit(exchange: Exchange) -> None:
+    early = exchange.converse(wallet(100 + 3))
+    assert refused(early.say(buy(2))).code == Reject.NO_ACCOUNT
+    await exchange.open_account(3, cash_usdc6=10**9)
+    assert acked(await ask(exchange, early, buy(3))).order_id
+
+
+def login_request(
+    conversation: Conversation, signer: int, claimed: int, nonce: str | None = None
+) -> m.Login:
+    nonce = nonce or conversation.hello.nonce
+    digest = login_digest(
+        DOMAIN, wallet(claimed).address_bytes, bytes.fromhex(nonce.removeprefix("0x"))
+    )
+    signature = wallet(signer).sign_digest(digest).hex()
+    return m.Login(9, wallet(claimed).address, nonce, signature)
+
+
+async def test_a_wrong_signature_is_answered_with_the_recovered_wallet_and_the_digest(
+    exchange: Exchange,
+) -> None:
+    conversation = exchange.converse()
+    reject = refused(conversation.say(login_request(conversation, signer=7, claimed=8)))
+    assert (reject.id, reject.code, reject.field) == (9, Reject.WRONG_WALLET, "signature")
+    assert reject.recovered == wallet(7).address
+    nonce = bytes.fromhex(conversation.hello.nonce[2:])
+    assert reject.digest == "0x" + login_digest(DOMAIN, wallet(8).address_bytes, nonce).hex()
+    assert refused(conversation.say(buy(10))).code == Reject.NOT_LOGGED_IN
+
+
+@pytest.mark.parametrize("signature", ["", "0x", "00" * 65, "ff" * 64 + "1b", "zz" * 65, "é" * 65])
+async def test_what_is_no_signature_is_refused_with_the_digest(
+    exchange: Exchange, signature: str
+) -> None:
+    conversation = exchange.converse()
+    request = m.Login(1, wallet(8).address, conversation.hello.nonce, signature)
+    reject = refused(conversation.say(request))
+    assert reject.code == Reject.BAD_SIGNATURE and reject.digest and not reject.recovered
+
+
+async def test_a_replayed_nonce_is_refused(exchange: Exchange) -> None:
+    first, second = exchange.converse(), exchange.converse()
+    request = login_request(first, signer=7, claimed=7)
+    acked(first.say(request))
+    assert refused(second.say(request)).code == Reject.NONCE_REPLAYED
+    assert refused(first.say(request)).code == Reject.ALREADY_LOGGED_IN
+
+
+async def test_a_refused_login_uses_up_its_nonce_and_gives_the_next(exchange: Exchange) -> None:
+    conversation = exchange.converse()
+    reject = refused(conversation.say(login_request(conversation, signer=7, claimed=8)))
+    stale = refused(conversation.say(login_request(conversation, signer=8, claimed=8)))
+    assert stale.code == Reject.NONCE_REPLAYED
+    assert stale.nonce == reject.nonce != conversation.hello.nonce
+    fresh = login_request(conversation, signer=8, claimed=8, nonce=reject.nonce)
+    assert acked(conversation.say(fresh)).wallet == wallet(8).address
+
+
+@pytest.mark.parametrize("field", ["wallet", "nonce"])
+async def test_a_login_field_that_is_not_hex_is_named(exchange: Exchange, field: str) -> None:
+    conversation = exchange.converse()
+    request = login_request(conversation, signer=7, claimed=7)
+    setattr(request, field, "0x123")
+    reject = refused(conversation.say(request))
+    assert (reject.code, reject.field) == (Reject.INVALID_FIELD, field)
+
+
+@pytest.mark.parametrize(
+    "request_",
+    [buy(5), m.Cancel(5, 1), m.CancelAll(5), m.Capacity(5, TICKER, "1"), m.Withdraw(5, "1"),
+     m.Query(5, "orders"), m.Query(5, "balances"), m.Subscribe(5, "account")],
+    ids=lambda r: type(r).__name__,
+)  # fmt: skip
+async def test_nothing_of_an_account_is_done_without_a_login(
+    exchange: Exchange, request_: m.ClientMessage
+) -> None:
+    assert refused(exchange.converse().say(request_)).code == Reject.NOT_LOGGED_IN
+
+
+# --- orders ------------------------------------------------------------------------------------
+async def test_an_order_is_acked_with_its_number(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    ack = acked(await ask(exchange, buyer, buy(4, client_id=77)))
+    assert (ack.id, ack.client_id, ack.market, ack.dup) == (4, 77, TICKER, False)
+    assert ack.order_id and ack.sequence and ack.time_us
+
+
+async def test_the_long_symbol_names_the_same_market(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    request = m.New(4, SYMBOL, "buy", "1", "1")
+    assert acked(await ask(exchange, buyer, request)).market == TICKER
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (buy(3, price="0"), 2001),
+        (buy(3, price="-1"), 2001),
+        (buy(3, price="1677.7216"), 2001),
+        (buy(3, price="1.00001"), 2002),
+        (buy(3, price="one"), 1003),
+        (buy(3, qty="0"), 2003),
+        (buy(3, qty="-1"), 2003),
+        (buy(3, qty="10000000.01"), 2003),
+        (buy(3, qty="0.001"), 2004),
+        (m.New(3, "NOSUCH", "buy", "1", "1"), 4001),
+        (m.New(3, "nv.h100-sxm-80g.x8.ib|us-e|A|SPOT", "buy", "1", "1"), 4001),
+        (m.CancelAll(3, "NOSUCH"), 4001),
+        (m.Capacity(3, "NOSUCH", "1"), 4001),
+        (m.Capacity(3, TICKER, "-1"), 2003),
+        (m.Withdraw(3, "0"), 3005),
+        (m.Withdraw(3, "-1"), 3005),
+        (m.Withdraw(3, "0.0000001"), 1003),
+        (m.Cancel(3), 1003),
+        (m.Cancel(3, 1, 2), 1003),
+        (m.Cancel(3, client_id=99), 2006),
+        (m.Query(3, "order"), 1003),
+        (m.Query(3, "order", order_id=99), 2006),
+        (m.Subscribe(3, "gossip"), 1013),
+        (m.Subscribe(3, "book", "NOSUCH"), 4001),
+        (m.Subscribe(3, "book"), 4001),
+        (m.Market(3, "halt", TICKER), 1010),
+    ],
+    ids=lambda x: str(x) if isinstance(x, int) else type(x).__name__,
+)
+async def test_what_the_gateway_refuses_changes_nothing(
+    exchange: Exchange, request_: m.ClientMessage, code: int
+) -> None:
+    before = exchange.port.state_hash(), exchange.port.ready()
+    buyer = trader(exchange, BUYER)
+    reject = refused(buyer.say(request_))
+    assert (reject.id, reject.code) == (3, code)
+    assert (exchange.port.state_hash(), exchange.port.ready()) == before
+
+
+@pytest.mark.parametrize(
+    ("request_", "code"),
+    [
+        (buy(3, qty="1000"), 3002),
+        (sell(3), 3004),
+        (m.Withdraw(3, "1000.000001"), 3002),
+        (m.Cancel(3, 99), 2006),
+        (buy(3, tif="ioc", post_only=True), 2010),
+        (buy(3, tif="fok"), 2008),
+    ],
+    ids=lambda x: str(x) if isinstance(x, int) else type(x).__name__,
+)
+async def test_what_the_engine_refuses_is_told_by_its_number(
+    exchange: Exchange, request_: m.ClientMessage, code: int
+) -> None:
+    before = exchange.port.balances(BUYER)
+    reject = refused(await ask(exchange, trader(exchange, BUYER), request_))
+    assert (reject.id, reject.code) == (3, code)
+    assert exchange.port.balances(BUYER) == before
+
+
+async def test_an_ask_beyond_the_declared_capacity_is_refused(exchange: Exchange) -> None:
+    seller = trader(exchange, SELLER)
+    reject = refused(await ask(exchange, seller, sell(3, qty="1000.01")))
+    assert reject.code == Reject.INSUFFICIENT_CAPACITY
+
+
+async def test_an_ask_without_a_bond_is_refused(exchange: Exchange) -> None:
+    await exchange.open_account(3)
+    seller = trader(exchange, 3)
+    acked(await ask(exchange, seller, m.Capacity(2, TICKER, "4")))
+    assert refused(await ask(exchange, seller, sell(3))).code == Reject.INSUFFICIENT_BOND
+
+
+async def test_a_quantity_must_be_a_multiple_of_the_markets_lot(exchange: Exchange) -> None:
+    coarse = "nv.h100-sxm-80g.x8.ib|us-w|B|SPOT"
+    await exchange.list_market(coarse, lot_multiple=800)
+    reject = refused(
+        await ask(exchange, trader(exchange, BUYER), m.New(3, coarse, "buy", "1", "4"))
+    )
+    assert reject.code == Reject.QTY_NOT_A_MULTIPLE
+
+
+async def test_the_same_client_id_and_body_gets_the_first_ack_marked_dup(
+    exchange: Exchange,
+) -> None:
+    buyer = trader(exchange, BUYER)
+    first = acked(await ask(exchange, buyer, buy(3, client_id=5)))
+    again = acked(buyer.say(buy(4, client_id=5)))
+    assert again.dup and not first.dup
+    assert (again.id, again.order_id, again.sequence) == (4, first.order_id, first.sequence)
+
+
+async def test_a_repeat_in_flight_is_answered_when_the_first_one_is(exchange: Exchange) -> None:
+    buyer, other = trader(exchange, BUYER), trader(exchange, BUYER)
+    assert buyer.say(buy(3, client_id=5)) == other.say(buy(8, client_id=5)) == []
+    await exchange.port.settled()
+    first, again = acked(buyer.heard()), acked(other.heard())
+    assert (first.dup, again.dup, again.id) == (False, True, 8)
+    assert first.order_id == again.order_id
+    assert len(exchange.desk.pending) == 0
+
+
+async def test_another_body_under_a_used_client_id_is_refused(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    await ask(exchange, buyer, buy(3, client_id=5))
+    assert refused(buyer.say(buy(4, "2.4151", client_id=5))).code == Reject.CLIENT_ID_REUSED
+
+
+async def test_a_rejected_order_does_not_use_up_its_client_id(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    refused(await ask(exchange, buyer, buy(3, qty="1000", client_id=5)))
+    assert not acked(await ask(exchange, buyer, buy(4, client_id=5))).dup
+
+
+async def test_a_withdrawal_repeated_with_its_client_id_is_made_once(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    first = acked(await ask(exchange, buyer, m.Withdraw(3, "10.5", 6)))
+    again = acked(buyer.say(m.Withdraw(4, "10.5", 6)))
+    assert again.dup and again.withdrawal_id == first.withdrawal_id == first.sequence
+    assert exchange.port.balances(BUYER).leaving_usdc6 == 10_500_000
+
+
+async def test_an_order_is_cancelled_by_either_id(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    order_id = acked(await ask(exchange, buyer, buy(3))).order_id
+    ack = acked(await ask(exchange, buyer, m.Cancel(4, order_id)))
+    assert (ack.order_id, ack.qty, ack.market) == (order_id, "4", TICKER)
+    order_id = acked(await ask(exchange, buyer, buy(5, client_id=8))).order_id
+    ack = acked(await ask(exchange, buyer, m.Cancel(6, client_id=8)))
+    assert (ack.order_id, ack.client_id, ack.qty) == (order_id, 8, "4")
+    assert exchange.port.balances(BUYER).held_usdc6 == 0
+
+
+async def test_a_cancel_by_client_id_waits_for_its_order_in_flight(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    assert buyer.say(buy(3, client_id=5)) == buyer.say(m.Cancel(4, client_id=5)) == []
+    await exchange.port.settled()
+    await exchange.port.settled()
+    placed, cancelled = [acked(x) for x in buyer.heard()]
+    assert (placed.id, cancelled.id, cancelled.qty) == (3, 4, "4")
+    assert placed.order_id == cancelled.order_id
+
+
+async def test_a_cancel_waiting_for_an_order_that_is_rejected_finds_no_order(
+    exchange: Exchange,
+) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3, qty="1000", client_id=5))
+    buyer.say(m.Cancel(4, client_id=5))
+    await exchange.port.settled()
+    placed, cancelled = [refused(x) for x in buyer.heard()]
+    assert placed.code == Reject.INSUFFICIENT_BALANCE
+    assert (cancelled.id, cancelled.code) == (4, Reject.UNKNOWN_ORDER)
+
+
+async def test_a_late_cancel_is_told_what_became_of_the_order(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    order_id = acked(await ask(exchange, buyer, buy(3, client_id=8))).order_id
+    await ask(exchange, seller, sell(3))
+    by_id = refused(await ask(exchange, buyer, m.Cancel(4, order_id)))
+    by_client_id = refused(buyer.say(m.Cancel(5, client_id=8)))
+    for reject in (by_id, by_client_id):
+        assert reject.code == Reject.UNKNOWN_ORDER and "it is filled" in reject.message
+
+
+async def test_nobody_cancels_the_order_of_another(exchange: Exchange) -> None:
+    order_id = acked(await ask(exchange, trader(exchange, BUYER), buy(3))).order_id
+    reject = refused(await ask(exchange, trader(exchange, SELLER), m.Cancel(3, order_id)))
+    assert (reject.code, reject.message) == (Reject.UNKNOWN_ORDER, WORDS[Reject.UNKNOWN_ORDER])
+    assert len(exchange.desk.feed.open_orders(BUYER)) == 1
+
+
+async def test_cancel_all_counts_the_orders_of_one_market_or_of_all(exchange: Exchange) -> None:
+    other = "nv.h100-sxm-80g.x8.ib|us-w|B|SPOT"
+    await exchange.list_market(other)
+    buyer = trader(exchange, BUYER)
+    for number in range(3, 6):
+        await ask(exchange, buyer, buy(number))
+    await ask(exchange, buyer, m.New(6, other, "buy", "1", "1"))
+    assert acked(await ask(exchange, buyer, m.CancelAll(7, TICKER))).count == 3
+    assert acked(await ask(exchange, buyer, m.CancelAll(8))).count == 1
+    assert acked(await ask(exchange, buyer, m.CancelAll(9))).count == 0
+
+
+async def test_an_ack_precedes_the_fills_of_its_order(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    buyer.say(m.Subscribe(2, "account"))
+    await ask(exchange, seller, sell(3, qty="1"))
+    await ask(exchange, seller, sell(4, qty="1"))
+    buyer.heard()
+    buyer.say(buy(3, qty="4", tif="ioc"))
+    await exchange.port.settled()
+    heard = buyer.heard()
+    assert [type(x) for x in heard] == [m.Ack, m.Order, m.Fill, m.Fill, m.Order, m.Balance]
+    last = heard[4]
+    assert isinstance(last, m.Order)
+    assert (last.state, last.reason, last.left) == ("cancelled", "IOC_REMAINDER", "0")
+
+
+async def test_the_state_of_an_order_is_told_open_or_closed(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    order_id = acked(await ask(exchange, buyer, buy(3, client_id=8))).order_id
+    for state, left in (("open", "4"), ("filled", "0")):
+        for query in (m.Query(4, "order", client_id=8), m.Query(5, "order", order_id=order_id)):
+            order = acked(buyer.say(query)).order
+            assert order is not None and (order.state, order.left) == (state, left)
+        await ask(exchange, seller, sell(6))
+
+
+async def test_balances_are_told_as_published_and_never_before(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3))
+    await asyncio.sleep(0)  # the engine has matched it; the journal has not synced it
+    before = acked(buyer.say(m.Query(4, "balances"))).balances
+    await exchange.port.settled()
+    buyer.heard()
+    after = acked(buyer.say(m.Query(5, "balances"))).balances
+    assert before is not None and (before.free, before.held) == ("1000", "0")
+    assert after is not None and (after.free, after.held) == ("990.34", "9.66")
+
+
+# --- administration ----------------------------------------------------------------------------
+async def test_only_the_administrator_lists_halts_and_resumes(exchange: Exchange) -> None:
+    symbol = "nv.h100-sxm-80g.x8.ib|us-w|B|SPOT"
+    chief, buyer = exchange.converse(ADMINISTRATOR), trader(exchange, BUYER)
+    for request in (m.Market(3, "list", symbol), m.Market(3, "halt", TICKER)):
+        assert refused(buyer.say(request)).code == Reject.NOT_ADMINISTRATOR
+        assert refused(exchange.converse().say(request)).code == Reject.NOT_ADMINISTRATOR
+    ticker = acked(await ask(exchange, chief, m.Market(4, "list", symbol))).market
+    assert acked(await ask(exchange, buyer, m.New(4, symbol, "buy", "1", "8"))).market == ticker
+    acked(await ask(exchange, chief, m.Market(5, "halt", ticker)))
+    reject = refused(await ask(exchange, buyer, m.New(5, ticker, "buy", "1", "8")))
+    assert reject.code == Reject.MARKET_HALTED
+    acked(await ask(exchange, chief, m.Market(6, "resume", ticker)))
+    acked(await ask(exchange, buyer, m.New(6, ticker, "buy", "1", "8")))
+
+
+async def test_a_listing_takes_the_catalogs_terms_unless_given(exchange: Exchange) -> None:
+    chief, catalog = exchange.converse(ADMINISTRATOR), exchange.desk.catalog
+    plain, given = [f"nv.h100-sxm-80g.x8.ib|{r}|B|SPOT" for r in ("us-w", "us-c")]
+    await ask(exchange, chief, m.Market(3, "list", plain))
+    await ask(exchange, chief, m.Market(4, "list", given, "0.25", "2"))
+    product = catalog.parse(plain)
+    by_symbol = {x.symbol: x for x in exchange.desk.feed.market_infos()}
+    listed = exchange.desk.feed.market(plain)
+    assert listed.lot_multiple == catalog.lot_multiple(product)
+    assert listed.bond_usdc6_per_lot == catalog.bond_usdc6_per_lot(product)
+    assert (by_symbol[given].bond, by_symbol[given].lot) == ("0.25", "2")
+
+
+async def test_a_market_is_listed_once_even_if_asked_twice_at_once(exchange: Exchange) -> None:
+    symbol = "nv.h100-sxm-80g.x8.ib|us-w|B|SPOT"
+    chief = exchange.converse(ADMINISTRATOR)
+    assert chief.say(m.Market(3, "list", symbol)) == []
+    assert refused(chief.say(m.Market(4, "list", symbol))).code == Reject.ALREADY_LISTED
+    await exchange.port.settled()
+    acked(chief.heard())
+    assert refused(chief.say(m.Market(5, "list", symbol))).code == Reject.ALREADY_LISTED
+    assert refused(chief.say(m.Market(6, "list", "x|y"))).code == Reject.UNKNOWN_INSTRUMENT
+    assert refused(chief.say(m.Market(7, "halt", "x|y"))).code == Reject.UNKNOWN_INSTRUMENT
+
+
+# --- limits ------------------------------------------------------------------------------------
+class Watch:
+    def __init__(self) -> None:
+        self.ns = 0
+
+    def __call__(self) -> int:
+        return self.ns
+
+
+def test_a_bucket_refills_at_its_rate_and_says_when() -> None:
+    watch = Watch()
+    bucket = TokenBucket(rate_per_s=100, burst=2, now_ns=watch)
+    assert [bucket.take() for _ in range(3)] == [0, 0, 10]
+    watch.ns += 9 * NS_PER_MS
+    assert bucket.take() == 1
+    watch.ns += NS_PER_MS
+    assert bucket.take() == 0 and bucket.left == 0
+    watch.ns += 10_000 * NS_PER_MS
+    assert bucket.left == 2
+
+
+async def test_a_request_over_the_limit_is_told_when_to_retry_and_cancels_still_pass(
+    tmp_path: Path,
+) -> None:
+    limits = msgspec.structs.replace(DEFAULT_LIMITS, requests_per_s=1, requests_burst=2)
+    async with running_exchange(tmp_path, limits) as exchange:
+        await exchange.open_account(BUYER, cash_usdc6=10**9)
+        buyer = trader(exchange, BUYER)
+        acked(buyer.say(m.Query(2, "balances")))
+        for frame in (msgspec.json.encode(m.Ping(3)), b"{"):
+            reject = refused(buyer.say_raw(frame))
+            assert reject.code == Reject.RATE_LIMITED and 0 < reject.retry_ms <= 1000
+        ack = acked(await ask(exchange, buyer, m.CancelAll(4)))
+        assert ack.budget == (0, limits.cancels_burst - 1)
+        stranger = exchange.converse()
+        assert isinstance(stranger.say(m.Ping(1))[0], m.Pong)
+
+
+async def test_subscriptions_are_counted_and_limited(tmp_path: Path) -> None:
+    limits = msgspec.structs.replace(DEFAULT_LIMITS, subscriptions=2)
+    async with running_exchange(tmp_path, limits) as exchange:
+        await exchange.list_market()
+        reader = exchange.converse()
+        acked(reader.say(m.Subscribe(1, "trades"))[:1])
+        acked(reader.say(m.Subscribe(2, "book", TICKER))[:1])
+        reject = refused(reader.say(m.Subscribe(3, "status")))
+        assert reject.code == Reject.TOO_MANY_SUBSCRIPTIONS
+        acked(reader.say(m.Subscribe(4, "book", TICKER))[:1])
+        acked(reader.say(m.Unsubscribe(5, "trades")))
+        acked(reader.say(m.Subscribe(6, "status"))[:1])
+
+
+def test_an_outbox_overflows_once_and_then_drops() -> None:
+    calls: list[str] = []
+    outbox = Outbox(10, lambda: calls.append("wake"), lambda: calls.append("overflow"))
+    outbox.push(b"12345")
+    [frame] = outbox.take()
+    outbox.push(b"12345")
+    outbox.push(b"1")  # the first five bytes are taken, but not sent: they still count
+    outbox.push(b"1")
+    assert calls == ["wake", "wake", "overflow"] and outbox.take() == []
+    outbox.sent(frame)
+
+
+async def test_a_full_engine_is_answered_busy_with_a_time_to_retry(exchange: Exchange) -> None:
+    exchange.port.subscribe(lambda batch: None, has_room=lambda: False)
+    reject = refused(trader(exchange, BUYER).say(buy(3)))
+    assert reject.code == Reject.BUSY and reject.retry_ms > 0
+
+
+async def test_a_stopped_engine_is_answered_stopped(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    await exchange.stop()
+    assert refused(buyer.say(buy(3))).code == Reject.STOPPED
+
+
+async def test_a_closed_session_leaves_its_orders_and_no_subscription(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(m.Subscribe(2, "account"))
+    buyer.heard()
+    buyer.say(buy(3))
+    buyer.session.close()
+    await exchange.port.settled()
+    assert buyer.heard() == []
+    assert len(exchange.desk.feed.open_orders(BUYER)) == 1
+    assert len(exchange.desk.pending) == 0
+
+
+async def test_money_that_moves_is_told_in_the_accounts_stream(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(m.Subscribe(2, "account"))
+    exchange.deposit(BUYER, 5_000_000)
+    exchange.deposit(BUYER, 7_000_000, Purse.BOND)
+    exchange.port.submit(Command(kind=CommandKind.WITHDRAW, account=BUYER, price_ticks=10**6))
+    await exchange.port.settled()
+    transfers = [x for x in buyer.heard() if isinstance(x, m.Transfer)]
+    assert [(x.kind, x.amount) for x in transfers] == [
+        ("deposit", "5"), ("bond_deposit", "7"), ("withdrawal_reserved", "1")
+    ]  # fmt: skip
+    assert [x.aseq for x in transfers] == [2, 3, 4]
+
+
+def test_the_digest_is_of_the_domain_and_of_nothing_else() -> None:
+    nonce = keccak256(b"nonce")
+    other = DOMAIN._replace(chain_id=1)
+    assert login_digest(DOMAIN, bytes(20), nonce) != login_digest(other, bytes(20), nonce)
