@@ -19,11 +19,10 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 import numpy as np
-from numba import int64, uint8, uint32, uint64
 from numpy.typing import NDArray
 
 from engine.book import StateArray, new_state
-from engine.kernel import kernel
+from engine.kernel import int64, kernel, uint8, uint32, uint64
 from engine.match import EVENTS_PER_COMMAND_MAX, apply, execute
 from engine.records import (
     AMOUNT_USDC6_MAX,

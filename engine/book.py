@@ -377,3 +377,131 @@ def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
 @kernel
 def order_id(s: Any, slot: Any) -> Any:
     return (int64(s.orders[slot].generation) << 24) | int64(slot)
+
+
+# --- invariants ---------------------------------------------------------------------------------
+
+
+def check_invariants(state: StateArray) -> None:
+    """Verify everything the module docstring promises. O(state in use), for tests and auditors.
+
+    Raises AssertionError naming what does not hold.
+    """
+    s = state[0]
+    held: dict[int, int] = {}
+    bond_held: dict[int, int] = {}
+    offered: dict[tuple[int, int], int] = {}
+    total_open = 0
+    for instrument in range(int(s["instrument_high"])):
+        book = s["books"][instrument]
+        if book["status"] == 0:
+            continue
+        on_book = 0
+        for side in (BUY, SELL):
+            prices = _check_side(s, instrument, side)
+            best = (max(prices) if side == BUY else min(prices)) if prices else None
+            empty = NO_BID if side == BUY else NO_ASK
+            assert book["best_ticks"][side] == (empty if best is None else best), "best price"
+            for price, slots in prices.items():
+                on_book += len(slots)
+                for slot in slots:
+                    _add_reserve(s, slot, side, instrument, price, (held, bond_held, offered))
+        assert book["best_ticks"][BUY] < book["best_ticks"][SELL], "never crossed"
+        assert on_book == book["open_orders"], "orders on the book"
+        total_open += on_book
+    assert total_open == s["open_orders"], "open orders"
+    assert np.count_nonzero(s["orders"]["qty_lots"][: int(s["order_high"]) + 1]) == total_open
+    _check_reserves(s, held, bond_held, offered)
+
+
+def _check_side(s: Any, instrument: int, side: int) -> dict[int, list[int]]:
+    """Walk one side's trie; price -> slots in queue order."""
+    book = s["books"][instrument]
+    prices: dict[int, list[int]] = {}
+
+    def walk(place: int, height: int, key: int, parent: int) -> None:
+        record = s["leaves"][place] if height == 0 else s["nodes"][place]
+        assert record["key"] == key, "a place knows its key"
+        assert record["parent"] == parent, "a place knows its parent"
+        bits = int(record["occupied"])
+        assert bits != 0, "no empty place stays"
+        for slot in range(64):
+            occupied = bool(bits >> slot & 1)
+            if height == 0:
+                queue = _check_queue(s, place << 6 | slot)
+                assert occupied == bool(queue), "the bitmap says which levels have orders"
+                if queue:
+                    prices[key << 6 | slot] = queue
+                continue
+            child = int(record["children"][slot])
+            assert occupied == (child != 0), "the bitmap says which children exist"
+            if child:
+                walk(child, height - 1, key << 6 | slot, place)
+        if height == 0:
+            assert (record["instrument"], record["side"]) == (instrument, side)
+
+    if book["root"][side]:
+        height = int(book["height"][side])
+        walk(int(book["root"][side]), height, int(book["prefix"][side]), 0)
+        best_leaf = s["leaves"][int(book["best_leaf"][side])]
+        assert best_leaf["key"] == book["best_ticks"][side] >> 6, "the best leaf holds the best"
+    return prices
+
+
+def _check_queue(s: Any, level: int) -> list[int]:
+    """Slots of one level, first in time first; links hold both ways."""
+    slots: list[int] = []
+    before, slot = 0, int(s["levels"][level]["head"])
+    sequence = 0
+    while slot:
+        order = s["orders"][slot]
+        assert order["prev"] == before, "linked both ways"
+        assert order["level"] == level, "an order knows its level"
+        assert order["qty_lots"] > 0, "nothing empty rests"
+        assert s["origins"][slot]["sequence"] > sequence, "first come, first served"
+        sequence = int(s["origins"][slot]["sequence"])
+        slots.append(slot)
+        before, slot = slot, int(order["next"])
+    assert s["levels"][level]["tail"] == before, "the tail is the last"
+    return slots
+
+
+def _add_reserve(
+    s: Any,
+    slot: int,
+    side: int,
+    instrument: int,
+    price: int,
+    sums: tuple[dict[int, int], dict[int, int], dict[tuple[int, int], int]],
+) -> None:
+    held, bond_held, offered = sums
+    order = s["orders"][slot]
+    account, qty = int(order["account"]), int(order["qty_lots"])
+    assert order["price_ticks"] == price, "an order stands at its price"
+    if side == BUY:
+        held[account] = held.get(account, 0) + price * qty
+        return
+    bond = int(s["books"][instrument]["bond_usdc6_per_lot"]) * qty
+    bond_held[account] = bond_held.get(account, 0) + bond
+    offered[account, instrument] = offered.get((account, instrument), 0) + qty
+
+
+def _check_reserves(
+    s: Any,
+    held: dict[int, int],
+    bond_held: dict[int, int],
+    offered: dict[tuple[int, int], int],
+) -> None:
+    total = 0
+    for account in range(int(s["account_high"]) + 1):
+        money = s["balances"][account]
+        assert all(money[name] >= 0 for name in BALANCES.names or ()), "nothing below zero"
+        assert money["held_usdc6"] == held.get(account, 0), "held = open buys"
+        assert money["bond_held_usdc6"] == bond_held.get(account, 0), "bond held = open asks"
+        total += sum(int(money[name]) for name in BALANCES.names or ())
+    assert total == s["total_usdc6"], "money is conserved"
+    for row in s["capacities"][s["capacities"]["key"] != 0]:
+        key = int(row["key"])
+        where = (key >> 32, key & 0xFFFFFFFF)
+        assert row["held_lots"] == offered.get(where, 0), "capacity held = open asks"
+        assert 0 <= row["held_lots"] + row["sold_lots"] <= row["declared_lots"], "never oversold"

@@ -293,7 +293,14 @@ class Event(NamedTuple):
 
     @property
     def owner(self) -> bytes:
-        return EVENT_STRUCT.pack(*self)[16:36]
+        return self.pack()[16:36]
+
+    def pack(self) -> bytes:
+        return EVENT_STRUCT.pack(*self)
+
+    @classmethod
+    def unpack(cls, data: bytes) -> "Event":
+        return cls._make(EVENT_STRUCT.unpack(data))
 
 
 def decode_events(events: EventArray) -> list[Event]:

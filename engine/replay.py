@@ -32,7 +32,7 @@ class Matcher:
         self._events: EventArray = np.zeros(EVENTS_BUFFER, EVENT)
 
     def warm_up(self) -> None:
-        """Compile the kernel (ten seconds, once per machine and build) or load it from the cache."""
+        """Compile the kernel (ten seconds, once per machine and build) or load it."""
         execute(self.state, np.frombuffer(b"", COMMAND), 0, self._events)
 
     def match(self, commands: CommandArray) -> Iterator[EventArray]:
