@@ -5,6 +5,7 @@ or gone harms only itself: nothing here waits for one while serving another. The
 """
 
 import asyncio
+import socket
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -25,6 +26,7 @@ PING_INTERVAL_S: Final = 15.0
 HEARTBEAT_S: Final = 5.0
 CLOSE_TIMEOUT_S: Final = 2.0  # for a peer to answer a close frame
 WRITE_BUFFER_BYTES: Final = 64 << 10  # in the transport; the rest waits in the outbox
+SOCKET_BUFFER_BYTES: Final = 256 << 10  # else the system lets megabytes pile up for a slow reader
 STATIC_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
     ".js": "text/javascript; charset=utf-8",
@@ -99,6 +101,8 @@ class GatewayServer:
         if len(self._sessions) >= CONNECTIONS_MAX:
             await connection.close(CloseCode.TRY_AGAIN_LATER, "as many connections as we hold")
             return
+        peer: socket.socket = connection.transport.get_extra_info("socket")
+        peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         waiting = asyncio.Event()
         outbox = Outbox(
             self._desk.limits.outbound_bytes,

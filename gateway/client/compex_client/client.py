@@ -55,9 +55,13 @@ async def connect(url: str, wallet: Wallet | None = None) -> "Client":
         raise Disconnected(0, f"{url}: {error}") from error
     client = Client(socket)
     try:
-        await client.start()
-        if wallet is not None:
-            await client.login(wallet)
+        async with asyncio.timeout(OPEN_TIMEOUT_S):
+            await client.start()
+            if wallet is not None:
+                await client.login(wallet)
+    except TimeoutError as error:
+        await client.close()
+        raise Disconnected(0, f"{url}: no greeting") from error
     except BaseException:
         await client.close()
         raise

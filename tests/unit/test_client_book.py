@@ -1,0 +1,255 @@
+"""The client's mirror of a book: exact, or mended at once."""
+
+import asyncio
+import zlib
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from struct import pack
+
+import msgspec
+import pytest
+from compex_client import Disconnected, Rejected, StreamOverflow, connect, errors
+from compex_client import messages as m
+from compex_client.book import Book, checksum
+from compex_client.errors import BookOutOfStep, CompexClientError, ProtocolViolation
+from compex_client.streams import Stream
+from hypothesis import given
+from hypothesis import strategies as st
+from websockets.asyncio.server import ServerConnection, serve
+
+from gateway.limits import DEFAULT_LIMITS
+
+levels = st.dictionaries(st.integers(1, 60), st.integers(0, 5), max_size=40)
+
+
+def text(side: dict[int, int]) -> list[m.Level]:
+    return [(f"0.{price:04d}", str(lots)) for price, lots in side.items()]
+
+
+@given(levels, levels, levels, levels)
+def test_a_book_is_what_its_messages_say(
+    bids: dict[int, int], asks: dict[int, int], more_bids: dict[int, int], more_asks: dict[int, int]
+) -> None:
+    """Asks lie above all bids; the expectation is a plain dict sorted anew each time."""
+    book = Book("X")
+    expected: list[dict[int, int]] = [{}, {}]
+    for seq, (some_bids, some_asks) in enumerate([(bids, asks), (more_bids, more_asks)]):
+        changes = [some_bids, {price + 100: lots for price, lots in some_asks.items()}]
+        for side, change in zip(expected, changes, strict=True):
+            side.update({price: lots * 100 for price, lots in change.items()})
+            for price in [p for p, lots in side.items() if lots == 0]:
+                del side[price]
+        want_bids = sorted(expected[0].items(), reverse=True)
+        want_asks = sorted(expected[1].items())
+        crc = checksum(want_bids, want_asks)
+        if seq == 0:
+            whole = [text({p: q // 100 for p, q in side.items()}) for side in expected]
+            book.apply_snapshot(m.BookSnapshot("X", 5, whole[0], whole[1], crc))
+        else:
+            deltas = [text(change) for change in changes]
+            book.apply_delta(m.BookDelta("X", 5, 9, deltas[0], deltas[1], crc, 0))
+        assert (book.bids, book.asks) == (want_bids, want_asks)
+        assert book.best("buy") == (want_bids[0] if want_bids else None)
+        book.check_invariants()
+    assert book.seq == 9
+
+
+def test_the_checksum_is_over_the_bytes_the_protocol_says() -> None:
+    data = pack("<qq", 24_150, 1_600) + pack("<qq", 24_100, 50) + pack("<qq", 24_200, -300)
+    assert checksum([(24_150, 1_600), (24_100, 50)], [(24_200, 300)]) == zlib.crc32(data)
+    assert checksum([], []) == 0
+
+
+def test_the_checksum_is_over_ten_levels_of_each_side() -> None:
+    ten = [(100 - i, 1) for i in range(10)]
+    assert checksum([*ten, (1, 1)], []) == checksum(ten, [])
+    assert checksum(ten[:9], []) != checksum(ten, [])
+
+
+def test_a_gap_a_wrong_checksum_and_a_wrong_number_are_noticed() -> None:
+    book = Book("X")
+    crc = checksum([(10_000, 100)], [])
+    snapshot = m.BookSnapshot("X", 5, [("1.0000", "1")], [], crc)
+    book.apply_snapshot(snapshot)
+    for delta in (
+        m.BookDelta("X", 6, 7, [("1.0000", "1")], [], crc, 0),
+        m.BookDelta("X", 5, 7, [("1.0000", "2")], [], crc, 0),
+        m.BookDelta("X", 5, 7, [("1.00001", "1")], [], crc, 0),
+    ):
+        book.apply_snapshot(snapshot)
+        with pytest.raises(BookOutOfStep):
+            book.apply_delta(delta)
+    with pytest.raises(BookOutOfStep):
+        book.apply_snapshot(msgspec.structs.replace(snapshot, crc=crc ^ 1))
+
+
+# --- the client against a server that misbehaves -----------------------------------------------
+Script = Callable[[ServerConnection], Awaitable[None]]
+HELLO = m.Hello(1, "0x" + "11" * 32, 1, 1, "0x" + "22" * 20, "0.0001", "0.01", "t", DEFAULT_LIMITS)
+CRC = checksum([(10_000, 100)], [])
+
+
+def snapshot(seq: int) -> m.BookSnapshot:
+    return m.BookSnapshot("X", seq, [("1.0000", "1")], [], CRC)
+
+
+def delta(prev: int, seq: int, crc: int = CRC) -> m.BookDelta:
+    return m.BookDelta("X", prev, seq, [("1.0000", "1")], [], crc, 0)
+
+
+async def say(connection: ServerConnection, *messages: m.ServerMessage) -> None:
+    for message in messages:
+        await connection.send(msgspec.json.encode(message), text=True)
+
+
+async def hear(connection: ServerConnection) -> m.ClientMessage:
+    return msgspec.json.decode(await connection.recv(), type=m.ClientMessage)
+
+
+@asynccontextmanager
+async def scripted(script: Script) -> AsyncGenerator[str]:
+    """A server that greets, plays the script, then waits for the client to leave."""
+
+    async def converse(connection: ServerConnection) -> None:
+        await say(connection, HELLO)
+        await script(connection)
+        await connection.wait_closed()
+
+    async with serve(converse, "127.0.0.1", 0, compression=None) as server:
+        host, port = next(iter(server.sockets)).getsockname()
+        yield f"ws://{host}:{port}/ws"
+
+
+@pytest.mark.parametrize("broken", [delta(6, 7), delta(5, 7, crc=CRC ^ 1)], ids=["gap", "crc"])
+async def test_a_gap_or_a_wrong_checksum_is_mended_by_subscribing_again(
+    broken: m.BookDelta,
+) -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        await say(connection, m.Ack(first.id), snapshot(5), broken, delta(7, 8))
+        again = await hear(connection)
+        assert isinstance(again, m.Subscribe) and (again.channel, again.market) == ("book", "X")
+        await say(connection, m.Ack(again.id), snapshot(9), delta(9, 12))
+
+    async with scripted(script) as url, await connect(url) as client:
+        stream = await client.book("X")
+        while stream.book.seq != 12:
+            await anext(stream)
+        assert stream.resyncs == 1 and stream.synced
+        assert stream.book.bids == [(10_000, 100)]
+
+
+async def test_a_market_that_never_traded_is_mirrored_from_number_0() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        empty = m.BookSnapshot("X", 0, [], [], 0)
+        await say(connection, m.Ack(first.id), empty, delta(0, 3))
+
+    async with scripted(script) as url, await connect(url) as client:
+        stream = await client.book("X")
+        while stream.book.seq != 3:
+            await anext(stream)
+        assert stream.resyncs == 0
+
+
+async def test_a_book_that_cannot_be_mended_ends_with_the_reason() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        await say(connection, m.Ack(first.id), snapshot(5), delta(6, 7))
+        again = await hear(connection)
+        await say(connection, m.Reject(again.id, 1011, "RATE_LIMITED", "later", None, 5))
+
+    async with scripted(script) as url, await connect(url) as client:
+        stream = await client.book("X")
+        with pytest.raises(Rejected) as caught:
+            async for _ in stream:
+                pass
+        assert (caught.value.code, caught.value.retry_ms) == (1011, 5)
+
+
+async def test_a_request_in_flight_when_the_connection_ends_is_not_said_to_have_failed() -> None:
+    async def script(connection: ServerConnection) -> None:
+        await hear(connection)
+        await connection.close(4001, "too many unread bytes")
+
+    async with scripted(script) as url, await connect(url) as client:
+        with pytest.raises(Disconnected) as caught:
+            await client.place("X", "buy", "1", "1", client_id=3)
+        assert (caught.value.code, caught.value.reason) == (4001, "too many unread bytes")
+        with pytest.raises(Disconnected):
+            await client.balances()
+
+
+@pytest.mark.parametrize("frame", ["{", "[]", '{"t":"news"}', '{"t":"ack"}'])
+async def test_what_is_no_message_of_a_server_ends_the_connection(frame: str) -> None:
+    async def script(connection: ServerConnection) -> None:
+        await hear(connection)
+        await connection.send(frame)
+
+    async with scripted(script) as url, await connect(url) as client:
+        with pytest.raises(ProtocolViolation):
+            await client.markets()
+
+
+async def test_a_missing_private_message_ends_the_connection() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        transfer = m.Transfer(4, "deposit", "1", 1, 1, 1)
+        balances = m.Balances(*["0"] * 8)
+        start = m.AccountSnapshot(2, 1, "0x", balances, [], [], 1)
+        await say(connection, m.Ack(first.id), start, transfer)
+
+    async with scripted(script) as url, await connect(url) as client:
+        private = await client.private()
+        assert isinstance(await anext(private), m.AccountSnapshot)
+        with pytest.raises(ProtocolViolation):
+            await anext(private)
+
+
+async def test_a_new_kind_of_message_field_does_not_disturb_an_old_client() -> None:
+    async def script(connection: ServerConnection) -> None:
+        request = await hear(connection)
+        await connection.send(f'{{"t":"ack","id":{request.id},"mood":"fine","markets":[]}}')
+
+    async with scripted(script) as url, await connect(url) as client:
+        assert await client.markets() == []
+
+
+async def test_a_stream_read_too_slowly_ends_and_says_so() -> None:
+    stream = Stream[int](items_max=2)
+    for item in range(4):
+        stream.push(item)
+    assert [await anext(stream), await anext(stream)] == [0, 1]
+    with pytest.raises(StreamOverflow):
+        await anext(stream)
+
+
+async def test_a_closed_stream_ends_its_loop() -> None:
+    stream = Stream[int]()
+    stream.push(1)
+    asyncio.get_running_loop().call_soon(stream.close)
+    assert [item async for item in stream] == [1]
+
+
+async def test_no_server_is_a_documented_error() -> None:
+    for url in ("ws://127.0.0.1:9/ws", "http://127.0.0.1:9/ws", "nonsense"):
+        with pytest.raises(Disconnected):
+            await connect(url)
+
+
+async def test_a_float_is_no_price() -> None:
+    async def script(connection: ServerConnection) -> None:
+        await connection.wait_closed()
+
+    async with scripted(script) as url, await connect(url) as client:
+        for price in (2.5, float("nan")):
+            with pytest.raises(TypeError):
+                await client.place("X", "buy", price, "1")  # pyright: ignore[reportArgumentType]
+
+
+def test_every_error_of_the_client_is_in_its_documented_tree() -> None:
+    own = [x for x in vars(errors).values() if isinstance(x, type) and issubclass(x, Exception)]
+    assert len(own) >= 9
+    for error in own:
+        assert issubclass(error, CompexClientError)
+        assert error.__name__ in (errors.__doc__ or "")
