@@ -228,7 +228,7 @@ class Chain:
         self._deploying = asyncio.Lock()  # also: sending gas money
         self._deploy_block = 0
         self._test_token = False
-        self._deposit_seen = (0, 0)  # a deposit's number, and a block not above its own
+        self._deposit_seen = (0, 0)  # a deposit, and the first block that the next one may be in
         self.chain_id = chain_id
         self.token = _NO_ADDRESS
         self.vault = _NO_ADDRESS
@@ -257,11 +257,13 @@ class Chain:
         try:
             async with asyncio.timeout(self._options.request_seconds):
                 return await question
+        except TransactionNotFound:
+            raise  # an answer, not a failure
         except ContractLogicError as error:
             data = error.data if isinstance(error.data, str) else "0x"
             raise rejection(bytes.fromhex(data.removeprefix("0x"))) from error
         except Web3RPCError as error:
-            raise ChainUnavailable(f"the node answered: {error.message}") from error
+            raise ChainUnavailable(f"the node answered: {_said(error)}") from error
         except (TimeoutError, OSError, ClientError, ProviderConnectionError) as error:
             raise ChainUnavailable(f"the node does not answer: {error!r}") from error
 
@@ -391,7 +393,8 @@ class Chain:
     async def deposits(self, after_number: int, up_to_block: int, limit: int) -> list[Deposit]:
         """Deposits after_number + 1, + 2, ... in blocks up to `up_to_block`; at most `limit`.
 
-        Raises ChainMismatch when one of them is missing from what the node says.
+        `up_to_block` is final: what lies below it is not searched twice. Raises ChainMismatch
+        when one of them is missing from what the node says.
         """
         seen_number, seen_block = self._deposit_seen
         first = seen_block if seen_number <= after_number else self._deploy_block
@@ -405,8 +408,11 @@ class Chain:
                     raise ChainMismatch(f"deposit {after_number + len(found) + 1} is missing")
                 found.append(deposit)
             first = last + 1
-        found = found[:limit]
-        if found:
+        if len(found) < limit:
+            # All of them: the next one is in a block to come, which need not be searched again.
+            self._deposit_seen = (after_number + len(found), up_to_block + 1)
+        else:
+            found = found[:limit]
             self._deposit_seen = (found[-1].number, found[-1].block_number)
         return found
 
@@ -543,14 +549,14 @@ class Chain:
             async with asyncio.timeout(self._options.request_seconds):
                 await self._w3.eth.send_raw_transaction(HexBytes(transaction.raw))
         except Web3RPCError as error:
-            said = error.message.lower()
+            said = _said(error).lower()
             if "already known" in said or "already imported" in said:
                 return
             if "nonce too low" in said and await self.receipt(transaction.hash) is not None:
                 return
             if "nonce" in said:
-                raise NonceUsed(f"nonce {transaction.nonce}: {error.message}") from error
-            raise TransactionRefused(error.message) from error
+                raise NonceUsed(f"nonce {transaction.nonce}: {said}") from error
+            raise TransactionRefused(said) from error
         except (TimeoutError, OSError, ClientError, ProviderConnectionError) as error:
             raise ChainUnavailable(f"the node does not answer: {error!r}") from error
 
@@ -650,9 +656,10 @@ class Chain:
         """Each wallet mints test USDC and deposits it with its own signature.
 
         The deployer sends gas money first. Accounts open in the order given; returns their
-        vault indices. Amounts are those of the vault's limits, a dollar at least. Raises
-        ChainMismatch when the token is not TestUSDC.
+        vault indices. Each wallet appears once; an amount is 0 or within the vault's limits (a
+        dollar at least). Raises ChainMismatch when the token is not TestUSDC.
         """
+        assert len({funding.key for funding in fundings}) == len(fundings), "each wallet once"
         if not self._test_token:
             raise ChainMismatch("only test USDC can be minted")
         fees = await self._max_fee_wei()
@@ -708,6 +715,14 @@ class Chain:
             await self._sign(funding.key, nonce + i, to, data, _WALLET_GAS, 0, fees_wei)
             for i, (to, data) in enumerate(calls)
         ]
+
+
+def _said(error: Web3RPCError) -> str:
+    """The node's own words, which web3 wraps."""
+    answer = cast("dict[str, Any]", error.rpc_response or {}).get("error")
+    return (
+        str(cast("dict[str, Any]", answer)["message"]) if isinstance(answer, dict) else str(error)
+    )
 
 
 def _bytes(address: str) -> bytes:

@@ -23,7 +23,7 @@ from web3._utils.encoding import FriendlyJsonSerde, Web3JsonEncoder
 from web3.providers.async_base import AsyncBaseProvider
 from web3.types import RPCEndpoint, RPCResponse
 
-from settlement.blocklog import BlockLog
+from settlement.blocklog import BlockLog, LoggedBlock
 from settlement.chain import Keys, address_of
 from settlement.errors import DamagedLog, DevchainStopped
 from settlement.evm import BLOCK_GAS_MAX, Evm, RpcError
@@ -39,6 +39,7 @@ KEYS: Final = Keys(
     *(keccak(b"compex embedded chain " + role) for role in (b"deployer", b"settler", b"publisher"))
 )
 _SEND: Final = "eth_sendRawTransaction"
+_UNWRITABLE: Final = "the embedded chain's log could not be written"
 
 
 class EmbeddedProvider(AsyncBaseProvider):
@@ -103,12 +104,7 @@ class EmbeddedChain:
         try:
             evm = Evm(log.genesis_time_s, funded)
             for block in log.blocks():
-                evm.mine(block.time_s, [evm.decode(raw) for raw in block.transactions])
-                if evm.block_hash(evm.height) != block.hash:
-                    raise DamagedLog(
-                        f"{directory / LOG_NAME}: block {evm.height} replays to another hash than "
-                        "it had; it was written by another version of the embedded chain"
-                    )
+                _replay(evm, block, directory / LOG_NAME)
                 if progress is not None:
                     progress(log.position, log.size)
         except BaseException:
@@ -207,11 +203,11 @@ class EmbeddedChain:
 
     def _answer(self, method: str, parameters: Sequence[object]) -> object:
         if self._failed:
-            raise DevchainStopped("the embedded chain's log could not be written")
+            raise DevchainStopped(_UNWRITABLE)
         return self._evm.answer(method, parameters)
 
     def _mine(self) -> None:
-        while taken := self._take_block():
+        while not self._failed and (taken := self._take_block()):
             try:
                 self._mine_block(taken)
             except BaseException as error:  # noqa: BLE001 whatever it is, the waiting must hear it
@@ -219,12 +215,13 @@ class EmbeddedChain:
                 self._failed = True
                 for _, _, mined in taken:
                     mined.set_exception(error)
-                return
+        while self._failed and self._unmined:
+            _, mined = self._unmined.popleft()
+            if mined.set_running_or_notify_cancel():
+                mined.set_exception(DevchainStopped(_UNWRITABLE))
 
     def _mine_block(self, taken: list[tuple[bytes, SignedTransactionAPI, Future[str]]]) -> None:
         time_s = max(self._clock() // 1_000_000_000, self._evm.time_s + 1)
-        if self._failed:
-            raise DevchainStopped("the embedded chain's log could not be written")
         height = self._evm.height
         outcome = self._evm.mine(time_s, [transaction for _, transaction, _ in taken])
         if self._log is not None and self._evm.height > height:
@@ -273,6 +270,21 @@ class EmbeddedChain:
         if not isinstance(method, str):
             return _invalid(-32600, "a request names its method")
         return await self.respond(method, fields.get("params", []), fields.get("id"))
+
+
+def _replay(evm: Evm, block: LoggedBlock, path: Path) -> None:
+    number = evm.height + 1
+    try:
+        evm.mine(block.time_s, [evm.decode(raw) for raw in block.transactions])
+        same = evm.height == number and evm.block_hash(number) == block.hash
+    except RpcError:
+        same = False
+    if not same:
+        raise DamagedLog(
+            f"{path}: block {number} replays to another hash than it had; it was written by "
+            "another version of the embedded chain. Go back to that one, or remove the whole "
+            "state directory to begin anew."
+        )
 
 
 def _invalid(code: int, message: str) -> dict[str, Any]:

@@ -73,7 +73,7 @@ def _from_hex(text: object, what: str) -> bytes:
 
 
 def _quantity(text: object, what: str) -> int:
-    if not isinstance(text, str) or not text.startswith("0x"):
+    if not isinstance(text, str) or not text.startswith("0x") or len(text) > 66:
         raise RpcError(-32602, f"{what}: a quantity such as 0x1 expected")
     try:
         return int(text, 16)
@@ -163,10 +163,14 @@ class Evm:
             transaction.check_signature_validity()
         except Exception as error:  # whatever a decoder of foreign bytes may raise
             raise RpcError(-32000, f"invalid transaction: {error}") from error
-        if getattr(transaction, "type_id", 0) not in TRANSACTION_TYPES:
+        if (getattr(transaction, "type_id", None) or 0) not in TRANSACTION_TYPES:
             raise RpcError(-32000, "transaction type not supported")
-        if transaction.chain_id not in (CHAIN_ID, None):
+        if transaction.chain_id != CHAIN_ID:
             raise RpcError(-32000, f"invalid chain id: this is chain {CHAIN_ID}")
+        if transaction.max_priority_fee_per_gas > transaction.max_fee_per_gas:
+            raise RpcError(-32000, "max priority fee per gas higher than max fee per gas")
+        if transaction.gas < _least_gas(transaction):
+            raise RpcError(-32000, f"intrinsic gas too low: {_least_gas(transaction)} needed")
         if transaction.gas > TRANSACTION_GAS_MAX:
             raise RpcError(-32000, f"transaction gas limit too high: {TRANSACTION_GAS_MAX}")
         if _hex(transaction.hash) in self._transactions:
@@ -178,26 +182,40 @@ class Evm:
 
         `time_s` must be later than the newest block's. One entry for each transaction, in order.
         """
-        parent = self._headers[-1]
-        assert time_s > parent.timestamp, "block times only increase"
+        assert time_s > self._headers[-1].timestamp, "block times only increase"
+        refusals: dict[int, str] = {}
+        while not self._try_block(time_s, transactions, refusals):
+            pass  # one more refusal
+        return [Mined(t.hash, refusals.get(i, "")) for i, t in enumerate(transactions)]
+
+    def _try_block(
+        self, time_s: int, transactions: Sequence[SignedTransactionAPI], refusals: dict[int, str]
+    ) -> bool:
+        """Mine all but the refused ones; false if one more had to be refused half-way.
+
+        What fails half-way may have changed the state, so the block is begun anew without it.
+        """
         header = self._chain.create_header_from_parent(
-            parent, gas_limit=BLOCK_GAS_MAX, timestamp=time_s, coinbase=ZERO_ADDRESS
+            self._headers[-1], gas_limit=BLOCK_GAS_MAX, timestamp=time_s, coinbase=ZERO_ADDRESS
         )
         vm = self._chain.get_vm(header)
-        outcome: list[Mined] = []
         included: list[SignedTransactionAPI] = []
         receipts: list[ReceiptAPI] = []
-        for transaction in transactions:
-            refusal = self._refusal(transaction, vm.state)
-            if not refusal:
-                try:
-                    receipt, _ = vm.apply_transaction(header, transaction)
-                    header = vm.add_receipt_to_header(header, receipt)
-                    included.append(transaction)
-                    receipts.append(receipt)
-                except ValidationError as error:
-                    refusal = str(error)
-            outcome.append(Mined(transaction.hash, refusal))
+        for i, transaction in enumerate(transactions):
+            if i in refusals:
+                continue
+            refusal = self._refusal(transaction, header, vm.state)
+            if refusal:
+                refusals[i] = refusal
+                continue
+            try:
+                receipt, _ = vm.apply_transaction(header, transaction)
+            except (ValidationError, VMError) as error:
+                refusals[i] = str(error)
+                return False
+            header = vm.add_receipt_to_header(header, receipt)
+            included.append(transaction)
+            receipts.append(receipt)
         if included:
             filled = vm.set_block_transactions_and_withdrawals(
                 vm.get_block(), header, tuple(included), tuple(receipts)
@@ -205,10 +223,15 @@ class Evm:
             block = vm.mine_block(filled).block
             self._chain.persist_block(block)
             self._remember(block, receipts)
-        return outcome
+        return True
 
-    def _refusal(self, transaction: SignedTransactionAPI, state: Any) -> str:
-        """The words that other nodes use, for clients that look at them."""
+    def _refusal(
+        self, transaction: SignedTransactionAPI, header: BlockHeaderAPI, state: Any
+    ) -> str:
+        """Why the state does not allow it, in the words of other nodes; "" if it does."""
+        base_fee = _base_fee_wei(header)
+        if transaction.max_fee_per_gas < base_fee:
+            return f"max fee per gas less than block base fee: {base_fee}"
         nonce = state.get_nonce(transaction.sender)
         if transaction.nonce < nonce:
             return f"nonce too low: next nonce {nonce}, tx nonce {transaction.nonce}"
@@ -344,7 +367,7 @@ class Evm:
             raise RpcError(-32601, f"the method {method[:64]} is not offered")
         try:
             return handler(*parameters)
-        except TypeError as error:
+        except (TypeError, ValidationError) as error:
             raise RpcError(-32602, f"{method}: {error}") from error
 
     def _number(self, block: object) -> int:
@@ -478,6 +501,13 @@ def _base_fee_wei(header: BlockHeaderAPI) -> int:
     fee = header.base_fee_per_gas
     assert fee is not None, "every block is one of Prague's"
     return fee
+
+
+def _least_gas(transaction: SignedTransactionAPI) -> int:
+    """What a transaction costs before it does anything, EIP-7623's floor for calldata included."""
+    zeros = transaction.data.count(0)
+    floor = 21_000 + 10 * (zeros + 4 * (len(transaction.data) - zeros))
+    return max(transaction.intrinsic_gas, floor)
 
 
 def _lowered(one_or_many: object) -> frozenset[str]:
