@@ -261,9 +261,13 @@ async def test_a_slow_reader_is_closed_with_the_reason_and_others_are_not(tmp_pa
             assert book.resyncs == 0
             assert (await buyer.ping()).time_us > 0
         with pytest.raises(ConnectionClosed):  # what waited is delivered, then the reason
-            while True:
-                await slow.recv()
+            await _read_to_the_end(slow)
         assert (slow.close_code, slow.close_reason) == (4001, "too many unread bytes")
+
+
+async def _read_to_the_end(connection: ClientConnection) -> None:
+    while True:
+        await connection.recv()
 
 
 async def _stalled(url: str) -> ClientConnection:
