@@ -1,0 +1,104 @@
+"""The comparison of engine, ledger and vault: any one unit anywhere is a gap with a name."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from engine.records import Balances, Purse
+from settlement.chain import Deposit, VaultAccount, VaultState
+from settlement.ledger import Holdings, Trial
+from settlement.outgoing import Payment
+from settlement.reconcile import Sides, compare
+
+OWNER = bytes(20)
+ENGINE = {
+    1: Balances(500, 300, 120, 80, 40, 0, 0, 0),
+    2: Balances(0, 0, 0, 0, 0, 60, 30, 10),
+}
+LEDGER = {1: Holdings(800, 120, 80, 40, 0), 2: Holdings(0, 0, 0, 0, 100)}
+VAULT = {1: VaultAccount(1, OWNER, 960, 80, 0, 0), 2: VaultAccount(2, OWNER, 0, 0, 100, 0)}
+STATE = VaultState(7, 3, bytes(32), 2, 2, 9, 1_140)
+SOUND = Sides(42, ENGINE, LEDGER, Trial(0, 0, 0), VAULT, STATE, (), ())
+
+
+def test_sides_that_agree_are_reconciled() -> None:
+    report = compare(SOUND)
+    assert report.reconciled
+    assert report.ledger_usdc6 == report.vault_usdc6 == report.tokens_usdc6 == 1_140
+    assert (report.event_number, report.block_number, report.accounts) == (42, 7, 2)
+
+
+@dataclass(frozen=True)
+class Case:
+    """One field of one account, one unit more, and the gap it must make."""
+
+    side: str
+    account: int
+    field: str
+    what: str
+
+
+CASES = [
+    *(Case("engine", 1, f"{f}_usdc6", "cash") for f in ("free", "held")),
+    *(Case("engine", 1, f"{f}_usdc6", f) for f in ("pending", "escrow", "leaving")),
+    *(Case("engine", 2, f"bond_{f}_usdc6", "bond") for f in ("free", "held", "locked")),
+    *(Case("ledger", 1, f"{f}_usdc6", f) for f in ("cash", "pending", "escrow", "leaving")),
+    Case("ledger", 2, "bond_usdc6", "bond"),
+    *(Case("vault", 1, f"{f}_usdc6", f) for f in ("free", "locked")),
+    Case("vault", 2, "bond_usdc6", "bond"),
+]
+
+
+@pytest.mark.parametrize("case", CASES, ids=lambda c: f"{c.side} {c.field}")
+@pytest.mark.parametrize("change", [1, -1])
+def test_one_unit_anywhere_is_a_gap_of_that_account(case: Case, change: int) -> None:
+    side: dict[int, Any] = dict(getattr(SOUND, case.side))
+    row = side[case.account]
+    side[case.account] = row._replace(**{case.field: getattr(row, case.field) + change})
+    report = compare(SOUND._replace(**{case.side: side}))
+    assert not report.reconciled
+    named = [(gap.account, gap.what) for gap in report.gaps]
+    assert (case.account, case.what) in named
+    assert all(abs(gap.left_usdc6 - gap.right_usdc6) == 1 for gap in report.gaps)
+    assert {account for account, _ in named} <= {case.account, 0}
+
+
+def test_a_missing_account_is_a_gap_on_every_side() -> None:
+    for side in ("ledger", "vault"):
+        report = compare(SOUND._replace(**{side: {2: getattr(SOUND, side)[2]}}))
+        assert {gap.account for gap in report.gaps} >= {1}, side
+
+
+def test_tokens_below_what_the_vault_owes_are_a_gap_and_above_it_a_surplus() -> None:
+    short = compare(SOUND._replace(state=STATE._replace(token_balance_usdc6=1_139)))
+    assert [gap.what for gap in short.gaps] == ["tokens"]
+    rich = compare(SOUND._replace(state=STATE._replace(token_balance_usdc6=1_143)))
+    assert rich.reconciled and rich.surplus_usdc6 == 3
+
+
+@pytest.mark.parametrize("trial", [Trial(1, 0, 0), Trial(0, -1, 0), Trial(0, 0, 1)])
+def test_books_that_do_not_sum_to_zero_are_a_gap(trial: Trial) -> None:
+    assert [gap.account for gap in compare(SOUND._replace(trial=trial)).gaps] == [0]
+
+
+def test_an_engine_that_could_not_be_read_is_not_reconciled_though_nothing_differs() -> None:
+    report = compare(SOUND._replace(engine=None))
+    assert not report.gaps and not report.reconciled
+
+
+def test_what_is_on_its_way_is_counted_to_the_unit() -> None:
+    """A deposit not credited (5 cash, 6 bond), a batch and a withdrawal not confirmed (7 and 8)."""
+    vault = {
+        1: VaultAccount(1, OWNER, 960 + 5 - 7 - 8, 80 + 7, 0, 0),
+        2: VaultAccount(2, OWNER, 0, 0, 100 + 6, 0),
+    }
+    on_its_way = SOUND._replace(
+        vault=vault,
+        state=STATE._replace(token_balance_usdc6=1_140 + 5 + 6 - 8),
+        uncredited=(Deposit(3, 1, OWNER, 5, Purse.CASH, 7), Deposit(4, 2, OWNER, 6, Purse.BOND, 7)),
+        unconfirmed=(Payment("settle", 3, 1, 7), Payment("withdraw", 9, 1, 8)),
+    )
+    assert compare(on_its_way).reconciled
+    assert not compare(on_its_way._replace(uncredited=())).reconciled
+    assert not compare(on_its_way._replace(unconfirmed=())).reconciled
