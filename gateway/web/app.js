@@ -7,9 +7,9 @@ import { depthView, stepAt, stepPath } from "./depth.js";
 import { Exchange } from "./exchange.js";
 import { describe, detail } from "./names.js";
 
-const LADDER_ROWS = 12;
+const LADDER_ROWS = 8;
 const DEPTH_LEVELS = 200;
-const TRADES_SHOWN = 26;
+const TRADES_SHOWN = 17; // as many as the ladder is high
 const CHART = { width: 600, height: 180 };
 const NOTICE_MS = 8_000;
 const NONE = "–";
@@ -397,7 +397,9 @@ $("theme").addEventListener("click", () => {
   localStorage.setItem(THEME_KEY, dark ? "light" : "dark");
 });
 
-setInterval(() => setText($("fact-clock"), clockText(Date.now() * 1000)), 1000);
+const tick = () => setText($("fact-clock"), clockText(Date.now() * 1000));
+tick();
+setInterval(tick, 1000);
 addEventListener("resize", () => {
   oneDirty = true;
   schedule();
