@@ -65,6 +65,9 @@ class TokenBucket:
 class Outbox:
     """Frames on their way to one reader, bounded in bytes.
 
+    One frame counts for at most half the bound, so that a large answer (every open order, a deep
+    book) can be asked for one at a time.
+
     `wake` is called when there is something to take; `overflow` once, when the reader is too far
     behind. From then on, and once closed, frames are dropped: the connection is lost anyway.
     """
@@ -83,7 +86,7 @@ class Outbox:
         if not self._open:
             return
         self._frames.append(frame)
-        self._bytes += len(frame)
+        self._bytes += self._cost(frame)
         if self._bytes > self._bytes_max:
             self.close()
             self._overflow()
@@ -98,7 +101,10 @@ class Outbox:
 
     def sent(self, frame: bytes) -> None:
         """One frame is with the operating system, or in the transport's small buffer."""
-        self._bytes -= len(frame)
+        self._bytes -= self._cost(frame)
+
+    def _cost(self, frame: bytes) -> int:
+        return min(len(frame), self._bytes_max // 2)
 
     def close(self) -> None:
         self._open = False

@@ -5,6 +5,7 @@ or gone harms only itself: nothing here waits for one while serving another. The
 """
 
 import asyncio
+import re
 import socket
 from http import HTTPStatus
 from pathlib import Path
@@ -35,6 +36,7 @@ STATIC_TYPES: Final = {
     ".png": "image/png",
     ".ico": "image/x-icon",
 }
+_STATIC_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_./-]*")
 WEB_ROOT: Final = Path(__file__).parent / "web"
 
 
@@ -154,6 +156,8 @@ class GatewayServer:
                 return _not_found()
 
     def _static(self, name: str) -> Response:
+        if not _STATIC_NAME.fullmatch(name):
+            return _not_found()
         path = (self._web_root / name).resolve()
         kind = STATIC_TYPES.get(path.suffix)
         # The resolved path must still lie under the root: "..", links and absolute names do not.

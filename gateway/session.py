@@ -173,9 +173,6 @@ class Session:
             self._handle(request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
-        except Refused as refused:
-            retry_ms = BUSY_RETRY_MS if refused.reject is Reject.BUSY else 0
-            self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
 
     def send(self, frame: bytes) -> None:
         self._outbox.push(frame)
@@ -259,13 +256,20 @@ class Session:
             raise BadRequest(Reject.NO_ACCOUNT)
         return account
 
-    def _submit(self, request: m.ClientMessage, command: Command, market: str = "") -> None:
-        sequenced = self._desk.port.submit(command)
+    def _submit(self, request: m.ClientMessage, command: Command, market: str = "") -> bool:
+        """Sequence a command; its answer comes later. False if it was refused, which is told."""
+        try:
+            sequenced = self._desk.port.submit(command)
+        except Refused as refused:
+            retry_ms = BUSY_RETRY_MS if refused.reject is Reject.BUSY else 0
+            self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
+            return False
         asked = Asked(self, request, market, sequenced.duplicate)
         if sequenced.answer is not None:
             self.answered(asked, sequenced.answer)
         else:
             self._desk.pending.wait(sequenced.sequence, asked, command.account, command.client_id)
+        return True
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
@@ -394,5 +398,5 @@ class Session:
         if request.lot:
             lot = translate.qty_lots(request.lot, "lot")
         command = translate.list_market(desk.next_instrument(), product, bond, lot)
-        self._submit(request, command, desk.catalog.ticker(product))
-        desk.listing.add(product)
+        if self._submit(request, command, desk.catalog.ticker(product)):
+            desk.listing.add(product)

@@ -2,7 +2,8 @@
 gateway, and, where a test wants one, the real server on loopback. Settlement's part (accounts and
 deposits) is played by sequencing its commands."""
 
-from collections.abc import AsyncGenerator
+import time
+from collections.abc import AsyncGenerator, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -157,7 +158,9 @@ class Conversation:
 
 @asynccontextmanager
 async def running_exchange(
-    directory: Path, limits: m.Limits = DEFAULT_LIMITS
+    directory: Path,
+    limits: m.Limits = DEFAULT_LIMITS,
+    now_ns: Callable[[], int] = time.monotonic_ns,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
     pipeline = Pipeline(Journal(directory / "journal", SystemDisk()), clock)
@@ -167,6 +170,7 @@ async def running_exchange(
         DOMAIN,
         administrator=ADMINISTRATOR.address_bytes,
         limits=limits,
+        now_ns=now_ns,
     )
     await pipeline.start()
     exchange = Exchange(pipeline, desk, clock)

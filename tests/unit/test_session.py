@@ -471,17 +471,20 @@ async def test_a_request_over_the_limit_is_told_when_to_retry_and_cancels_still_
     tmp_path: Path,
 ) -> None:
     limits = msgspec.structs.replace(DEFAULT_LIMITS, requests_per_s=1, requests_burst=2)
-    async with running_exchange(tmp_path, limits) as exchange:
+    watch = Watch()
+    async with running_exchange(tmp_path, limits, watch) as exchange:
         await exchange.open_account(BUYER, cash_usdc6=10**9)
         buyer = trader(exchange, BUYER)
         acked(buyer.say(m.Query(2, "balances")))
         for frame in (msgspec.json.encode(m.Ping(3)), b"{"):
             reject = refused(buyer.say_raw(frame))
-            assert reject.code == Reject.RATE_LIMITED and 0 < reject.retry_ms <= 1000
+            assert (reject.code, reject.retry_ms) == (Reject.RATE_LIMITED, 1000)
         ack = acked(await ask(exchange, buyer, m.CancelAll(4)))
         assert ack.budget == (0, limits.cancels_burst - 1)
         stranger = exchange.converse()
         assert isinstance(stranger.say(m.Ping(1))[0], m.Pong)
+        watch.ns += 1_000 * NS_PER_MS
+        assert isinstance(buyer.say(m.Ping(5))[0], m.Pong)
 
 
 async def test_subscriptions_are_counted_and_limited(tmp_path: Path) -> None:
@@ -510,10 +513,39 @@ def test_an_outbox_overflows_once_and_then_drops() -> None:
     outbox.sent(frame)
 
 
+def test_one_large_frame_is_let_out_and_a_second_is_not() -> None:
+    calls: list[str] = []
+    outbox = Outbox(10, lambda: calls.append("wake"), lambda: calls.append("overflow"))
+    large = b"x" * 100
+    outbox.push(large)
+    outbox.push(b"12345")
+    [first, _] = outbox.take()
+    outbox.sent(first)
+    outbox.push(large)
+    outbox.push(large)
+    assert calls == ["wake", "wake", "wake", "overflow"]
+
+
 async def test_a_full_engine_is_answered_busy_with_a_time_to_retry(exchange: Exchange) -> None:
     exchange.port.subscribe(lambda batch: None, has_room=lambda: False)
     reject = refused(trader(exchange, BUYER).say(buy(3)))
     assert reject.code == Reject.BUSY and reject.retry_ms > 0
+
+
+async def test_a_cancel_that_waited_and_meets_a_full_engine_is_told_so(
+    exchange: Exchange,
+) -> None:
+    room = True
+    exchange.port.subscribe(lambda batch: None, has_room=lambda: room)
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3, client_id=5))
+    buyer.say(m.Cancel(4, client_id=5))
+    room = False
+    await exchange.port.settled()
+    placed, cancelled = buyer.heard()
+    assert acked(placed).order_id
+    assert (refused(cancelled).id, refused(cancelled).code) == (4, Reject.BUSY)
+    assert exchange.port.ready().stopped == ""
 
 
 async def test_a_stopped_engine_is_answered_stopped(exchange: Exchange) -> None:

@@ -331,7 +331,8 @@ async def test_static_files_come_from_the_web_root_and_nowhere_else(tmp_path: Pa
         assert headers["content-type"].startswith("text/html")
         assert (await get(node, "/static/app.js?v=1"))[2] == b"1"
         for path in ("/static/../secret.js", "/static//etc/passwd", "/static/link.js", "/x",
-                     "/static/notes.txt", "/static/", "/static/%2e%2e/secret.js"):  # fmt: skip
+                     "/static/notes.txt", "/static/", "/static/%2e%2e/secret.js",
+                     "/static/\0.js"):  # fmt: skip
             status, _, body = await get(node, path)
             assert status == 404 and b"secret" not in body, path
         await server.stop()

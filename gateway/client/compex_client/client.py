@@ -415,7 +415,15 @@ class Client:
         future = self._waiting.pop(reject.id, None)
         if future is not None and not future.done():
             future.set_exception(
-                Rejected(reject.code, reject.reason, reject.message, reject.field, reject.retry_ms)
+                Rejected(
+                    reject.code,
+                    reject.reason,
+                    reject.message,
+                    reject.field,
+                    reject.retry_ms,
+                    reject.recovered,
+                    reject.digest,
+                )
             )
 
     def _apply(self, message: m.BookSnapshot | m.BookDelta) -> None:

@@ -21,11 +21,19 @@ class Rejected(CompexClientError):
     """The numbered refusal of one request.
 
     `field` names the offending field, if it is one; `retry_ms` is above zero when the same
-    request may succeed after that many milliseconds.
+    request may succeed after that many milliseconds. A refused login has the EIP-712 `digest`
+    that the exchange checked and the wallet that the signature `recovered`.
     """
 
     def __init__(
-        self, code: int, reason: str, message: str, field: str | None = None, retry_ms: int = 0
+        self,
+        code: int,
+        reason: str,
+        message: str,
+        field: str | None = None,
+        retry_ms: int = 0,
+        recovered: str = "",
+        digest: str = "",
     ) -> None:
         super().__init__(f"{code} {reason}: {message}" + (f" ({field})" if field else ""))
         self.code = code
@@ -33,6 +41,8 @@ class Rejected(CompexClientError):
         self.message = message
         self.field = field
         self.retry_ms = retry_ms
+        self.recovered = recovered
+        self.digest = digest
 
 
 class Disconnected(CompexClientError):
