@@ -35,7 +35,7 @@ from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
-EVENTS_PER_POSTING_MAX: Final = 1 << 14  # in one database transaction
+EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
 BATCHES_PER_TURN_MAX: Final = 16
 QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of commands
 QUIET_SECONDS: Final = 0.005

@@ -15,7 +15,14 @@ from engine.pipeline import Pipeline
 from engine.records import Command, CommandKind, Side, TimeInForce
 from engine.sequence import ScriptedClock
 from settlement.abi import Interface
-from settlement.chain import Chain, Funding, SignedTransaction, address_of, checksum
+from settlement.chain import (
+    Chain,
+    Funding,
+    Options,
+    SignedTransaction,
+    address_of,
+    checksum,
+)
 from settlement.devchain import EmbeddedChain
 from settlement.service import Settings, Settlement
 
@@ -83,11 +90,12 @@ class Node:
         self.settlement: Settlement
 
     @classmethod
-    async def begin(cls, directory: Path, database_url: str) -> "Node":
+    async def begin(cls, directory: Path, database_url: str, confirmations: int = 0) -> "Node":
         """With the contracts deployed; the engine is not started."""
         node = cls(directory, database_url)
+        options = Options(confirmations=confirmations)
         node.embedded = await EmbeddedChain.open(None, node.clock.now_ns)
-        node.chain = await Chain.connect(node.embedded.provider, node.embedded.keys)
+        node.chain = await Chain.connect(node.embedded.provider, node.embedded.keys, options)
         await node.chain.deploy_or_load(None)
         return node
 

@@ -2,13 +2,20 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 
 from engine.records import Side
 from engine.rejects import Refused, Reject
 from settlement import database as db
-from settlement.chain import PRICE_E8_PER_TICK, address_of
+from settlement.chain import (
+    PRICE_E8_PER_TICK,
+    Chain,
+    Receipt,
+    SignedTransaction,
+    address_of,
+)
 from settlement.errors import SettlementHalted
 from settlement.service import Settings
 from tests.passable import NewDatabase
@@ -23,6 +30,15 @@ async def node(tmp_path: Path, database_url: str) -> AsyncIterator[Node]:
     await node.start()
     yield node
     await node.end()
+
+
+class Cut(Exception):
+    pass
+
+
+def cut_at_send(name: str) -> None:
+    if name == "send":
+        raise Cut
 
 
 async def funded(node: Node) -> None:
@@ -120,14 +136,7 @@ async def test_a_foreign_transaction_of_the_settlers_key_takes_a_nonce_and_nothi
     await traded(node)
     await node.stop()
 
-    class Cut(Exception):
-        pass
-
-    def cut(name: str) -> None:
-        if name == "send":
-            raise Cut
-
-    await node.start(before=cut)
+    await node.start(before=cut_at_send)
     with pytest.raises(Cut):
         await node.settlement.turn()
     await node.give_to_vault(1)  # with the nonce of the batch that is signed and stored
@@ -136,6 +145,123 @@ async def test_a_foreign_transaction_of_the_settlers_key_takes_a_nonce_and_nothi
     await node.settlement.turn()
     assert (await node.settlement.summary()).fills_settled == 3
     assert (await node.settlement.reconcile()).reconciled
+
+
+async def test_a_batch_that_another_transaction_settled_is_adopted(
+    node: Node, database_url: str
+) -> None:
+    """As when an attempt given up for lost is mined after all."""
+    await traded(node)
+    await node.stop()
+
+    await node.start(before=cut_at_send)
+    with pytest.raises(Cut):
+        await node.settlement.turn()
+    await node.stop()
+    database = await db.connect(database_url)
+    packed = await database.value("SELECT packed FROM batch WHERE id = 1")
+    await database.close()
+    await node.give_to_vault(1)  # takes the stored transaction's nonce
+    nonce = await node.chain.settler_nonce()
+    other = await node.chain.prepare_settle(1, packed, nonce)
+    await node.chain.send(other)
+    await node.start()
+    await node.settlement.turn()
+    assert (await node.settlement.summary()).fills_settled == 3
+    assert (await node.chain.vault_state(await node.chain.final_block())).head == 1
+    assert (await node.settlement.reconcile()).reconciled
+
+
+class Reorganising:
+    """A chain whose node once says that a block is not canonical and its transaction unknown."""
+
+    def __init__(self, chain: Chain) -> None:
+        self._chain = chain
+        self.lies: list[str] = []
+        self.sent: list[bytes] = []
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._chain, name)
+
+    async def block_hash(self, number: int) -> bytes:
+        if "block_hash" in self.lies:
+            self.lies.remove("block_hash")
+            return bytes(32)
+        return await self._chain.block_hash(number)
+
+    async def receipt(self, transaction_hash: bytes) -> Receipt | None:
+        if "receipt" in self.lies and self.sent:
+            self.lies.remove("receipt")
+            return None
+        return await self._chain.receipt(transaction_hash)
+
+    async def send(self, transaction: SignedTransaction) -> None:
+        self.sent.append(transaction.raw)
+        await self._chain.send(transaction)
+
+
+async def test_a_batch_in_a_reorganised_block_is_sent_again_byte_for_byte(node: Node) -> None:
+    await traded(node)
+    await node.stop()
+    honest, reorganising = node.chain, Reorganising(node.chain)
+    node.chain = cast("Chain", reorganising)
+    await node.start()
+    reorganising.lies = ["block_hash"]
+    await node.settlement.turn()
+    assert reorganising.lies == [], "it was asked, and looked again"
+    await node.order(SELLER, Side.SELL, 10_000, 5)
+    await node.order(BUYER, Side.BUY, 10_000, 5)
+    reorganising.sent.clear()
+    reorganising.lies = ["receipt", "block_hash", "receipt"]
+    await node.settlement.turn()
+    assert reorganising.lies == []
+    assert len(reorganising.sent) >= 2 and len(set(reorganising.sent)) == 1
+    summary = await node.settlement.summary()
+    assert (summary.batches, summary.fills_settled) == (2, 4)
+    node.chain = honest
+    assert (await node.settlement.reconcile()).reconciled
+
+
+async def test_nothing_is_credited_or_confirmed_before_it_is_final(
+    tmp_path: Path, database_url: str
+) -> None:
+    node = await Node.begin(tmp_path, database_url, confirmations=2)
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await node.settlement.turn()
+    assert node.account(SELLER) == 0 or node.account(BUYER) == 0
+    for _ in range(2):
+        await node.give_to_vault(1)  # makes a block
+    await node.settlement.turn()
+    await node.list_market(SELLER, capacity_lots=10_000)
+    await node.order(SELLER, Side.SELL, 10_000, 5)
+    await node.order(BUYER, Side.BUY, 10_000, 5)
+    await node.settlement.turn()
+    pending = [node.pipeline.balances(node.account(BUYER)).pending_usdc6]
+    assert (await node.settlement.reconcile()).reconciled
+    await node.give_to_vault(1)
+    await node.settlement.turn()
+    pending.append(node.pipeline.balances(node.account(BUYER)).pending_usdc6)
+    await node.give_to_vault(1)
+    await node.settlement.turn()
+    pending.append(node.pipeline.balances(node.account(BUYER)).pending_usdc6)
+    assert pending == [50_000, 50_000, 0]
+    assert (await node.settlement.reconcile()).reconciled
+    await node.end()
+
+
+async def test_a_withdrawal_the_vault_refuses_is_set_aside_and_later_ones_are_paid(
+    node: Node,
+) -> None:
+    await traded(node)
+    await node.settlement.turn()
+    await node.exit(OTHER)
+    await node.withdraw(OTHER, DOLLAR)
+    await node.withdraw(BUYER, DOLLAR)
+    await node.settlement.turn()
+    summary = await node.settlement.summary()
+    assert (summary.withdrawals, summary.refused_withdrawals) == (1, 1)
+    assert await node.chain.token_balance_usdc6(address_of(key(BUYER))) == DOLLAR
 
 
 async def test_an_account_the_vault_refuses_is_left_out_and_the_others_settle(
