@@ -47,6 +47,11 @@ class Matcher:
             yield self._events[:written].copy()
 
 
+def warm_up() -> None:
+    """Compile the kernel, or load it, before the first command has to wait for it."""
+    Matcher().warm_up()
+
+
 class Verified(NamedTuple):
     sequence: int
     events: int

@@ -1,1 +1,331 @@
-def main() -> None: ...
+"""The `compex` command: run a node, run the demonstration, look after both.
+
+Invariant: what a command prints on standard output is for people; its exit status says whether it
+did what it was asked. Heavy parts are imported by the command that needs them.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import fcntl
+import json
+import shutil
+import sys
+from collections.abc import Coroutine, Generator
+from pathlib import Path
+from typing import Any, Final, TypeVar
+
+from rich.console import Console
+from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+DEFAULT_DIRECTORY: Final = Path(".compex")
+DEFAULT_SEED: Final = 7
+
+console = Console(highlight=False)
+_Result = TypeVar("_Result")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Entry of the console script; returns the exit status."""
+    options = _parser().parse_args(arguments)
+    from engine.rejects import CompexError
+    from settlement.errors import SettlementError
+
+    try:
+        return options.run(options)
+    except (CompexError, SettlementError) as error:
+        console.print(f"[red]compex: {error}[/red]")
+        return 1
+    except KeyboardInterrupt:
+        return 130
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="compex", description="An exchange for GPU-hours.")
+    commands = parser.add_subparsers(required=True, metavar="command")
+
+    demo = commands.add_parser("demo", help="a whole market on embedded parts")
+    demo.add_argument("--once", action="store_true", help="play one seeded run to its end, exit")
+    demo.add_argument("--json", type=Path, metavar="PATH", help="with --once: the summary as JSON")
+    demo.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    demo.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY / "demo")
+    demo.set_defaults(run=_demo)
+
+    up = commands.add_parser("up", help="a node, its state kept in --dir")
+    up.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    up.add_argument("--settings", type=Path, metavar="TOML")
+    up.set_defaults(run=_up)
+
+    settings = commands.add_parser("settings", help="print a settings file with all defaults")
+    settings.set_defaults(run=_settings)
+
+    replay = commands.add_parser("replay", help="replay a journal and print its state hash")
+    replay.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    replay.set_defaults(run=_replay)
+
+    fund = commands.add_parser("fund", help="mint test USDC and deposit it from a new wallet")
+    fund.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    fund.add_argument("--rpc", default="http://127.0.0.1:8545")
+    fund.add_argument("--key", help="the wallet's private key in hex; without it one is made")
+    fund.add_argument("--cash", type=int, default=1_000, help="whole USDC to trade with")
+    fund.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
+    fund.set_defaults(run=_fund)
+
+    market = commands.add_parser("market", help="list, halt or resume a market (administrator)")
+    market.add_argument("action", choices=("list", "halt", "resume"))
+    market.add_argument("symbol")
+    market.add_argument("--url", default="ws://127.0.0.1:8765/ws")
+    market.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    market.set_defaults(run=_market)
+    return parser
+
+
+def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
+    import uvloop
+
+    with asyncio.Runner(loop_factory=uvloop.new_event_loop) as runner:
+        return runner.run(coroutine)
+
+
+@contextlib.contextmanager
+def _owning(directory: Path) -> Generator[None]:
+    """Hold the directory against another run. Raises CompexError."""
+    from engine.rejects import CompexError
+
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    with directory.with_name(directory.name + ".lock").open("w", encoding="ascii") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            raise CompexError(f"another process runs in {directory}") from error
+        yield
+
+
+class Steps:
+    """Progress of the start and of the run, on one bar each."""
+
+    def __init__(self) -> None:
+        self._bars = Progress(
+            SpinnerColumn(),
+            TextColumn("{task.description}"),
+            BarColumn(),
+            TimeElapsedColumn(),
+            console=console,
+        )
+        self._trading: Any = None
+
+    def __enter__(self) -> "Steps":
+        self._bars.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._bars.stop()
+
+    @contextlib.contextmanager
+    def step(self, what: str) -> Generator[None]:
+        task = self._bars.add_task(what, total=None)
+        yield
+        self._bars.update(task, total=1, completed=1)
+
+    def advance(self, done: int, total: int) -> None:
+        if self._trading is None:
+            self._trading = self._bars.add_task("trading and settling", total=total)
+        self._bars.update(self._trading, completed=done)
+
+
+# --- demo ---------------------------------------------------------------------------------------
+
+
+def _demo(options: argparse.Namespace) -> int:
+    if options.once:
+        with _owning(options.dir):
+            return _demo_once(options)
+    with _owning(options.dir):
+        return _demo_live(options)
+
+
+def _demo_once(options: argparse.Namespace) -> int:
+    """Start afresh, or go on where a run of the same seed was cut off."""
+    from gateway.demo.play import play_once
+
+    mark = options.dir / "running.json"
+    wanted = {"seed": options.seed}
+    resumed = mark.exists() and json.loads(mark.read_text("utf-8")) == wanted
+    if not resumed:
+        shutil.rmtree(options.dir, ignore_errors=True)
+        options.dir.mkdir(parents=True)
+        mark.write_text(json.dumps(wanted), "utf-8")
+    else:
+        console.print(f"going on with the run that was cut off in {options.dir}")
+    with Steps() as steps:
+        outcome = _run(
+            play_once(
+                options.dir,
+                options.seed,
+                progress=steps.step,
+                advance=steps.advance,
+                resumed=resumed,
+            )
+        )
+    mark.unlink()
+    _print_outcome(outcome)
+    if options.json is not None:
+        import msgspec
+
+        body = msgspec.json.format(msgspec.json.encode(outcome), indent=2)
+        options.json.write_bytes(body + b"\n")
+    return 0 if outcome.reconciled else 1
+
+
+def _print_outcome(outcome: Any) -> None:
+    table = Table(title="one market in GPU-hours", show_header=False)
+    rows = {
+        "markets": f"{outcome.markets}",
+        "operators, buyers": f"{outcome.operators}, {outcome.buyers}",
+        "prices used, not used": f"{outcome.quotes}, {sum(outcome.skipped.values())}",
+        "fills": f"{outcome.fills} (an onlooker heard {outcome.trades_heard})",
+        "volume": f"{outcome.volume_lots / 100:,.2f} GPU-hours",
+        "notional": f"{outcome.notional_usdc6 / 1e6:,.6f} USDC",
+        "batches mined": f"{outcome.batches}, {outcome.gas_per_fill:,} gas a fill",
+        "spot prices": f"{len(outcome.index)} series on chain",
+        "state hash": outcome.state_hash,
+        "engine = ledger = escrow": "yes" if outcome.reconciled else "NO",
+    }
+    for name, value in rows.items():
+        table.add_row(name, value)
+    console.print(table)
+    for gap in outcome.gaps:
+        console.print(f"[red]gap: {gap}[/red]")
+    if outcome.skipped:
+        reasons = ", ".join(f"{name.lower()} {n}" for name, n in outcome.skipped.items())
+        console.print(f"prices not used: {reasons}")
+    prices = Table(title="spot price per class, region and grade, read from its feed contract")
+    prices.add_column("series", overflow="fold", min_width=30)
+    for column in ("USD", "quality", "prints", "feed answer, 1e-8"):
+        prices.add_column(column, justify="right")
+    busiest = sorted(outcome.index.items(), key=lambda item: -item[1].prints)[:12]
+    for series, point in busiest:
+        prices.add_row(
+            series, point.price, point.quality, str(point.prints), str(point.feed_answer_e8)
+        )
+    console.print(prices)
+    console.print("seconds: " + ", ".join(f"{k} {v:.1f}" for k, v in outcome.seconds.items()))
+
+
+def _demo_live(options: argparse.Namespace) -> int:
+    from gateway.demo.live import play_on
+
+    shutil.rmtree(options.dir, ignore_errors=True)
+    options.dir.mkdir(parents=True)
+    return _run(play_on(options.dir, options.seed, console, Steps))
+
+
+# --- node ---------------------------------------------------------------------------------------
+
+
+def _up(options: argparse.Namespace) -> int:
+    from gateway.settings import load_settings
+
+    settings = load_settings(options.settings)
+    with _owning(options.dir):
+        return _run(_serve(options.dir, settings))
+
+
+async def _serve(directory: Path, settings: Any) -> int:
+    """Run a node until interrupted; settlement may halt, trading and `/ready` go on."""
+    import signal
+
+    from engine.sequence import SystemClock
+    from gateway.node import Node, SettlementError
+
+    stop = asyncio.Event()
+    for name in (signal.SIGINT, signal.SIGTERM):
+        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+    with Steps() as steps:
+        node = await Node.open(directory, settings, SystemClock(), progress=steps.step)
+    console.print(f"page, health   {node.url}  {node.url}/ready")
+    console.print(f"websocket      {node.websocket_url}")
+    console.print(f"chain          {node.rpc_url or 'embedded, in process'}")
+    console.print(f"contracts      {directory / 'contracts.json'}")
+    settling = asyncio.create_task(node.run())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((settling, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if settling.done() and not stop.is_set():
+            error = settling.exception()
+            console.print(f"[red]settlement halted, trading goes on: {error}[/red]")
+            await stopping
+        return 0
+    finally:
+        settling.cancel()
+        with contextlib.suppress(asyncio.CancelledError, SettlementError, ExceptionGroup):
+            await settling
+        await node.close()
+
+
+def _settings(_options: argparse.Namespace) -> int:
+    from gateway.settings import example_settings
+
+    sys.stdout.write(example_settings())
+    return 0
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from engine.replay import verify
+
+    found = verify(options.dir / "journal")
+    console.print(f"sequence    {found.sequence}")
+    console.print(f"events      {found.events}")
+    console.print(f"state hash  {found.state_hash}")
+    console.print(f"seconds     {found.seconds:.3f}")
+    return 0
+
+
+def _fund(options: argparse.Namespace) -> int:
+    return _run(_fund_wallet(options))
+
+
+async def _fund_wallet(options: argparse.Namespace) -> int:
+    from compex_client import Wallet
+
+    from settlement.chain import Chain, Funding
+    from settlement.devchain import KEYS
+
+    wallet = Wallet(options.key) if options.key else Wallet.create()
+    chain = await Chain.connect(options.rpc, KEYS)
+    try:
+        await chain.deploy_or_load(options.dir)
+        secret = bytes.fromhex(wallet.export_secret().removeprefix("0x"))
+        cash, bond = options.cash * 1_000_000, options.bond * 1_000_000
+        [account] = await chain.fund([Funding(secret, cash, bond)])
+    finally:
+        await chain.close()
+    console.print(f"wallet   {wallet.address}")
+    if not options.key:
+        console.print(f"key      {wallet.export_secret()}")
+    console.print(f"account  {account}, credited when settlement has seen the deposit")
+    return 0
+
+
+def _market(options: argparse.Namespace) -> int:
+    return _run(_administer(options))
+
+
+async def _administer(options: argparse.Namespace) -> int:
+    from compex_client import CompexClientError, Wallet, connect
+
+    key = await asyncio.to_thread(options.key_file.read_text, "ascii")
+    try:
+        async with await connect(options.url, Wallet(key.strip())) as administrator:
+            action = getattr(administrator, f"{options.action}_market")
+            ack = await action(options.symbol)
+    except CompexClientError as error:
+        console.print(f"[red]compex: {error}[/red]")
+        return 1
+    console.print(f"{options.action}: {ack.market} at sequence {ack.sequence}")
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

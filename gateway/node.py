@@ -1,0 +1,302 @@
+"""One node, put together: the page that shows which part gets what, in the order they start.
+
+    chain ─▶ contracts ─▶ engine ◀─ desk and feed ◀─ websocket server
+                            ▲  └──▶ settlement ──▶ ledger, vault, price feeds
+                            └────── deposits, finality
+
+Invariant: subscribers stand before the engine starts, so that each hears the journal's events
+first; the sockets open last and close first. Only this module and `cli` know both the gateway and
+settlement.
+"""
+
+import asyncio
+import contextlib
+import logging
+import os
+import secrets
+import stat
+import tomllib
+from collections.abc import Callable
+from contextlib import AsyncExitStack
+from pathlib import Path
+from typing import Any, Final
+
+from compex_client import messages as m
+from compex_client.units import price_text
+from compex_client.wallet import Domain, Wallet
+
+from engine.catalog import load_catalog
+from engine.index import SpotIndex
+from engine.journal import Journal, SystemDisk
+from engine.pipeline import Pipeline
+from engine.replay import warm_up
+from engine.sequence import Clock
+from gateway import translate
+from gateway.health import Health
+from gateway.server import GatewayServer
+from gateway.session import Desk, open_desk
+from gateway.settings import Settings, SettingsError
+from settlement import database
+from settlement.chain import Chain, Funding, Keys, Options, address_of
+from settlement.devchain import EmbeddedChain
+from settlement.errors import SettlementError
+from settlement.service import Settings as SettlementOptions
+from settlement.service import Settlement, Turn
+
+INDEX_SECONDS: Final = 1.0  # between two index values on the feed
+RPC_POLL_SECONDS: Final = 0.5  # a public chain's blocks come slowly
+
+log = logging.getLogger("compex.node")
+Progress = Callable[[str], contextlib.AbstractContextManager[None]]
+
+
+@contextlib.contextmanager
+def _silent(_what: str) -> Any:
+    yield
+
+
+class Node:
+    """`open` starts everything but settlement's turns; `run` adds those."""
+
+    def __init__(self, directory: Path, settings: Settings, clock: Clock) -> None:
+        self.directory = directory
+        self.settings = settings
+        self.clock = clock
+        self.administrator: Wallet | None = None
+        self.embedded: EmbeddedChain | None = None
+        self.rpc_url = settings.chain.rpc_url
+        self.chain: Chain
+        self.engine: Pipeline
+        self.index: SpotIndex
+        self.desk: Desk
+        self.settlement: Settlement
+        self.server: GatewayServer
+        self._stack = AsyncExitStack()
+        self._told: dict[str, tuple[int, int]] = {}
+
+    @classmethod
+    async def open(
+        cls,
+        directory: Path,
+        settings: Settings,
+        clock: Clock,
+        *,
+        progress: Progress = _silent,
+        partition_ns: int | None = None,
+    ) -> "Node":
+        """Start every part; what already ran in `directory` goes on where it stopped.
+
+        `partition_ns` shortens the index's five-minute partitions for a demonstration.
+        Raises CompexError or SettlementError, with everything closed again.
+        """
+        node = cls(directory, settings, clock)
+        await asyncio.to_thread(directory.mkdir, parents=True, exist_ok=True)
+        try:
+            await node._start(progress, partition_ns)
+        except BaseException:
+            await node.close()
+            raise
+        return node
+
+    async def _start(self, progress: Progress, partition_ns: int | None) -> None:
+        with progress("compiling or loading the matching kernel"):
+            await asyncio.to_thread(warm_up)
+        with progress("starting PostgreSQL"):
+            database_url = self.settings.database.url or await self._serve_database()
+        with progress("opening the chain"):
+            await self._open_chain()
+        with progress("deploying or checking the contracts"):
+            await self.chain.deploy_or_load(self.directory, _address(self.settings.chain.token))
+        with progress("replaying the journal"):
+            await self._start_engine(database_url, partition_ns)
+        await self._list_markets(self.settings.markets.listed)
+        await self._start_server()
+
+    async def _serve_database(self) -> str:
+        server = await database.serve(self.directory)
+        self._stack.push_async_callback(server.stop)
+        return server.url
+
+    async def _open_chain(self) -> None:
+        chain = self.settings.chain
+        if chain.rpc_url:
+            options = Options(confirmations=chain.confirmations, poll_seconds=RPC_POLL_SECONDS)
+            keys = read_keys(Path(chain.keys_file))
+            self.chain = await Chain.connect(chain.rpc_url, keys, options)
+        else:
+            embedded = await EmbeddedChain.open(self.directory / "chain", self.clock.now_ns)
+            self._stack.push_async_callback(embedded.close)
+            self.embedded = embedded
+            if chain.embedded_rpc_port >= 0:
+                self.rpc_url = await embedded.serve_rpc(chain.embedded_rpc_port)
+            self.chain = await Chain.connect(embedded.provider, embedded.keys)
+        self._stack.push_async_callback(self.chain.close)
+
+    async def _start_engine(self, database_url: str, partition_ns: int | None) -> None:
+        catalog = load_catalog()
+        self.engine = Pipeline(Journal(self.directory / "journal", SystemDisk()), self.clock)
+        self._stack.push_async_callback(self.engine.close)
+        self.desk = open_desk(
+            self.engine,
+            catalog,
+            Domain(self.chain.chain_id, self.chain.vault),
+            administrator=self._administrator(),
+        )
+        self.index = SpotIndex(catalog, partition_ns) if partition_ns else SpotIndex(catalog)
+        wanted = self.settings.settlement
+        self.settlement = await Settlement.open(
+            SettlementOptions(
+                turn_seconds=wanted.turn_seconds,
+                turns_per_reconciliation=wanted.turns_per_reconciliation,
+                batch_wait_ns=wanted.batch_wait_seconds * 1_000_000_000,
+                fills_per_batch_max=wanted.fills_per_batch,
+            ),
+            self.engine,
+            self.chain,
+            database_url,
+            self.clock.now_ns,
+            self.index,
+        )
+        self._stack.push_async_callback(self.settlement.close)
+        await self.engine.start()
+
+    def _administrator(self) -> bytes:
+        configured = _address(self.settings.gateway.administrator)
+        if configured is not None:
+            return configured
+        self.administrator = Wallet(_own_key(self.directory / "administrator.key"))
+        return self.administrator.address_bytes
+
+    async def _list_markets(self, symbols: tuple[str, ...]) -> None:
+        """List what is missing, with lot and bond as the catalog has them. Raises CatalogError."""
+        catalog = load_catalog()
+        listed = {market.product for market in self.engine.markets()}
+        for symbol in symbols:
+            product = catalog.parse(symbol)
+            if product in listed:
+                continue
+            bond_usdc6, lots = catalog.bond_usdc6_per_lot(product), catalog.lot_multiple(product)
+            instrument = self.desk.next_instrument()
+            self.engine.submit(translate.list_market(instrument, product, bond_usdc6, lots))
+            await self.engine.settled()
+
+    async def _start_server(self) -> None:
+        gateway = self.settings.gateway
+        health = Health(self.engine, self._settlement_status)
+        self.server = GatewayServer(self.desk, health, gateway.host, gateway.port)
+        await self.server.start()
+        self._stack.push_async_callback(self.server.stop)
+
+    def _settlement_status(self) -> dict[str, Any]:
+        return {"halted": self.settlement.halted}
+
+    @property
+    def url(self) -> str:
+        """Of the page; the websocket is at the same address under /ws."""
+        host, port = self.server.address
+        return f"http://{host}:{port}"
+
+    @property
+    def websocket_url(self) -> str:
+        return self.url.replace("http", "ws", 1) + "/ws"
+
+    async def turn(self) -> Turn:
+        """One pass of settlement, and the index on the feed."""
+        turn = await self.settlement.turn()
+        self.tell_index()
+        return turn
+
+    def tell_index(self) -> None:
+        """Put the index values that changed on the public feed."""
+        catalog = load_catalog()
+        for value in self.index.values(self.clock.now_ns()):
+            seen = (value.value_ticks, value.window_end_ns)
+            if self._told.get(value.series) == seen:
+                continue
+            self._told[value.series] = seen
+            self.desk.feed.publish_index(
+                m.Index(
+                    market=catalog.ticker(value.product),
+                    price=price_text(value.value_ticks),
+                    quality=value.quality,
+                    round=value.window_end_ns // 1_000_000_000,
+                    time_us=value.window_end_ns // 1_000,
+                )
+            )
+
+    async def run(self) -> None:
+        """Settle and publish until cancelled. Raises SettlementError when only a person can help;
+        trading goes on meanwhile, and `/ready` says why settlement does not."""
+        async with asyncio.TaskGroup() as tasks:
+            tasks.create_task(self.settlement.run())
+            tasks.create_task(self._tell_index_forever())
+
+    async def _tell_index_forever(self) -> None:
+        while True:
+            self.tell_index()
+            await asyncio.sleep(INDEX_SECONDS)
+
+    async def fund(self, fundings: list[Funding]) -> None:
+        """Deposit test USDC on chain from each wallet; what was deposited before is not again.
+
+        So a run that was cut off half-way can ask for the same again.
+        """
+        deposited = await self._deposited()
+        missing: list[Funding] = []
+        for funding in fundings:
+            cash, bond = deposited.get(address_of(funding.key), (0, 0))
+            rest = Funding(funding.key, funding.cash_usdc6 - cash, funding.bond_usdc6 - bond)
+            if rest.cash_usdc6 or rest.bond_usdc6:
+                missing.append(rest)
+        if missing:
+            await self.chain.fund(missing)
+
+    async def _deposited(self) -> dict[bytes, tuple[int, int]]:
+        """(cash, bond) in µUSDC that each wallet ever deposited, by address."""
+        sums: dict[bytes, tuple[int, int]] = {}
+        block = await self.chain.final_block()
+        last = 0
+        while found := await self.chain.deposits(last, block, 1_000):
+            for deposit in found:
+                cash, bond = sums.get(deposit.owner, (0, 0))
+                if deposit.purse:
+                    bond += deposit.amount_usdc6
+                else:
+                    cash += deposit.amount_usdc6
+                sums[deposit.owner] = (cash, bond)
+            last = found[-1].number
+        return sums
+
+    async def close(self) -> None:
+        """Sockets first, then settlement, engine, chain and database."""
+        await self._stack.aclose()
+
+
+def _address(text: str) -> bytes | None:
+    return bytes.fromhex(text[2:]) if text else None
+
+
+def _own_key(path: Path) -> bytes:
+    """The key in this file, made at the first start, readable by its owner alone."""
+    if not path.exists():
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, stat.S_IRUSR)
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_hex(32) + "\n")
+    return bytes.fromhex(path.read_text("ascii").strip())
+
+
+def read_keys(path: Path) -> Keys:
+    """The exchange's keys from a TOML file. Raises SettingsError, which never shows a key."""
+    try:
+        table = tomllib.loads(path.read_text("utf-8"))
+        if set(table) != set(Keys._fields):
+            raise SettingsError(f"{path} must have exactly: {', '.join(Keys._fields)}")
+        keys = Keys(*(bytes.fromhex(str(table[name]).removeprefix("0x")) for name in Keys._fields))
+    except (OSError, ValueError) as error:
+        raise SettingsError(f"{path} is not a file of hex keys ({type(error).__name__})") from None
+    if any(len(key) != 32 for key in keys):
+        raise SettingsError(f"{path}: a key has 32 bytes")
+    return keys
+
+
+__all__ = ["Funding", "Node", "SettlementError", "read_keys"]

@@ -1,0 +1,156 @@
+"""Every setting of a node: one TOML file, validated, with its documentation beside each value.
+
+Invariant: an unknown key, a wrong type or a value out of range is refused by name before anything
+starts; the file that `compex settings` prints is made from this module and reads back as the
+defaults. The node and the command call this.
+"""
+
+import os
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Final, get_args, get_type_hints
+
+import msgspec
+from msgspec import Meta, Struct
+
+from engine.rejects import CompexError
+
+ENVIRONMENT: Final = {
+    "COMPEX_DATABASE_URL": ("database", "url"),
+    "COMPEX_RPC_URL": ("chain", "rpc_url"),
+}
+LAUNCH_MARKETS: Final = tuple(
+    f"{hardware}|{region}|B|SPOT"
+    for hardware in (
+        "nv.h100-sxm-80g.x8.ib",
+        "nv.h100-sxm-80g.x1",
+        "nv.a100-sxm-80g.x8.ib",
+        "nv.l40s-pcie-48g.x1",
+        "nv.rtx4090-24g.x1",
+    )
+    for region in ("us-e", "us-w", "eu-n")
+)
+
+
+class SettingsError(CompexError):
+    """The settings file cannot be used; the message names the key."""
+
+
+class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
+    host: Annotated[str, Meta(description="address to listen on")] = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535, description="0 takes any free port")] = 8765
+    administrator: Annotated[
+        str,
+        Meta(
+            pattern="^(0x[0-9a-fA-F]{40})?$",
+            description="wallet that may list, halt and resume markets; "
+            "empty: one made at the first start, its key in administrator.key",
+        ),
+    ] = ""
+
+
+class MarketSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    listed: Annotated[
+        tuple[str, ...],
+        Meta(description="markets listed at start, by symbol; already listed ones stay"),
+    ] = LAUNCH_MARKETS
+
+
+class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    url: Annotated[
+        str,
+        Meta(description="PostgreSQL of the ledger; empty: an embedded one in the directory"),
+    ] = ""
+
+
+class ChainSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    rpc_url: Annotated[
+        str, Meta(description="JSON-RPC of an Ethereum node; empty: an embedded chain")
+    ] = ""
+    keys_file: Annotated[
+        str,
+        Meta(
+            description="TOML file with deployer, settler and publisher (hex private keys); "
+            "needed with rpc_url"
+        ),
+    ] = ""
+    token: Annotated[
+        str,
+        Meta(
+            pattern="^(0x[0-9a-fA-F]{40})?$",
+            description="USDC to settle in; empty: a test token is deployed",
+        ),
+    ] = ""
+    confirmations: Annotated[
+        int, Meta(ge=0, le=10_000, description="blocks on top before a block is final")
+    ] = 0
+    embedded_rpc_port: Annotated[
+        int,
+        Meta(ge=-1, le=65535, description="JSON-RPC of the embedded chain; 0: any, -1: none"),
+    ] = 8545
+
+
+class SettlementSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    turn_seconds: Annotated[
+        float, Meta(gt=0, le=3600, description="between two passes of settlement")
+    ] = 1.0
+    batch_wait_seconds: Annotated[
+        int, Meta(ge=0, le=86_400, description="how long a fill waits for company in its batch")
+    ] = 2
+    fills_per_batch: Annotated[
+        int, Meta(ge=1, le=5_000, description="a batch is sealed at this many fills")
+    ] = 1_000
+    turns_per_reconciliation: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="passes between two reconciliations")
+    ] = 60
+
+
+class Settings(Struct, frozen=True, forbid_unknown_fields=True):
+    gateway: Annotated[GatewaySettings, Meta(description="the port bots and people use")] = (
+        GatewaySettings()
+    )
+    markets: Annotated[MarketSettings, Meta(description="what is traded")] = MarketSettings()
+    database: Annotated[DatabaseSettings, Meta(description="the ledger's database")] = (
+        DatabaseSettings()
+    )
+    chain: Annotated[ChainSettings, Meta(description="where money is")] = ChainSettings()
+    settlement: Annotated[SettlementSettings, Meta(description="fills to escrow")] = (
+        SettlementSettings()
+    )
+
+
+def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ) -> Settings:
+    """The file's settings, or the defaults; the environment overrides. Raises SettingsError."""
+    try:
+        text = path.read_text("utf-8") if path is not None else ""
+        tables: dict[str, Any] = tomllib.loads(text)
+        for name, (table, key) in ENVIRONMENT.items():
+            if environment.get(name):
+                tables.setdefault(table, {})[key] = environment[name]
+        settings = msgspec.convert(tables, Settings)
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError, AttributeError, TypeError) as bad:
+        raise SettingsError(f"{path}: {bad}") from bad
+    except msgspec.ValidationError as bad:
+        raise SettingsError(f"{path or 'the environment'}: {bad}") from bad
+    if settings.chain.rpc_url and not settings.chain.keys_file:
+        raise SettingsError("chain.keys_file is needed with chain.rpc_url")
+    return settings
+
+
+def example_settings() -> str:
+    """A settings file with every key at its default and what it means."""
+    lines: list[str] = []
+    for table in Settings.__struct_fields__:
+        lines += [f"# {_description(Settings, table)}", f"[{table}]"]
+        defaults: Struct = getattr(Settings(), table)
+        for key in defaults.__struct_fields__:
+            value = msgspec.json.encode(getattr(defaults, key)).decode().replace(",", ", ")
+            lines += [f"# {_description(type(defaults), key)}", f"{key} = {value}"]
+        lines.append("")
+    return "\n".join(lines)
+
+
+def _description(struct: type[Struct], field: str) -> str:
+    meta = get_args(get_type_hints(struct, include_extras=True)[field])[1]
+    return meta.description
