@@ -5,8 +5,8 @@
 
 One group of commands is in flight at a time: while the disk syncs it, the kernel matches it, and
 later commands gather into the next group. Invariant: nobody hears of a command before it is both
-durable and matched, everybody hears of all of them in one order, and balances read at that moment
-are those after the last published event. When the journal fails the engine stops for good: what
+durable and matched, everybody hears of all of them in one order, and balances read through the
+port are those after the last published group. When the journal fails the engine stops for good: what
 was matched but not durable is never published.
 """
 
@@ -20,13 +20,12 @@ import numpy as np
 
 from engine.journal import FRAME_COMMANDS_MAX, Journal
 from engine.port import Batch, Market, Readiness, Sequenced, Subscriber
+from engine.publish import Published
 from engine.records import (
-    ACCOUNTS_MAX,
     COMMAND,
     Balances,
     Command,
     EventArray,
-    MarketStatus,
     decode_events,
 )
 from engine.rejects import JournalError, Refused, Reject
@@ -52,7 +51,8 @@ class Pipeline:
         self._published_sequence = 0
         self._event_number = 0
         self._stopped = "not started"
-        self._accounts: dict[bytes, int] = {}
+        self._closed = False
+        self._published = Published()
         self._worker: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, "journal")
 
@@ -120,6 +120,7 @@ class Pipeline:
         events = decode_events(array)
         batch = Batch(self._event_number + 1, array, events, replayed)
         self._event_number += len(events)
+        self._published.apply(self._matcher.state, array, events)
         self._sequencer.answered(events)
         for subscriber in self._subscribers:
             subscriber(batch)
@@ -133,7 +134,10 @@ class Pipeline:
         self._waiting.clear()
 
     async def close(self) -> None:
-        """Publish what was submitted, then stop."""
+        """Publish what was submitted, then stop. Idempotent."""
+        if self._closed:
+            return
+        self._closed = True
         if not self._stopped:
             await self.settled()
         if self._worker is not None:
@@ -161,38 +165,16 @@ class Pipeline:
         await waiter
 
     def balances(self, account: int) -> Balances:
-        if not 0 < account < ACCOUNTS_MAX:
-            return Balances(*(0,) * 8)
-        return Balances(*self._matcher.state["balances"][0, account].tolist())
+        return self._published.balances(account)
 
     def account_of(self, owner: bytes) -> int:
-        return self._owners().get(owner, 0)
+        return self._published.account_of(owner)
 
     def owner_of(self, account: int) -> bytes:
-        if not 0 < account < ACCOUNTS_MAX:
-            return bytes(20)
-        return self._matcher.state["identities"][0, account]["owner"].tobytes()
-
-    def _owners(self) -> dict[bytes, int]:
-        high = int(self._matcher.state["account_high"][0])
-        for account in range(len(self._accounts) + 1, high + 1):
-            self._accounts[self.owner_of(account)] = account
-        return self._accounts
+        return self._published.owner_of(account)
 
     def markets(self) -> list[Market]:
-        high = int(self._matcher.state["instrument_high"][0])
-        books = self._matcher.state["books"][0, :high]
-        return [
-            Market(
-                i,
-                int(b["product"]),
-                int(b["status"]),
-                int(b["lot_multiple"]),
-                int(b["bond_usdc6_per_lot"]),
-            )
-            for i, b in enumerate(books)
-            if b["status"] != MarketStatus.UNLISTED
-        ]
+        return self._published.markets()
 
     def ready(self) -> Readiness:
         return Readiness(

@@ -77,7 +77,7 @@ class Port(Protocol):
         ...
 
     def balances(self, account: int) -> Balances:
-        """As of the last published event. Zeros for an unknown account."""
+        """As of the last published group of commands. Zeros for an unknown account."""
         ...
 
     def account_of(self, owner: bytes) -> int:

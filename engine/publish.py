@@ -1,0 +1,72 @@
+"""What has been published: the only state of the engine that others may see.
+
+The matcher runs ahead of the disk by one group of commands; this view moves only when a group is
+durable. Invariant: it is exactly the state after the last published group, so nobody can act on
+an order that a power cut would undo. `pipeline` writes it, the port reads it.
+"""
+
+import numpy as np
+
+from engine.book import StateArray
+from engine.port import Market
+from engine.records import (
+    ACCOUNTS_MAX,
+    BALANCES,
+    Balances,
+    Event,
+    EventArray,
+    EventKind,
+    MarketStatus,
+)
+
+NO_OWNER = bytes(20)
+NO_BALANCES = Balances(*(0,) * len(Balances._fields))
+
+
+class Published:
+    def __init__(self) -> None:
+        self._balances = np.zeros(ACCOUNTS_MAX, BALANCES)
+        self._owners: dict[int, bytes] = {}
+        self._accounts: dict[bytes, int] = {}
+        self._markets: dict[int, Market] = {}
+
+    def apply(self, state: StateArray, array: EventArray, events: list[Event]) -> None:
+        """Take over what these events touched. The state may be ahead only within their group."""
+        touched = np.union1d(array["account"], array["counter_account"])
+        touched = touched[touched < ACCOUNTS_MAX]
+        self._balances[touched] = state["balances"][0, touched]
+        for event in events:
+            if event.kind < EventKind.ACCOUNT_OPENED:
+                continue  # the many
+            if event.kind == EventKind.ACCOUNT_OPENED:
+                self._owners[event.account] = event.owner
+                self._accounts[event.owner] = event.account
+            elif event.kind == EventKind.MARKET_LISTED:
+                self._markets[event.instrument] = Market(
+                    event.instrument,
+                    event.product,
+                    MarketStatus.OPEN,
+                    event.lot_multiple,
+                    event.bond_usdc6_per_lot,
+                )
+            elif event.kind == EventKind.MARKET_HALTED:
+                self._set_status(event.instrument, MarketStatus.HALTED)
+            elif event.kind == EventKind.MARKET_RESUMED:
+                self._set_status(event.instrument, MarketStatus.OPEN)
+
+    def _set_status(self, instrument: int, status: MarketStatus) -> None:
+        self._markets[instrument] = self._markets[instrument]._replace(status=status)
+
+    def balances(self, account: int) -> Balances:
+        if account not in self._owners:
+            return NO_BALANCES
+        return Balances(*self._balances[account].tolist())
+
+    def account_of(self, owner: bytes) -> int:
+        return self._accounts.get(owner, 0)
+
+    def owner_of(self, account: int) -> bytes:
+        return self._owners.get(account, NO_OWNER)
+
+    def markets(self) -> list[Market]:
+        return list(self._markets.values())
