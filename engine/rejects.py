@@ -23,7 +23,6 @@ class Reject(IntEnum):
     RATE_LIMITED = 1011
     TOO_MANY_SUBSCRIPTIONS = 1012
     UNKNOWN_CHANNEL = 1013
-    NOT_PERMITTED = 1014
     # 2xxx: the order
     PRICE_OUT_OF_RANGE = 2001
     PRICE_NOT_ON_TICK = 2002
@@ -81,7 +80,6 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.RATE_LIMITED: "too many requests; retry after retry_ms",
     Reject.TOO_MANY_SUBSCRIPTIONS: "this connection has as many subscriptions as it may",
     Reject.UNKNOWN_CHANNEL: "no channel has this name",
-    Reject.NOT_PERMITTED: "this account may not do that",
     Reject.PRICE_OUT_OF_RANGE: "the price must be above zero and at most 1677.7215",
     Reject.PRICE_NOT_ON_TICK: "the price is not a multiple of 0.0001",
     Reject.QTY_OUT_OF_RANGE: "the quantity must be above zero and at most 10000000",

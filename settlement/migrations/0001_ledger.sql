@@ -145,7 +145,7 @@ CREATE TABLE withdrawal (
     amount_usdc6 bigint NOT NULL CHECK (amount_usdc6 > 0)
 );
 
--- --- what is told to the vault --------------------------------------------------------------------
+-- --- what is told to the vault ------------------------------------------------------------------
 -- One row per batch and per withdrawal, from its sealing to its confirmation by the engine.
 CREATE TYPE outgoing_kind AS ENUM ('settle', 'withdraw');
 CREATE TYPE outgoing_state AS ENUM (
@@ -197,13 +197,13 @@ END $$;
 CREATE TRIGGER follow_the_states BEFORE UPDATE ON outgoing
     FOR EACH ROW EXECUTE FUNCTION follow_the_states();
 
--- --- how far the engine's events are posted -------------------------------------------------------
+-- --- how far the engine's events are posted -----------------------------------------------------
 CREATE TABLE watermark (
     shard        smallint PRIMARY KEY,
     event_number bigint NOT NULL CHECK (event_number >= 0),
     sequence     bigint NOT NULL CHECK (sequence >= 0),
     ordinal      integer NOT NULL,
-    event        bytea NOT NULL  -- the 64 bytes of that event: another journal is recognised by them
+    event        bytea NOT NULL  -- its 64 bytes: another journal is recognised by them
 );
 INSERT INTO watermark (shard, event_number, sequence, ordinal, event) VALUES (0, 0, 0, 0, '');
 CREATE FUNCTION only_forward() RETURNS trigger LANGUAGE plpgsql AS $$

@@ -41,7 +41,8 @@ test("decimal strings become whole numbers exactly", () => {
 });
 
 test("anything but a plain decimal that fits is refused", () => {
-  for (const bad of ["", "1.", ".5", "-1", "+1", "1e3", " 1", "1,5", "NaN", "0x1", "0.00001", "١"]) {
+  const signs = ["", "1.", ".5", "-1", "+1", "1e3", " 1", "1,5", "NaN", "0x1", "0.00001", "١"];
+  for (const bad of signs) {
     assert.throws(() => parsePrice(bad), NotADecimal, bad);
   }
   assert.throws(() => parseQty("99999999999999999"), NotADecimal);

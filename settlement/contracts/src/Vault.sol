@@ -241,7 +241,7 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
         }
     }
 
-    // --- inside ------------------------------------------------------------------------------------
+    // --- inside ----------------------------------------------------------------------------------
 
     /// @dev Credits what arrived, not what was asked for: a token may charge for its transfers.
     function _pull(uint256 amount) private returns (uint96) {
