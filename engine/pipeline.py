@@ -6,8 +6,8 @@
 One group of commands is in flight at a time: while the disk syncs it, the kernel matches it, and
 later commands gather into the next group. Invariant: nobody hears of a command before it is both
 durable and matched, everybody hears of all of them in one order, and balances read through the
-port are those after the last published group. When the journal fails the engine stops for good: what
-was matched but not durable is never published.
+port are those after the last published group. When the journal fails the engine stops for good:
+what was matched but not durable is never published.
 """
 
 import asyncio
@@ -18,6 +18,7 @@ from typing import Final
 
 import numpy as np
 
+from engine.clock import Clock
 from engine.journal import FRAME_COMMANDS_MAX, Journal
 from engine.port import Batch, Market, Readiness, Sequenced, Subscriber
 from engine.publish import Published
@@ -30,7 +31,7 @@ from engine.records import (
 )
 from engine.rejects import JournalError, Refused, Reject
 from engine.replay import Matcher
-from engine.sequence import Clock, Sequencer
+from engine.sequence import Sequencer
 from engine.snapshot import state_hash
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16

@@ -5,9 +5,9 @@ command of its account for good, so that sending an order again cannot place it 
 `pipeline` calls.
 """
 
-import time
-from typing import Final, NamedTuple, Protocol
+from typing import Final, NamedTuple
 
+from engine.clock import Clock
 from engine.port import Sequenced
 from engine.records import (
     CLIENT_ID_MAX,
@@ -22,31 +22,6 @@ from engine.records import (
 from engine.rejects import Refused, Reject
 
 _BODY_OFFSET: Final = 16  # a command's bytes without its sequence and time
-
-
-class Clock(Protocol):
-    def now_ns(self) -> int:
-        """Nanoseconds since the Unix epoch, UTC."""
-        ...
-
-
-class SystemClock:
-    def now_ns(self) -> int:
-        return time.time_ns()
-
-
-class ScriptedClock:
-    """Stands still until told; for runs that must be the same everywhere."""
-
-    def __init__(self, start_ns: int) -> None:
-        self._now_ns = start_ns
-
-    def now_ns(self) -> int:
-        return self._now_ns
-
-    def advance_to(self, now_ns: int) -> None:
-        """Never backwards: an earlier time is ignored."""
-        self._now_ns = max(self._now_ns, now_ns)
 
 
 class _Use(NamedTuple):

@@ -236,7 +236,7 @@ async def _serve(directory: Path, settings: Any) -> int:
     """Run a node until interrupted; settlement may halt, trading and `/ready` go on."""
     import signal
 
-    from engine.sequence import SystemClock
+    from engine.clock import SystemClock
     from gateway.node import Node, SettlementError
 
     stop = asyncio.Event()

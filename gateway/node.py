@@ -26,11 +26,11 @@ from compex_client.units import price_text
 from compex_client.wallet import Domain, Wallet
 
 from engine.catalog import load_catalog
+from engine.clock import Clock
 from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.replay import warm_up
-from engine.sequence import Clock
 from gateway import translate
 from gateway.health import Health
 from gateway.server import GatewayServer

@@ -12,10 +12,10 @@ from compex_client import messages as m
 from compex_client.wallet import Domain, Wallet
 
 from engine.catalog import load_catalog
+from engine.clock import ScriptedClock
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.records import COMMAND_STRUCT, Command, CommandKind, Purse
-from engine.sequence import ScriptedClock
 from gateway.health import Health
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer

@@ -9,11 +9,11 @@ from typing import Any, cast
 from eth_account import Account
 
 from engine.catalog import load_catalog
+from engine.clock import ScriptedClock
 from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.records import Command, CommandKind, Side, TimeInForce
-from engine.sequence import ScriptedClock
 from settlement.abi import Interface
 from settlement.chain import (
     Chain,

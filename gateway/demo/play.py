@@ -17,8 +17,8 @@ from compex_client import Client, Disconnected, Rejected, Stream, Wallet, connec
 from compex_client import messages as m
 from compex_client.units import price_text, qty_text
 
+from engine.clock import ScriptedClock
 from engine.rejects import Reject
-from engine.sequence import ScriptedClock
 from gateway.demo.prices import Skipped, load_quotes
 from gateway.demo.script import HOUR_NS, ROUNDS, START_NS, Actor, Script, Step, write_script
 from gateway.node import Funding, Node, Progress
