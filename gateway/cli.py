@@ -34,7 +34,7 @@ def main(arguments: list[str] | None = None) -> int:
 
     try:
         return options.run(options)
-    except (CompexError, SettlementError) as error:
+    except (CompexError, SettlementError, OSError) as error:  # OSError: a port in use, a full disk
         console.print(f"[red]compex: {error}[/red]")
         return 1
     except KeyboardInterrupt:
@@ -49,6 +49,7 @@ def _parser() -> argparse.ArgumentParser:
     demo.add_argument("--once", action="store_true", help="play one seeded run to its end, exit")
     demo.add_argument("--json", type=Path, metavar="PATH", help="with --once: the summary as JSON")
     demo.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    demo.add_argument("--port", type=int, default=8765, help="of the page and the websocket")
     demo.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY / "demo")
     demo.set_defaults(run=_demo)
 
@@ -105,7 +106,8 @@ def _owning(directory: Path) -> Generator[None]:
 class Steps:
     """Progress of the start and of the run, on one bar each."""
 
-    def __init__(self) -> None:
+    def __init__(self, work: str = "") -> None:
+        self._work = work
         self._bars = Progress(
             SpinnerColumn(),
             TextColumn("{task.description}"),
@@ -130,7 +132,7 @@ class Steps:
 
     def advance(self, done: int, total: int) -> None:
         if self._trading is None:
-            self._trading = self._bars.add_task("trading and settling", total=total)
+            self._trading = self._bars.add_task(self._work, total=total)
         self._bars.update(self._trading, completed=done)
 
 
@@ -158,7 +160,7 @@ def _demo_once(options: argparse.Namespace) -> int:
         mark.write_text(json.dumps(wanted), "utf-8")
     else:
         console.print(f"going on with the run that was cut off in {options.dir}")
-    with Steps() as steps:
+    with Steps("trading and settling") as steps:
         outcome = _run(
             play_once(
                 options.dir,
@@ -214,11 +216,19 @@ def _print_outcome(outcome: Any) -> None:
 
 
 def _demo_live(options: argparse.Namespace) -> int:
-    from gateway.demo.live import play_on
-
     shutil.rmtree(options.dir, ignore_errors=True)
     options.dir.mkdir(parents=True)
-    return _run(play_on(options.dir, options.seed, console, Steps))
+    return _run(_trade_live(options))
+
+
+async def _trade_live(options: argparse.Namespace) -> int:
+    from gateway.demo.live import open_market, trade_on
+
+    with Steps("posting the opening asks") as steps:
+        opened = await open_market(
+            options.dir, options.seed, options.port, steps.step, steps.advance
+        )
+    return await trade_on(opened, console)
 
 
 # --- node ---------------------------------------------------------------------------------------
