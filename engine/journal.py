@@ -217,10 +217,6 @@ class Journal:
         self._place = _Place(0, 1, bytes(_DIGEST_BYTES))
         self._failed = ""
 
-    @property
-    def next_sequence(self) -> int:
-        return self._place.sequence
-
     def recover(self) -> Iterator[Frame]:
         """Every frame in order; at the end the torn tail is cut and `append` may follow."""
         paths = segments(self._directory)

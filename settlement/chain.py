@@ -50,7 +50,6 @@ FILL_BYTES: Final = 28
 # Even if every fill had another buyer, this many stay below the 16.7 million gas that one
 # transaction may use, and far below the 128 KiB that a pool takes.
 FILLS_PER_BATCH_MAX: Final = 2_000
-FEED_DECIMALS: Final = 8
 PRICE_E8_PER_TICK: Final = 10_000  # a tick is $0.0001; a feed counts in 1e-8 dollars
 PRICES_PER_ROUND_MAX: Final = 256  # one transaction below the gas limit, all slots being new
 TRANSACTION_GAS_MAX: Final = 1 << 24  # EIP-7825

@@ -148,15 +148,6 @@ class Ledger:
         )
         return [Fill._make(row.values()) for row in rows]
 
-    async def fills_of_batch(self, batch_id: int) -> list[Fill]:
-        """In event order."""
-        rows = await self._database.rows(
-            "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number FROM fill"
-            " WHERE batch_id = $1 ORDER BY event_number",
-            batch_id,
-        )
-        return [Fill._make(row.values()) for row in rows]
-
     async def balances(self) -> dict[int, Holdings]:
         """Every account's buckets as of the watermark."""
         rows = await self._database.rows(

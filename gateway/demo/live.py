@@ -9,7 +9,6 @@ import asyncio
 import contextlib
 import random
 import signal
-import time
 from collections import Counter
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -105,15 +104,16 @@ async def open_market(
     directory: Path, seed: int, port: int, progress: Progress, advance: Advance
 ) -> Opened:
     """Start the node, post the opening ladders; `trade_on` goes on from there."""
+    clock = SystemClock()
     quotes, _ = load_quotes()
-    script = write_script(seed, quotes, time.time_ns() // HOUR_NS * HOUR_NS)
+    script = write_script(seed, quotes, clock.now_ns() // HOUR_NS * HOUR_NS)
     node = await Node.open(
         directory,
         Settings(
             gateway=GatewaySettings(port=port),
             markets=MarketSettings(listed=tuple(script.markets)),
         ),
-        SystemClock(),
+        clock,
         progress=progress,
         partition_ns=PARTITION_NS,
     )
