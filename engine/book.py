@@ -36,6 +36,10 @@ NODES_MAX: Final = 1 << 18
 CAPACITY_SLOTS: Final = CAPACITIES_MAX * 2  # open addressing stays at most half full
 NO_BID: Final = 0
 NO_ASK: Final = (1 << 32) - 1
+# What an account may do. One that is closed keeps its money and takes no orders or capacity.
+UNKNOWN: Final = 0
+TRADING: Final = 1
+CLOSED: Final = 2
 
 ORDER: Final = np.dtype(
     [
@@ -95,7 +99,12 @@ CAPACITY: Final = np.dtype(
     ]
 )
 IDENTITY: Final = np.dtype(
-    [("owner", "u1", (20,)), ("opened", "<u4"), ("last_batch", "<u8")],
+    [
+        ("owner", "u1", (20,)),
+        ("opened", "<u2"),  # UNKNOWN, TRADING or CLOSED
+        ("exits", "<u2"),  # confirmed ones: a week each at least, so this lasts 1,250 years
+        ("last_batch", "<u8"),
+    ]
 )
 STATE: Final = np.dtype(
     [
@@ -116,7 +125,8 @@ STATE: Final = np.dtype(
         ("total_usdc6", "<i8"),  # deposited and not withdrawn
         ("sequence", "<u8"),
         ("time_ns", "<i8"),
-        ("header_unused", "u1", (40,)),
+        ("last_void", "<u4"),
+        ("header_unused", "u1", (36,)),
         ("books", BOOK, (INSTRUMENTS_MAX,)),
         ("balances", BALANCES, (ACCOUNTS_MAX,)),
         ("identities", IDENTITY, (ACCOUNTS_MAX,)),

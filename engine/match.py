@@ -12,8 +12,11 @@ from typing import Any, Final
 
 from engine.book import (
     BUY,
+    CLOSED,
     NO_ASK,
     SELL,
+    TRADING,
+    UNKNOWN,
     dequeue,
     drop_level,
     enqueue,
@@ -56,6 +59,7 @@ from engine.reserve import (
     release_ask,
     release_buy,
     sell_now,
+    undo_fill,
 )
 
 # Room a command needs beyond its fills: its terminal event, a remainder, a self-trade's pair.
@@ -138,6 +142,16 @@ def _release(s: Any, book: Any, side: Any, slot: Any, qty: Any) -> None:
 
 
 @kernel
+def _known_account(s: Any, account: Any) -> Any:
+    return 0 < account < ACCOUNTS_MAX and s.identities[account].opened != UNKNOWN
+
+
+@kernel
+def _why_not_trading(s: Any, account: Any) -> Any:
+    return Reject.ACCOUNT_CLOSED if _known_account(s, account) else Reject.UNKNOWN_ACCOUNT
+
+
+@kernel
 def _check_order(s: Any, c: Any) -> Any:
     """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
     if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
@@ -145,8 +159,8 @@ def _check_order(s: Any, c: Any) -> Any:
     book = s.books[c.instrument]
     if book.status != MarketStatus.OPEN:
         return Reject.MARKET_HALTED
-    if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened == 0:
-        return Reject.UNKNOWN_ACCOUNT
+    if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened != TRADING:
+        return _why_not_trading(s, c.account)
     if c.price_ticks <= 0 or c.price_ticks > PRICE_TICKS_MAX:
         return Reject.PRICE_OUT_OF_RANGE
     if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
@@ -466,6 +480,12 @@ def _cancel_all(s: Any, c: Any, events: Any, n: Any) -> Any:
     every = c.instrument == ALL_INSTRUMENTS
     if not every and (c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0):
         return _reject(events, n, c, Reject.UNKNOWN_INSTRUMENT)
+    return _clear(s, c, events, n, every, CancelReason.CANCEL_ALL, EventKind.CANCEL_ALL_DONE)
+
+
+@kernel
+def _clear(s: Any, c: Any, events: Any, n: Any, every: Any, why: Any, done: Any) -> Any:
+    """Cancel the account's orders, for `why`; the terminal event, of kind `done`, counts them."""
     first = n
     reason = uint16(0)
     for slot in range(uint32(1), s.order_high + uint32(1)):
@@ -477,9 +497,9 @@ def _cancel_all(s: Any, c: Any, events: Any, n: Any) -> Any:
         if n - first >= EFFECTS_MAX:
             reason = uint16(CancelReason.EFFECTS_LIMIT)
             break
-        n = _remove(s, events, n, c, uint32(slot), CancelReason.CANCEL_ALL)
+        n = _remove(s, events, n, c, uint32(slot), why)
     count = n - first
-    n = _emit(events, n, c, EventKind.CANCEL_ALL_DONE)
+    n = _emit(events, n, c, done)
     events[n - 1].qty_lots = count
     events[n - 1].reason = reason
     return n
@@ -489,17 +509,12 @@ def _cancel_all(s: Any, c: Any, events: Any, n: Any) -> Any:
 
 
 @kernel
-def _known_account(s: Any, account: Any) -> Any:
-    return 0 < account < ACCOUNTS_MAX and s.identities[account].opened != 0
-
-
-@kernel
 def _declare_capacity(s: Any, c: Any, events: Any, n: Any) -> Any:
     """Set how many lots an operator has in all for a market; never below what it has promised."""
     if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
         return _reject(events, n, c, Reject.UNKNOWN_INSTRUMENT)
-    if not _known_account(s, c.account):
-        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if not _known_account(s, c.account) or s.identities[c.account].opened != TRADING:
+        return _reject(events, n, c, _why_not_trading(s, c.account))
     if c.qty_lots < 0 or c.qty_lots > QTY_LOTS_MAX:
         return _reject(events, n, c, Reject.QTY_OUT_OF_RANGE)
     capacity = make_capacity(s, c.account, c.instrument)
@@ -534,15 +549,33 @@ def _open_account(s: Any, c: Any, events: Any, n: Any) -> Any:
     if c.account == 0 or c.account >= ACCOUNTS_MAX:
         return _reject(events, n, c, Reject.TOO_MANY_ACCOUNTS)
     identity = s.identities[c.account]
-    if identity.opened != 0:
+    if identity.opened != UNKNOWN:
         return _reject(events, n, c, Reject.ACCOUNT_EXISTS)
-    identity.opened = uint32(1)
+    identity.opened = uint16(TRADING)
     n = _emit(events, n, c, EventKind.ACCOUNT_OPENED)
     for i in range(20):
         identity.owner[i] = c.owner[i]
         events[n - 1].owner[i] = c.owner[i]
     s.account_high = max(s.account_high, c.account)
     return n
+
+
+@kernel
+def _close_account(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """No new orders or capacity from now on; open orders are cancelled. Harmless when repeated,
+    and repeated by the caller while the terminal event carries EFFECTS_LIMIT."""
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    s.identities[c.account].opened = uint16(CLOSED)
+    return _clear(s, c, events, n, True, CancelReason.ACCOUNT_CLOSED, EventKind.ACCOUNT_CLOSED)
+
+
+@kernel
+def _reopen_account(s: Any, c: Any, events: Any, n: Any) -> Any:
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    s.identities[c.account].opened = uint16(TRADING)
+    return _emit(events, n, c, EventKind.ACCOUNT_REOPENED)
 
 
 @kernel
@@ -583,7 +616,8 @@ def _confirm_escrow(s: Any, c: Any, events: Any, n: Any) -> Any:
 
 
 @kernel
-def _confirm_withdrawal(s: Any, c: Any, events: Any, n: Any) -> Any:
+def _answer_withdrawal(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """A withdrawal was paid, or will not be and is free again: one of the two, once, in order."""
     if not _known_account(s, c.account):
         return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
     if c.amount_usdc6 <= 0:
@@ -594,9 +628,64 @@ def _confirm_withdrawal(s: Any, c: Any, events: Any, n: Any) -> Any:
     if c.amount_usdc6 > money.leaving_usdc6:
         return _reject(events, n, c, Reject.WITHDRAWAL_EXCEEDS_LEAVING)
     s.last_withdrawal = c.reference
-    s.total_usdc6 -= c.amount_usdc6
     money.leaving_usdc6 -= c.amount_usdc6
+    if c.kind == CommandKind.CANCEL_WITHDRAWAL:
+        money.free_usdc6 += c.amount_usdc6
+        return _emit(events, n, c, EventKind.WITHDRAWAL_CANCELLED)
+    s.total_usdc6 -= c.amount_usdc6
     return _emit(events, n, c, EventKind.WITHDRAWAL_CONFIRMED)
+
+
+@kernel
+def _void_fill(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """Undo a fill that was never settled: the buyer's money is free again, and so are the
+    seller's bond and capacity."""
+    seller = c.counter_account
+    if not _known_account(s, c.account) or not _known_account(s, seller):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
+        return _reject(events, n, c, Reject.UNKNOWN_INSTRUMENT)
+    if c.price_ticks <= 0 or c.price_ticks > PRICE_TICKS_MAX:
+        return _reject(events, n, c, Reject.PRICE_OUT_OF_RANGE)
+    if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
+        return _reject(events, n, c, Reject.QTY_OUT_OF_RANGE)
+    if c.void_number <= s.last_void:
+        return _reject(events, n, c, Reject.VOID_OUT_OF_ORDER)
+    amount = c.price_ticks * c.qty_lots
+    bond = s.books[c.instrument].bond_usdc6_per_lot * c.qty_lots
+    capacity = find_capacity(s, seller, c.instrument)
+    if (
+        amount > s.balances[c.account].pending_usdc6
+        or bond > s.balances[seller].bond_locked_usdc6
+        or capacity == 0
+        or c.qty_lots > s.capacities[capacity].sold_lots
+    ):
+        return _reject(events, n, c, Reject.VOID_EXCEEDS_FILLS)
+    s.last_void = c.void_number
+    undo_fill(s, c.account, amount, seller, capacity, c.qty_lots, bond)
+    n = _emit(events, n, c, EventKind.FILL_VOIDED)
+    events[n - 1].counter_account = seller
+    return n
+
+
+@kernel
+def _confirm_exit(s: Any, c: Any, events: Any, n: Any) -> Any:
+    """The owner took free money out of the vault without us; `reference` counts the account's
+    exits from 1."""
+    if not _known_account(s, c.account):
+        return _reject(events, n, c, Reject.UNKNOWN_ACCOUNT)
+    if c.amount_usdc6 <= 0:
+        return _reject(events, n, c, Reject.AMOUNT_OUT_OF_RANGE)
+    identity = s.identities[c.account]
+    if c.reference != uint64(identity.exits) + uint64(1):
+        return _reject(events, n, c, Reject.EXIT_OUT_OF_ORDER)
+    money = s.balances[c.account]
+    if c.amount_usdc6 > money.free_usdc6:
+        return _reject(events, n, c, Reject.EXIT_EXCEEDS_FREE)
+    identity.exits = uint16(c.reference)
+    s.total_usdc6 -= c.amount_usdc6
+    money.free_usdc6 -= c.amount_usdc6
+    return _emit(events, n, c, EventKind.EXIT_CONFIRMED)
 
 
 # --- markets ------------------------------------------------------------------------------------
@@ -659,8 +748,16 @@ def _apply_rare(s: Any, c: Any, events: Any, n: Any) -> Any:
         return _deposit(s, c, events, n)
     if c.kind == CommandKind.CONFIRM_ESCROW:
         return _confirm_escrow(s, c, events, n)
-    if c.kind == CommandKind.CONFIRM_WITHDRAWAL:
-        return _confirm_withdrawal(s, c, events, n)
+    if c.kind in (CommandKind.CONFIRM_WITHDRAWAL, CommandKind.CANCEL_WITHDRAWAL):
+        return _answer_withdrawal(s, c, events, n)
+    if c.kind == CommandKind.CLOSE_ACCOUNT:
+        return _close_account(s, c, events, n)
+    if c.kind == CommandKind.REOPEN_ACCOUNT:
+        return _reopen_account(s, c, events, n)
+    if c.kind == CommandKind.VOID_FILL:
+        return _void_fill(s, c, events, n)
+    if c.kind == CommandKind.CONFIRM_EXIT:
+        return _confirm_exit(s, c, events, n)
     if c.kind == CommandKind.LIST_MARKET:
         return _list_market(s, c, events, n)
     if c.kind in (CommandKind.HALT_MARKET, CommandKind.RESUME_MARKET):

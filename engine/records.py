@@ -88,6 +88,11 @@ class CommandKind(IntEnum):
     DEPOSIT = 17
     CONFIRM_ESCROW = 18
     CONFIRM_WITHDRAWAL = 19
+    CLOSE_ACCOUNT = 20
+    REOPEN_ACCOUNT = 21
+    CANCEL_WITHDRAWAL = 22
+    VOID_FILL = 23
+    CONFIRM_EXIT = 24
     LIST_MARKET = 32
     HALT_MARKET = 33
     RESUME_MARKET = 34
@@ -111,6 +116,11 @@ class EventKind(IntEnum):
     DEPOSITED = 17
     ESCROW_CONFIRMED = 18
     WITHDRAWAL_CONFIRMED = 19
+    ACCOUNT_CLOSED = 20
+    ACCOUNT_REOPENED = 21
+    WITHDRAWAL_CANCELLED = 22
+    FILL_VOIDED = 23
+    EXIT_CONFIRMED = 24
     MARKET_LISTED = 32
     MARKET_HALTED = 33
     MARKET_RESUMED = 34
@@ -124,6 +134,7 @@ class CancelReason(IntEnum):
     IOC_REMAINDER = 3
     SELF_TRADE = 4
     EFFECTS_LIMIT = 5
+    ACCOUNT_CLOSED = 6
 
 
 class MarketStatus(IntEnum):
@@ -160,12 +171,14 @@ COMMAND: Final = _overlaid(
     64,
     [
         *_COMMAND_PLAIN,
-        ("reference", "<u8", 16),  # deposit number, batch id or withdrawal id
+        ("reference", "<u8", 16),  # deposit number, batch id, withdrawal id; see each command
         ("product", "<u8", 24),  # LIST_MARKET: the packed product (catalog.pack_product)
         ("amount_usdc6", "<i8", 32),
         ("bond_usdc6_per_lot", "<i8", 32),  # LIST_MARKET
         ("lot_multiple", "<i8", 40),  # LIST_MARKET: quantities are multiples of this
         ("owner", ("u1", 20), 24),  # OPEN_ACCOUNT: the wallet's address
+        ("counter_account", "<u4", 24),  # VOID_FILL: the seller; `reference` is the fill's number
+        ("void_number", "<u4", 28),  # VOID_FILL: above every one used before
     ],
 )
 COMMAND_STRUCT: Final = struct.Struct("<QqQQqqIIBBBBB3x")

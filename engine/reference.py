@@ -54,6 +54,8 @@ class Order:
 @dataclass(slots=True)
 class Account:
     owner: bytes
+    closed: bool = False
+    exits: int = 0
     last_batch: int = 0
     free: int = 0
     held: int = 0
@@ -132,6 +134,7 @@ class Reference:
         self.ids = OrderIds()
         self.last_deposit = 0
         self.last_withdrawal = 0
+        self.last_void = 0
         self.total = 0
 
     def apply(self, command: Command) -> list[Event]:
@@ -147,6 +150,11 @@ class Reference:
             CommandKind.DEPOSIT: self._deposit,
             CommandKind.CONFIRM_ESCROW: self._confirm_escrow,
             CommandKind.CONFIRM_WITHDRAWAL: self._confirm_withdrawal,
+            CommandKind.CLOSE_ACCOUNT: self._close_account,
+            CommandKind.REOPEN_ACCOUNT: self._reopen_account,
+            CommandKind.CANCEL_WITHDRAWAL: self._cancel_withdrawal,
+            CommandKind.VOID_FILL: self._void_fill,
+            CommandKind.CONFIRM_EXIT: self._confirm_exit,
             CommandKind.LIST_MARKET: self._list_market,
             CommandKind.HALT_MARKET: self._halt_market,
             CommandKind.RESUME_MARKET: self._resume_market,
@@ -194,6 +202,11 @@ class Reference:
         self._require(account in self.accounts, Reject.UNKNOWN_ACCOUNT)
         return self.accounts[account]
 
+    def _trading_account(self, account: int) -> Account:
+        known = self._account(account)
+        self._require(not known.closed, Reject.ACCOUNT_CLOSED)
+        return known
+
     def _book(self, instrument: int) -> Book:
         self._require(instrument in self.books, Reject.UNKNOWN_INSTRUMENT)
         return self.books[instrument]
@@ -226,7 +239,7 @@ class Reference:
     def _check_order(self, c: Command) -> Book:
         book = self._book(c.instrument)
         self._require(book.status is MarketStatus.OPEN, Reject.MARKET_HALTED)
-        self._account(c.account)
+        self._trading_account(c.account)
         self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
         self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
         self._require(c.qty_lots % book.lot_multiple == 0, Reject.QTY_NOT_A_MULTIPLE)
@@ -375,16 +388,19 @@ class Reference:
     def _cancel_all(self, c: Command) -> None:
         if c.instrument != ALL_INSTRUMENTS:
             self._book(c.instrument)
+        self._clear(c, c.instrument, CancelReason.CANCEL_ALL, EventKind.CANCEL_ALL_DONE)
+
+    def _clear(self, c: Command, instrument: int, why: CancelReason, done: EventKind) -> None:
         mine = [
             order
             for order in self.orders.values()
-            if order.account == c.account and c.instrument in {ALL_INSTRUMENTS, order.instrument}
+            if order.account == c.account and instrument in {ALL_INSTRUMENTS, order.instrument}
         ]
         mine.sort(key=lambda order: order.order_id & 0xFFFFFF)
         for order in mine[:EFFECTS_MAX]:
-            self._remove(order, CancelReason.CANCEL_ALL)
+            self._remove(order, why)
         self._emit(
-            EventKind.CANCEL_ALL_DONE,
+            done,
             qty_lots=len(mine[:EFFECTS_MAX]),
             reason=CancelReason.EFFECTS_LIMIT if len(mine) > EFFECTS_MAX else 0,
         )
@@ -422,7 +438,7 @@ class Reference:
 
     def _declare_capacity(self, c: Command) -> None:
         self._book(c.instrument)
-        self._account(c.account)
+        self._trading_account(c.account)
         self._require(0 <= c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
         capacity = self.capacities.setdefault((c.account, c.instrument), Capacity())
         promised = capacity.held + capacity.sold
@@ -474,16 +490,64 @@ class Reference:
         account.escrow += amount
         self._emit(EventKind.ESCROW_CONFIRMED)
 
+    def _close_account(self, c: Command) -> None:
+        self._account(c.account).closed = True
+        self._clear(c, ALL_INSTRUMENTS, CancelReason.ACCOUNT_CLOSED, EventKind.ACCOUNT_CLOSED)
+
+    def _reopen_account(self, c: Command) -> None:
+        self._account(c.account).closed = False
+        self._emit(EventKind.ACCOUNT_REOPENED)
+
     def _confirm_withdrawal(self, c: Command) -> None:
+        account = self._answer_withdrawal(c)
+        self.total -= c.price_ticks
+        account.leaving -= c.price_ticks
+        self._emit(EventKind.WITHDRAWAL_CONFIRMED)
+
+    def _cancel_withdrawal(self, c: Command) -> None:
+        account = self._answer_withdrawal(c)
+        account.leaving -= c.price_ticks
+        account.free += c.price_ticks
+        self._emit(EventKind.WITHDRAWAL_CANCELLED)
+
+    def _answer_withdrawal(self, c: Command) -> Account:
         account = self._account(c.account)
         amount, withdrawal = c.price_ticks, c.client_id
         self._require(amount > 0, Reject.AMOUNT_OUT_OF_RANGE)
         self._require(withdrawal > self.last_withdrawal, Reject.WITHDRAWAL_OUT_OF_ORDER)
         self._require(amount <= account.leaving, Reject.WITHDRAWAL_EXCEEDS_LEAVING)
         self.last_withdrawal = withdrawal
+        return account
+
+    def _void_fill(self, c: Command) -> None:
+        seller_number, void_number = c.order_id & 0xFFFFFFFF, c.order_id >> 32
+        buyer, seller = self._account(c.account), self._account(seller_number)
+        book = self._book(c.instrument)
+        self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
+        self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
+        self._require(void_number > self.last_void, Reject.VOID_OUT_OF_ORDER)
+        amount, bond = c.price_ticks * c.qty_lots, book.bond_per_lot * c.qty_lots
+        capacity = self.capacities.get((seller_number, c.instrument), Capacity())
+        filled = amount <= buyer.pending and bond <= seller.bond_locked
+        self._require(filled and c.qty_lots <= capacity.sold, Reject.VOID_EXCEEDS_FILLS)
+        self.last_void = void_number
+        buyer.pending -= amount
+        buyer.free += amount
+        seller.bond_locked -= bond
+        seller.bond_free += bond
+        capacity.sold -= c.qty_lots
+        self._emit(EventKind.FILL_VOIDED, counter_account=seller_number)
+
+    def _confirm_exit(self, c: Command) -> None:
+        account = self._account(c.account)
+        amount, number = c.price_ticks, c.client_id
+        self._require(amount > 0, Reject.AMOUNT_OUT_OF_RANGE)
+        self._require(number == account.exits + 1, Reject.EXIT_OUT_OF_ORDER)
+        self._require(amount <= account.free, Reject.EXIT_EXCEEDS_FREE)
+        account.exits = number
         self.total -= amount
-        account.leaving -= amount
-        self._emit(EventKind.WITHDRAWAL_CONFIRMED)
+        account.free -= amount
+        self._emit(EventKind.EXIT_CONFIRMED)
 
     # --- markets --------------------------------------------------------------------------------
 

@@ -42,6 +42,7 @@ class Reject(IntEnum):
     INSUFFICIENT_CAPACITY = 3004
     AMOUNT_OUT_OF_RANGE = 3005
     CAPACITY_IN_USE = 3006
+    ACCOUNT_CLOSED = 3007
     # 4xxx: the market
     UNKNOWN_INSTRUMENT = 4001
     MARKET_HALTED = 4002
@@ -56,6 +57,10 @@ class Reject(IntEnum):
     ESCROW_EXCEEDS_PENDING = 5004
     WITHDRAWAL_OUT_OF_ORDER = 5005
     WITHDRAWAL_EXCEEDS_LEAVING = 5006
+    VOID_OUT_OF_ORDER = 5007
+    VOID_EXCEEDS_FILLS = 5008
+    EXIT_OUT_OF_ORDER = 5009
+    EXIT_EXCEEDS_FREE = 5010
     # 6xxx: the node
     TOO_MANY_OPEN_ORDERS = 6001
     BUSY = 6002
@@ -97,6 +102,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.INSUFFICIENT_CAPACITY: "the declared capacity does not cover this ask",
     Reject.AMOUNT_OUT_OF_RANGE: "the amount must be above zero and within the limit",
     Reject.CAPACITY_IN_USE: "open asks or sold hours need more than this capacity",
+    Reject.ACCOUNT_CLOSED: "this wallet is leaving the vault; it may only withdraw",
     Reject.UNKNOWN_INSTRUMENT: "no such market",
     Reject.MARKET_HALTED: "the market is halted; orders may only be cancelled",
     Reject.ALREADY_LISTED: "this market is listed already",
@@ -107,8 +113,12 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.DEPOSIT_OUT_OF_ORDER: "deposits are credited once each, in the vault's order",
     Reject.ESCROW_OUT_OF_ORDER: "this account's batch was confirmed already",
     Reject.ESCROW_EXCEEDS_PENDING: "more escrow confirmed than fills are pending",
-    Reject.WITHDRAWAL_OUT_OF_ORDER: "withdrawals are confirmed once each, in order",
+    Reject.WITHDRAWAL_OUT_OF_ORDER: "withdrawals are confirmed or cancelled once each, in order",
     Reject.WITHDRAWAL_EXCEEDS_LEAVING: "more withdrawn than was on its way",
+    Reject.VOID_OUT_OF_ORDER: "fills are voided once each, in order",
+    Reject.VOID_EXCEEDS_FILLS: "more voided than the two accounts have filled and not settled",
+    Reject.EXIT_OUT_OF_ORDER: "an account's exits are confirmed once each, in order",
+    Reject.EXIT_EXCEEDS_FREE: "more left with the exit than is free",
     Reject.TOO_MANY_OPEN_ORDERS: "the exchange holds as many open orders as it can",
     Reject.BUSY: "the exchange has as much work queued as it takes; nothing was sequenced",
     Reject.STOPPED: "the exchange has stopped taking commands",

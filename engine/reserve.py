@@ -108,6 +108,23 @@ def sell_now(s: Any, account: Any, capacity: Any, qty_lots: Any, bond_usdc6: Any
 
 
 @kernel
+def undo_fill(
+    s: Any,
+    buyer: Any,
+    amount_usdc6: Any,
+    seller: Any,
+    capacity: Any,
+    qty_lots: Any,
+    bond_usdc6: Any,
+) -> None:
+    s.balances[buyer].pending_usdc6 -= amount_usdc6
+    s.balances[buyer].free_usdc6 += amount_usdc6
+    s.balances[seller].bond_locked_usdc6 -= bond_usdc6
+    s.balances[seller].bond_free_usdc6 += bond_usdc6
+    s.capacities[capacity].sold_lots -= qty_lots
+
+
+@kernel
 def free_capacity(s: Any, capacity: Any) -> Any:
     """Lots that may still be offered."""
     row = s.capacities[capacity]

@@ -15,8 +15,10 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, ru
 from engine.book import check_invariants
 from engine.records import (
     ALL_INSTRUMENTS,
+    EFFECTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
+    CancelReason,
     Command,
     CommandKind,
     Event,
@@ -30,6 +32,7 @@ from engine.records import (
     decode_events,
 )
 from engine.reference import Reference
+from engine.rejects import Reject
 from engine.replay import Matcher
 
 ACCOUNTS = (1, 2, 3)
@@ -60,6 +63,9 @@ class KernelEqualsReference(RuleBasedStateMachine):
         self.sequence = 0
         self.deposits = 0
         self.order_ids: list[int] = [0]
+        self.fills: list[Event] = []
+        self.voids = 0
+        self.exits: dict[int, int] = {}
 
     def both(self, kind: int, **fields: Any) -> list[Event]:
         self.sequence += 1
@@ -68,6 +74,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
         events = [event for part in parts for event in decode_events(part)]
         assert events == self.reference.apply(command), command
         self.order_ids += [e.order_id for e in events if e.kind == EventKind.ACCEPTED]
+        self.fills += [e for e in events if e.kind == EventKind.FILL]
         return events
 
     @initialize()
@@ -214,13 +221,88 @@ class KernelEqualsReference(RuleBasedStateMachine):
         self.both(CommandKind.WITHDRAW, account=account, price_ticks=amount)
 
     @rule(
-        kind=st.sampled_from((CommandKind.CONFIRM_ESCROW, CommandKind.CONFIRM_WITHDRAWAL)),
+        kind=st.sampled_from((
+            CommandKind.CONFIRM_ESCROW,
+            CommandKind.CONFIRM_WITHDRAWAL,
+            CommandKind.CANCEL_WITHDRAWAL,
+        )),
         account=st.sampled_from((*ACCOUNTS, 4)),
         amount=st.integers(0, 5000),
         reference=st.integers(0, 30),
-    )
+    )  # fmt: skip
     def confirm(self, kind: int, account: int, amount: int, reference: int) -> None:
         self.both(kind, account=account, price_ticks=amount, client_id=reference)
+
+    @rule(
+        kind=st.sampled_from((
+            CommandKind.CLOSE_ACCOUNT,
+            CommandKind.REOPEN_ACCOUNT,
+            CommandKind.REOPEN_ACCOUNT,  # or most commands would meet closed accounts
+            CommandKind.REOPEN_ACCOUNT,
+        )),
+        account=st.sampled_from((*ACCOUNTS, 4)),
+        instrument=ANY_U32,
+    )  # fmt: skip
+    def close_or_reopen(self, kind: int, account: int, instrument: int) -> None:
+        self.both(kind, account=account, instrument=instrument)
+
+    @rule(
+        account=st.sampled_from((*ACCOUNTS, 4)),
+        amount=st.one_of(st.integers(-1, 5000), st.just(10**13)),
+        ahead=st.sampled_from((1, 1, 1, 0, 2)),
+    )
+    def confirm_exit(self, account: int, amount: int, ahead: int) -> None:
+        done = self.exits.get(account, 0)
+        events = self.both(
+            CommandKind.CONFIRM_EXIT, account=account, price_ticks=amount, client_id=done + ahead
+        )
+        self.exits[account] = done + (events[0].kind == EventKind.EXIT_CONFIRMED)
+
+    @rule(
+        data=st.data(),
+        more=st.sampled_from((0, 0, 0, 0, 1)),
+        ahead=st.sampled_from((1, 1, 1, 0, 5)),
+    )
+    def void_a_fill(self, data: st.DataObject, more: int, ahead: int) -> None:
+        if not self.fills:
+            return
+        fill = data.draw(st.sampled_from(self.fills))
+        buyer, seller = fill.account, fill.counter_account
+        if fill.side == Side.SELL:
+            buyer, seller = seller, buyer
+        events = self.both(
+            CommandKind.VOID_FILL,
+            account=buyer,
+            order_id=seller | (self.voids + ahead) << 32,
+            instrument=fill.instrument,
+            price_ticks=fill.price_ticks,
+            qty_lots=fill.qty_lots + more,
+            client_id=7,
+        )
+        if events[0].kind == EventKind.FILL_VOIDED:
+            self.voids += ahead
+
+    @rule(
+        account=st.sampled_from((*ACCOUNTS, 4)),
+        seller=st.sampled_from((*ACCOUNTS, 4, (1 << 32) - 1)),
+        number=st.integers(0, (1 << 32) - 1),
+        instrument=st.sampled_from((*INSTRUMENTS, 2, (1 << 32) - 1)),
+        price=st.sampled_from((-1, 0, 1, PRICE_TICKS_MAX, PRICE_TICKS_MAX + 1)),
+        lots=st.sampled_from((-1, 0, 1, QTY_LOTS_MAX, QTY_LOTS_MAX + 1)),
+    )
+    def void_of_anything(
+        self, account: int, seller: int, number: int, instrument: int, price: int, lots: int
+    ) -> None:
+        events = self.both(
+            CommandKind.VOID_FILL,
+            account=account,
+            order_id=seller | number << 32,
+            instrument=instrument,
+            price_ticks=price,
+            qty_lots=lots,
+        )
+        if events[0].kind == EventKind.FILL_VOIDED:
+            self.voids = number
 
     @rule(
         account=st.sampled_from((*ACCOUNTS, 4)),
@@ -278,3 +360,83 @@ def test_the_kernel_gives_the_reference_s_events_for_every_command() -> None:
 @pytest.mark.timeout(3600)
 def test_the_kernel_gives_the_reference_s_events_for_a_long_time() -> None:
     _profile(examples=2000, steps=500)()
+
+
+def test_closing_an_account_of_many_orders_takes_as_many_commands_as_it_must() -> None:
+    machine = KernelEqualsReference()
+    machine.open_the_exchange()
+    for i in range(EFFECTS_MAX + 3):
+        machine.both(
+            CommandKind.NEW_ORDER,
+            account=1,
+            instrument=INSTRUMENTS[0],
+            side=Side.BUY,
+            price_ticks=1 + i % 500,
+            qty_lots=1,
+        )
+    first = machine.both(CommandKind.CLOSE_ACCOUNT, account=1)
+    assert len(first) == EFFECTS_MAX + 1
+    assert {e.reason for e in first[:-1]} == {CancelReason.ACCOUNT_CLOSED}
+    assert (first[-1].qty_lots, first[-1].reason) == (EFFECTS_MAX, CancelReason.EFFECTS_LIMIT)
+    second = machine.both(CommandKind.CLOSE_ACCOUNT, account=1)
+    assert (len(second), second[-1].reason) == (4, 0)
+    (third,) = machine.both(CommandKind.CLOSE_ACCOUNT, account=1)
+    assert (third.kind, third.qty_lots) == (EventKind.ACCOUNT_CLOSED, 0)
+    assert machine.reference.balances(1).held_usdc6 == 0
+    machine.the_state_is_sound()
+
+
+def test_a_closed_account_only_moves_money_until_it_is_reopened() -> None:
+    machine = KernelEqualsReference()
+    machine.open_the_exchange()
+    order: dict[str, int] = {"account": 1, "price_ticks": 100, "qty_lots": 1}
+    machine.both(CommandKind.CLOSE_ACCOUNT, account=1)
+    for kind, fields in (
+        (CommandKind.NEW_ORDER, order),
+        (CommandKind.DECLARE_CAPACITY, {"account": 1, "qty_lots": 3000}),
+    ):
+        (refused,) = machine.both(kind, **fields)
+        assert (refused.kind, refused.reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
+    machine.deposit(1, 5, Purse.CASH, 0)
+    (reserved,) = machine.both(CommandKind.WITHDRAW, account=1, price_ticks=10**12 + 5)
+    assert reserved.kind == EventKind.WITHDRAWAL_RESERVED
+    paid_back = {"account": 1, "price_ticks": 10**12 + 5, "client_id": reserved.reference}
+    (cancelled,) = machine.both(CommandKind.CANCEL_WITHDRAWAL, **paid_back)
+    assert cancelled.kind == EventKind.WITHDRAWAL_CANCELLED
+    for kind in (CommandKind.CANCEL_WITHDRAWAL, CommandKind.CONFIRM_WITHDRAWAL):
+        (again,) = machine.both(kind, **paid_back)
+        assert again.reason == Reject.WITHDRAWAL_OUT_OF_ORDER
+    machine.both(CommandKind.REOPEN_ACCOUNT, account=1)
+    assert machine.both(CommandKind.NEW_ORDER, **order)[0].kind == EventKind.ACCEPTED
+
+
+def test_a_voided_fill_leaves_both_sides_as_if_it_had_not_been() -> None:
+    machine = KernelEqualsReference()
+    machine.open_the_exchange()
+    before = [machine.reference.balances(account) for account in ACCOUNTS]
+    common: dict[str, int] = {"instrument": INSTRUMENTS[1], "price_ticks": 100, "qty_lots": 16}
+    machine.both(CommandKind.NEW_ORDER, account=2, side=Side.SELL, **common)
+    _, fill = machine.both(CommandKind.NEW_ORDER, account=1, side=Side.BUY, **common)
+    assert fill.kind == EventKind.FILL
+    void: dict[str, int] = {"account": 1, "order_id": 2 | 1 << 32, "client_id": 44, **common}
+    (voided,) = machine.both(CommandKind.VOID_FILL, **void)
+    assert (voided.kind, voided.reference, voided.counter_account) == (EventKind.FILL_VOIDED, 44, 2)
+    assert [machine.reference.balances(account) for account in ACCOUNTS] == before
+    (again,) = machine.both(CommandKind.VOID_FILL, **void)
+    assert again.reason == Reject.VOID_OUT_OF_ORDER
+    (more,) = machine.both(CommandKind.VOID_FILL, **{**void, "order_id": 2 | 2 << 32})
+    assert more.reason == Reject.VOID_EXCEEDS_FILLS
+
+
+def test_an_exit_takes_free_money_once() -> None:
+    machine = KernelEqualsReference()
+    machine.open_the_exchange()
+    taken: dict[str, int] = {"account": 1, "price_ticks": 10**12, "client_id": 1}
+    (more,) = machine.both(CommandKind.CONFIRM_EXIT, **{**taken, "price_ticks": 10**12 + 1})
+    assert more.reason == Reject.EXIT_EXCEEDS_FREE
+    (done,) = machine.both(CommandKind.CONFIRM_EXIT, **taken)
+    assert done.kind == EventKind.EXIT_CONFIRMED
+    assert machine.reference.balances(1).free_usdc6 == 0
+    (again,) = machine.both(CommandKind.CONFIRM_EXIT, **taken)
+    assert again.reason == Reject.EXIT_OUT_OF_ORDER
+    machine.the_state_is_sound()
