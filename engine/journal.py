@@ -1,13 +1,21 @@
 """The journal: every sequenced command, on disk before anybody hears of it.
 
 A directory of segments, each preallocated, a header and then frames. A frame is one group commit:
-its commands and a digest over the frame before it, so that no frame can be changed, dropped or
-moved unseen. Invariant: `append` has returned only when fdatasync has, and after any error of the
-disk nothing is ever appended again (a failed fsync may have dropped the pages; a retry would lie).
-One writer, held by a lock on the directory. Called by `pipeline` and `replay`.
+its commands, the digest of the frame before it and a digest over both, so that no frame can be
+changed, dropped or moved unseen. Invariant: `append` has returned only when fdatasync has, and
+after any error of the disk nothing is ever appended again (a failed fsync may have dropped the
+pages; a retry would lie). One writer, held by a lock on the directory. Called by `pipeline` and
+`replay`.
 
     header, 64 B: magic 8, format 4, layout 4, first sequence 8, build 8, chain 16, digest 16
-    frame, 32 B: magic 2, zero 2, count 4, first sequence 8, digest 16; then count x 64 B commands
+    frame, 64 B: magic 8, first sequence 8, count 8, zero 8, chain 16, digest 16
+                 then count x 64 B commands
+
+Everything lies at multiples of 64 bytes, and a frame's magic, read as the sequence a command has
+in its place, is above any sequence there will ever be: no command looks like a frame. Only one
+frame is ever on its way to the disk, so what a crash leaves behind the last good frame is at most
+one frame long and holds no other frame's magic. That may be cut; anything else is damage. What
+cannot be told from a torn frame is damage to the very last one, with nothing written after it.
 """
 
 import fcntl
@@ -24,19 +32,24 @@ from engine.kernel import build_hash
 from engine.records import COMMAND, LAYOUT_VERSION, CommandArray
 from engine.rejects import DamagedJournal, JournalError
 
-FORMAT_VERSION: Final = 1
+FORMAT_VERSION: Final = 2
 SEGMENT_BYTES: Final = 16 << 20  # preallocated: a sync then writes data, not file sizes
 FRAME_COMMANDS_MAX: Final = 4096
 SEGMENT_MAGIC: Final = b"CXSEGMNT"
-FRAME_MAGIC: Final = 0xC0F3
+FRAME_MAGIC: Final = b"CXFRAME\xff"
 _SEGMENT: Final = struct.Struct("<8sIIQ8s16s")
-_FRAME: Final = struct.Struct("<HHIQ")  # magic, zero, count, first sequence; then the digest
+_FRAME: Final = struct.Struct("<8sQQQ16s")  # magic, first sequence, count, zero, chain
 _DIGEST_BYTES: Final = 16
+ALIGNMENT: Final = COMMAND.itemsize
 HEADER_BYTES: Final = 64
-FRAME_HEADER_BYTES: Final = 32
+FRAME_HEADER_BYTES: Final = 64
+FRAME_BYTES_MAX: Final = FRAME_HEADER_BYTES + FRAME_COMMANDS_MAX * COMMAND.itemsize
 assert _SEGMENT.size + _DIGEST_BYTES == HEADER_BYTES
 assert _FRAME.size + _DIGEST_BYTES == FRAME_HEADER_BYTES
-assert HEADER_BYTES + FRAME_HEADER_BYTES + FRAME_COMMANDS_MAX * COMMAND.itemsize < SEGMENT_BYTES
+assert HEADER_BYTES % ALIGNMENT == FRAME_HEADER_BYTES % ALIGNMENT == 0
+assert HEADER_BYTES + FRAME_BYTES_MAX < SEGMENT_BYTES
+assert COMMAND.fields is not None and COMMAND.fields["sequence"][1] == 0
+assert int.from_bytes(FRAME_MAGIC, "little") >= 1 << 63, "above any sequence"
 
 
 class Disk(Protocol):
@@ -55,11 +68,13 @@ class SystemDisk:
     def create(self, path: Path, size: int) -> int:
         """A new file with its blocks allocated and its directory entry durable."""
         fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-        os.posix_fallocate(fd, 0, size)
-        os.fsync(fd)
-        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY)
-        os.fsync(directory)
-        os.close(directory)
+        try:
+            os.posix_fallocate(fd, 0, size)
+            os.fsync(fd)
+            _sync_directory(path.parent)
+        except OSError:
+            os.close(fd)
+            raise
         return fd
 
     def open(self, path: Path) -> int:
@@ -81,6 +96,23 @@ class SystemDisk:
         os.close(fd)
 
 
+def _sync_directory(directory: Path) -> None:
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def _make_directory(directory: Path) -> None:
+    """Make it and its parents, each one's entry durable in its own parent."""
+    if directory.is_dir():
+        return
+    _make_directory(directory.parent)
+    directory.mkdir(exist_ok=True)
+    _sync_directory(directory.parent)
+
+
 class Frame(NamedTuple):
     first_sequence: int
     commands: CommandArray  # shape (n,), dtype COMMAND
@@ -92,6 +124,9 @@ class _Place(NamedTuple):
     offset: int
     sequence: int
     chain: bytes
+
+
+_ORIGIN: Final = _Place(0, 1, bytes(_DIGEST_BYTES))
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -109,7 +144,7 @@ def _header(first_sequence: int, chain: bytes) -> bytes:
     return head + _digest(head)
 
 
-def _check_header(path: Path, data: bytes, expected: _Place | None) -> _Place:
+def _check_header(path: Path, data: bytes, expected: _Place) -> _Place:
     """Raises DamagedJournal or JournalError, naming the file."""
     head = data[: _SEGMENT.size]
     if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != _digest(head):
@@ -120,131 +155,171 @@ def _check_header(path: Path, data: bytes, expected: _Place | None) -> _Place:
             f"{path}: written with format {form}, layout {layout}; "
             f"this build reads format {FORMAT_VERSION}, layout {LAYOUT_VERSION}"
         )
-    if expected is not None and (first, chain) != (expected.sequence, expected.chain):
-        raise DamagedJournal(f"{path}: does not continue the segment before it")
+    if (first, chain) != (expected.sequence, expected.chain):
+        raise DamagedJournal(
+            f"{path}: damaged at offset 0, the header does not continue what comes before it, "
+            f"which ends before sequence {expected.sequence}: a segment is missing or cut short"
+        )
     return _Place(HEADER_BYTES, first, chain)
 
 
-def _read_frame(data: bytes, at: _Place) -> tuple[Frame, _Place] | None:
-    """The valid frame at this place, or None."""
-    body = at.offset + FRAME_HEADER_BYTES
+class _Parsed(NamedTuple):
+    """A frame whose own digest holds, wherever it belongs."""
+
+    first_sequence: int
+    chain: bytes
+    digest: bytes
+    body: bytes
+    end: int
+
+
+def _parse_frame(data: bytes, offset: int) -> _Parsed | None:
+    body = offset + FRAME_HEADER_BYTES
     if body > len(data):
         return None
-    magic, zero, count, first = _FRAME.unpack_from(data, at.offset)
+    magic, first, count, zero, chain = _FRAME.unpack_from(data, offset)
+    if magic != FRAME_MAGIC or zero != 0 or not 0 < count <= FRAME_COMMANDS_MAX:
+        return None
     end = body + count * COMMAND.itemsize
-    shaped = magic == FRAME_MAGIC and zero == 0 and 0 < count <= FRAME_COMMANDS_MAX
-    if not shaped or first != at.sequence or end > len(data):
+    head_end = offset + _FRAME.size
+    digest = data[head_end:body]
+    if end > len(data) or digest != _digest(data[offset:head_end], data[body:end]):
         return None
-    head = data[at.offset : at.offset + _FRAME.size]
-    digest = _digest(at.chain, head, data[body:end])
-    if data[at.offset + _FRAME.size : body] != digest:
-        return None
-    commands = np.frombuffer(data[body:end], COMMAND)
-    return Frame(first, commands), _Place(end, first + count, digest)
+    return _Parsed(first, chain, digest, data[body:end], end)
 
 
-def _later_frame(data: bytes, at: _Place) -> int | None:
-    """The offset of something after a bad frame that only a later frame can be, or None.
-
-    Frames start at multiples of 32 and carry sequences that grow, which the commands inside a
-    torn frame cannot imitate: where a header would say its sequence, a command says its time.
-    """
-    for offset in range(at.offset + FRAME_HEADER_BYTES, len(data) - FRAME_HEADER_BYTES, 32):
-        if data[offset : offset + 2] != FRAME_MAGIC.to_bytes(2, "little"):
-            continue
-        _, zero, count, first = _FRAME.unpack_from(data, offset)
-        grows = at.sequence < first <= at.sequence + len(data) // COMMAND.itemsize
-        if zero == 0 and 0 < count <= FRAME_COMMANDS_MAX and grows:
-            return offset
-    return None
+def _find_magic(data: bytes, start: int) -> int:
+    """The first frame's magic where a frame can start, from `start` on; -1 if there is none."""
+    offset = data.find(FRAME_MAGIC, start)
+    while offset >= 0 and offset % ALIGNMENT != 0:
+        offset = data.find(FRAME_MAGIC, offset + 1)
+    return offset
 
 
-def read_segment(
-    path: Path, expected: _Place | None, is_last: bool
-) -> Iterator[tuple[Frame | None, _Place]]:
-    """Yield (frame, place after it); ends with (None, place) for the last segment's clean end.
+def _damage(data: bytes, at: _Place, is_last: bool) -> str:
+    """Why what follows the last good frame is neither zeros nor one torn frame; empty if it is."""
+    end = len(data.rstrip(b"\0"))
+    if end <= at.offset:
+        return ""
+    if not is_last:
+        return "a later segment follows"
+    if _parse_frame(data, at.offset) is not None:
+        return "a whole frame stands there that does not continue the one before it"
+    if (later := _find_magic(data, at.offset + ALIGNMENT)) >= 0:
+        return f"a later frame stands at offset {later}"
+    if end > at.offset + FRAME_BYTES_MAX:
+        return f"bytes follow to offset {end}, further than any frame"
+    return ""
+
+
+def read_segment(path: Path, expected: _Place, is_last: bool) -> tuple[list[Frame], _Place]:
+    """The frames of a segment and the place after them.
 
     Raises DamagedJournal where bytes that are not a torn tail are not what was written.
     """
-    data = path.read_bytes()
+    data = _read_file(path)
     place = _check_header(path, data, expected)
-    while (found := _read_frame(data, place)) is not None:
-        frame, place = found
-        yield frame, place
-    rest_is_zero = not any(data[place.offset :])
-    if rest_is_zero:
-        yield None, place
-        return
-    later = _later_frame(data, place)
-    if not is_last or later is not None:
+    frames: list[Frame] = []
+    while (found := _parse_frame(data, place.offset)) is not None:
+        if (found.first_sequence, found.chain) != (place.sequence, place.chain):
+            break
+        commands = np.frombuffer(found.body, COMMAND)
+        frames.append(Frame(found.first_sequence, commands))
+        place = _Place(found.end, place.sequence + len(commands), found.digest)
+    if reason := _damage(data, place, is_last):
         raise DamagedJournal(
-            f"{path}: damaged at offset {place.offset}, in the frame of sequence {place.sequence}; "
-            "this is not a torn tail, so nothing was cut: restore the file from a copy"
+            f"{path}: damaged at offset {place.offset}, in the frame of sequence {place.sequence}: "
+            f"{reason}; this is not a torn tail, so nothing was cut: restore the file from a copy"
         )
-    yield None, place
+    return frames, place
 
 
-def segments(directory: Path) -> list[Path]:
-    """The segment files in sequence order."""
-    return sorted(directory.glob("*.cxj"))
+def _read_file(path: Path) -> bytes:
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be read: {error}") from error
+
+
+def segments(directory: Path) -> tuple[list[Path], Path | None]:
+    """The segment files in sequence order, and the one a crash left without a header.
+
+    That one is all zeros: it was made, and nothing was ever in it.
+    """
+    paths = sorted(directory.glob("*.cxj"))
+    if paths and not _read_file(paths[-1]).rstrip(b"\0"):
+        return paths[:-1], paths[-1]
+    return paths, None
 
 
 def read(directory: Path) -> Iterator[Frame]:
     """Every frame in order, without writing anything. Raises JournalError."""
-    place: _Place | None = None
-    paths = segments(directory)
+    place = _ORIGIN
+    paths, unborn = segments(directory)
     for path in paths:
-        for frame, after in read_segment(path, place, path == paths[-1]):
-            place = after
-            if frame is not None:
-                yield frame
+        is_last = path == paths[-1] and unborn is None
+        frames, place = read_segment(path, place, is_last)
+        yield from frames
 
 
 class Journal:
     """The writer. Use `recover` to the end once, then `append`."""
 
-    def __init__(self, directory: Path, disk: Disk) -> None:
-        directory.mkdir(parents=True, exist_ok=True)
+    def __init__(self, directory: Path, disk: Disk, segment_bytes: int = SEGMENT_BYTES) -> None:
+        """Raises JournalError when another process writes here, or the directory cannot be had.
+
+        A segment takes at least one frame, however small `segment_bytes` is.
+        """
         self._directory = directory
         self._disk = disk
-        self._lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        try:
-            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            os.close(self._lock)
-            raise JournalError(f"{directory}: another process writes this journal") from error
+        self._segment_bytes = segment_bytes
+        self._lock = _lock(directory)
         self._fd = -1
-        self._place = _Place(0, 1, bytes(_DIGEST_BYTES))
+        self._place = _ORIGIN
         self._failed = ""
 
     def recover(self) -> Iterator[Frame]:
-        """Every frame in order; at the end the torn tail is cut and `append` may follow."""
-        paths = segments(self._directory)
-        if paths and is_unborn(paths[-1]):
-            # Died between making the file and writing its header: nothing was in it.
-            paths.pop().unlink()
-        place: _Place | None = None
-        for path in paths:
-            for frame, after in read_segment(path, place, path == paths[-1]):
-                place = after
-                if frame is not None:
-                    yield frame
-        if place is None:
-            self._start_segment()
-            return
-        self._place = place
-        self._fd = self._disk.open(paths[-1])
-        # Whatever a torn write left behind must not look like a frame one day.
-        rest = paths[-1].stat().st_size - place.offset
-        self._disk.write(self._fd, bytes(rest), place.offset)
+        """Cut the torn tail, then every frame in order; after them `append` may follow.
+
+        Raises JournalError.
+        """
+        place = _ORIGIN
+        paths, unborn = segments(self._directory)
+        try:
+            if unborn is not None:
+                unborn.unlink()
+            for path in paths:
+                is_last = path == paths[-1] and unborn is None
+                frames, place = read_segment(path, place, is_last)
+                if path == paths[-1]:
+                    self._reopen(path, place, frames)
+                yield from frames
+            if not paths:
+                self._start_segment()
+        except OSError as error:
+            raise self._fail(error) from error
+
+    def _reopen(self, path: Path, place: _Place, frames: list[Frame]) -> None:
+        """Make the last segment's end durable again, before anybody hears of what is in it.
+
+        The process that wrote the last frame may have died before its sync, or because of it: then
+        the frame may stand in the page cache alone, and only writing it again makes a sync honest.
+        """
+        start = place.offset - FRAME_HEADER_BYTES - frames[-1].commands.nbytes if frames else 0
+        data = _read_file(path)
+        torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
+        self._fd = self._disk.open(path)
+        self._disk.write(self._fd, data[start : place.offset] + bytes(torn), start)
         self._disk.sync(self._fd)
+        self._place = place
 
     def _start_segment(self) -> None:
         place = self._place
         if self._fd >= 0:
-            self._disk.close(self._fd)
+            fd, self._fd = self._fd, -1
+            self._disk.close(fd)
         path = self._directory / f"{place.sequence:020d}.cxj"
-        self._fd = self._disk.create(path, SEGMENT_BYTES)
+        self._fd = self._disk.create(path, self._segment_bytes)
         self._disk.write(self._fd, _header(place.sequence, place.chain), 0)
         self._disk.sync(self._fd)
         self._place = place._replace(offset=HEADER_BYTES)
@@ -252,34 +327,52 @@ class Journal:
     def append(self, commands: bytes) -> None:
         """One frame of whole commands, durable on return. Blocks; call it off the event loop.
 
-        Raises JournalError, now and at every later call, when the disk fails.
+        Their sequences continue the journal's. Raises JournalError, now and at every later call,
+        when the disk fails.
         """
         count, torn = divmod(len(commands), COMMAND.itemsize)
         assert torn == 0 and 0 < count <= FRAME_COMMANDS_MAX
         if self._failed:
             raise JournalError(self._failed)
+        sequence = self._place.sequence
+        assert int.from_bytes(commands[:8], "little") == sequence, "no gap, nothing twice"
+        length = FRAME_HEADER_BYTES + len(commands)
         try:
-            if self._place.offset + FRAME_HEADER_BYTES + len(commands) > SEGMENT_BYTES:
+            fresh = self._place.offset == HEADER_BYTES
+            if not fresh and self._place.offset + length > self._segment_bytes:
                 self._start_segment()
             place = self._place
-            head = _FRAME.pack(FRAME_MAGIC, 0, count, place.sequence)
-            digest = _digest(place.chain, head, commands)
+            head = _FRAME.pack(FRAME_MAGIC, sequence, count, 0, place.chain)
+            digest = _digest(head, commands)
             self._disk.write(self._fd, head + digest + commands, place.offset)
             self._disk.sync(self._fd)
         except OSError as error:
-            self._failed = f"the journal's disk failed, nothing more is taken: {error}"
-            raise JournalError(self._failed) from error
-        end = place.offset + FRAME_HEADER_BYTES + len(commands)
-        self._place = _Place(end, place.sequence + count, digest)
+            raise self._fail(error) from error
+        self._place = _Place(place.offset + length, sequence + count, digest)
+
+    def _fail(self, error: OSError) -> JournalError:
+        self._failed = f"the journal's disk failed, nothing more is taken: {error}"
+        return JournalError(self._failed)
 
     def close(self) -> None:
+        """Give the directory to the next writer. Closing twice is harmless."""
         if self._fd >= 0:
-            self._disk.close(self._fd)
-            self._fd = -1
-        os.close(self._lock)
+            fd, self._fd = self._fd, -1
+            self._disk.close(fd)
+        if self._lock >= 0:
+            lock, self._lock = self._lock, -1
+            os.close(lock)
 
 
-def is_unborn(path: Path) -> bool:
-    """Whether a segment was made but never got a header."""
-    with path.open("rb") as file:
-        return not any(file.read(HEADER_BYTES))
+def _lock(directory: Path) -> int:
+    try:
+        _make_directory(directory)
+        lock = os.open(directory / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    except OSError as error:
+        raise JournalError(f"{directory}: cannot keep a journal here: {error}") from error
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        os.close(lock)
+        raise JournalError(f"{directory}: another process writes this journal") from error
+    return lock
