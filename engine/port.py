@@ -60,8 +60,9 @@ class Port(Protocol):
     def submit(self, command: Command) -> Sequenced:
         """Sequence one command (its own `sequence` and `time_ns` are ignored).
 
-        Raises Refused (BUSY, STOPPED, CLIENT_ID_REUSED) with nothing changed. Everything else
-        is answered by the command's one terminal event.
+        Raises Refused (BUSY, STOPPED, CLIENT_ID_REUSED, CLIENT_ID_OUT_OF_RANGE, INVALID_FIELD for
+        a number its field cannot hold) with nothing changed. Everything else is answered by the
+        command's one terminal event.
         """
         ...
 
@@ -92,4 +93,6 @@ class Port(Protocol):
 
     def ready(self) -> Readiness: ...
 
-    def state_hash(self) -> str: ...
+    def state_hash(self) -> str:
+        """Of everything sequenced so far; two engines agree on it when both are settled."""
+        ...

@@ -5,6 +5,7 @@ command of its account for good, so that sending an order again cannot place it 
 `pipeline` calls.
 """
 
+import struct
 from typing import Final, NamedTuple
 
 from engine.clock import Clock
@@ -50,24 +51,29 @@ class Sequencer:
         return self._last_sequence
 
     def sequence(self, command: Command) -> tuple[Sequenced, bytes]:
-        """The command's place and its 64 bytes; no bytes for a duplicate. Raises Refused."""
-        if not _is_deduplicated(command):
-            return Sequenced(self._last_sequence + 1), self._stamp(command)
-        if command.client_id > CLIENT_ID_MAX:
-            raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
-        body = command.pack()[_BODY_OFFSET:]
-        use = self._uses.get((command.account, command.client_id))
-        if use is None:
-            self._remember(command, body, self._last_sequence + 1)
-            return Sequenced(self._last_sequence + 1), self._stamp(command)
-        if use.body != body:
-            raise Refused(Reject.CLIENT_ID_REUSED)
-        return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
+        """The command's place and its 64 bytes; no bytes for a duplicate.
 
-    def _stamp(self, command: Command) -> bytes:
-        self._last_sequence += 1
-        self._last_time_ns = max(self._last_time_ns, self._clock.now_ns())
-        return COMMAND_STRUCT.pack(self._last_sequence, self._last_time_ns, *command[2:])
+        Raises Refused, with nothing changed: a refused command takes no place in the order.
+        """
+        sequence = self._last_sequence + 1
+        time_ns = max(self._last_time_ns, self._clock.now_ns())
+        try:
+            stamped = COMMAND_STRUCT.pack(sequence, time_ns, *command[2:])
+        except struct.error as error:
+            raise Refused(Reject.INVALID_FIELD) from error
+        if _is_deduplicated(command):
+            if command.client_id > CLIENT_ID_MAX:
+                raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
+            body = stamped[_BODY_OFFSET:]
+            use = self._uses.get((command.account, command.client_id))
+            if use is not None and use.body != body:
+                raise Refused(Reject.CLIENT_ID_REUSED)
+            if use is not None:
+                return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
+            self._remember(command, body, sequence)
+        self._last_sequence = sequence
+        self._last_time_ns = time_ns
+        return Sequenced(sequence), stamped
 
     def _remember(self, command: Command, body: bytes, sequence: int) -> None:
         key = (command.account, command.client_id)
