@@ -11,6 +11,7 @@ what was matched but not durable is never published.
 """
 
 import asyncio
+import contextlib
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -135,16 +136,21 @@ class Pipeline:
         self._waiting.clear()
 
     async def close(self) -> None:
-        """Publish what was submitted, then stop. Idempotent."""
+        """Take nothing more, publish what was taken, then end. Idempotent.
+
+        If the journal fails meanwhile, what it did not take stays unpublished; `ready` says why.
+        """
         if self._closed:
             return
         self._closed = True
         if not self._stopped:
-            await self.settled()
+            self._stopped = "closed"
+            with contextlib.suppress(JournalError):
+                await self.settled()
         if self._worker is not None:
             self._worker.cancel()
             await asyncio.gather(self._worker, return_exceptions=True)
-        self._stop(self._stopped or "closed")
+        self._stop(self._stopped)
         self._writer.shutdown()
         self._journal.close()
 
@@ -159,7 +165,7 @@ class Pipeline:
         last = self._sequencer.last_sequence
         if self._published_sequence >= last:
             return
-        if self._stopped:
+        if self._worker is None or self._worker.done():
             raise JournalError(self._stopped)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((last, waiter))
