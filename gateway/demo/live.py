@@ -26,7 +26,7 @@ from gateway.demo.play import Advance, Stage, open_stage
 from gateway.demo.prices import load_quotes
 from gateway.demo.script import DOLLAR, HOUR_NS, OPENING_NS, Actor, Step, actor_key, write_script
 from gateway.node import Funding, Node, Progress
-from gateway.settings import GatewaySettings, MarketSettings, Settings
+from gateway.settings import ChainSettings, GatewaySettings, MarketSettings, Settings
 
 BIDS_PER_SECOND: Final = 5.0
 OFFERS_PER_SECOND: Final = 2.0
@@ -101,9 +101,18 @@ class Opened(NamedTuple):
 
 
 async def open_market(
-    directory: Path, seed: int, port: int, progress: Progress, advance: Advance
+    directory: Path,
+    seed: int,
+    port: int,
+    progress: Progress,
+    advance: Advance,
+    *,
+    rpc_port: int = 8545,
 ) -> Opened:
-    """Start the node, post the opening ladders; `trade_on` goes on from there."""
+    """Start the node, post the opening ladders; `trade_on` goes on from there.
+
+    The ports are the gateway's and the embedded chain's; 0 takes any free one.
+    """
     clock = SystemClock()
     quotes, _ = load_quotes()
     script = write_script(seed, quotes, clock.now_ns() // HOUR_NS * HOUR_NS)
@@ -112,6 +121,7 @@ async def open_market(
         Settings(
             gateway=GatewaySettings(port=port),
             markets=MarketSettings(listed=tuple(script.markets)),
+            chain=ChainSettings(embedded_rpc_port=rpc_port),
         ),
         clock,
         progress=progress,

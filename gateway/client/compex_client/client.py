@@ -284,6 +284,12 @@ class Client:
             Stream[m.Order](), lambda x: isinstance(x, m.Order), "account"
         )
 
+    async def transfers(self) -> Stream[m.Transfer]:
+        """Deposits credited, fills final in escrow, withdrawals: the account's, from now on."""
+        return await self._open_stream(
+            Stream[m.Transfer](), lambda x: isinstance(x, m.Transfer), "account"
+        )
+
     async def balance_updates(self) -> Stream[m.Balance]:
         """The account's money, after each change."""
         return await self._open_stream(
