@@ -28,7 +28,7 @@ _Result = TypeVar("_Result")
 
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the console script; returns the exit status."""
-    options = _parser().parse_args(arguments)
+    options = command_line().parse_args(arguments)
     from engine.rejects import CompexError
     from settlement.errors import SettlementError
 
@@ -41,7 +41,8 @@ def main(arguments: list[str] | None = None) -> int:
         return 130
 
 
-def _parser() -> argparse.ArgumentParser:
+def command_line() -> argparse.ArgumentParser:
+    """Every command and its options; `run` of what it parses is the command itself."""
     parser = argparse.ArgumentParser(prog="compex", description="An exchange for GPU-hours.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
