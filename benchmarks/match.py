@@ -22,16 +22,24 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.book import StateArray, new_state
-from engine.kernel import int64, kernel, uint8, uint32, uint64
-from engine.match import EVENTS_PER_COMMAND_MAX, apply, execute
+from engine.kernel import int64, kernel, prefetch, uint8, uint32, uint64
+from engine.match import (
+    AHEAD,
+    EVENTS_PER_COMMAND_MAX,
+    OUTBOX,
+    OUTBOX_EVENTS,
+    SOON,
+    apply,
+    execute,
+    expect,
+    expect_soon,
+)
 from engine.records import (
     AMOUNT_USDC6_MAX,
     COMMAND,
-    EVENT,
     QTY_LOTS_MAX,
     Command,
     CommandKind,
-    EventArray,
     EventKind,
     Purse,
     TimeInForce,
@@ -49,10 +57,12 @@ RECORD: Final = np.dtype(
         ("zero", "u1", (6,)),
     ]
 )
-BUYERS: Final = 500  # accounts 1..BUYERS
-SELLERS: Final = 500  # accounts BUYERS + 1 .. BUYERS + SELLERS
+BUYERS: Final = 512  # accounts 1..BUYERS
+SELLERS: Final = 512  # accounts BUYERS + 1 .. BUYERS + SELLERS
 # Events kept before the buffer starts over: what one group commit publishes stays in the cache.
 FLUSH_EVENTS: Final = 1024
+ORDER_ID: Final = np.dtype([("order_id", "<u8")])
+BLOCK: Final = 64
 
 
 class Result(NamedTuple):
@@ -107,17 +117,17 @@ def prepared_state(instruments: int) -> StateArray:
     """A shard whose markets are listed and whose accounts can trade; no order yet."""
     state = new_state()
     commands = command_array(_prologue(instruments))
-    events = np.zeros(EVENTS_PER_COMMAND_MAX * 2, EVENT)
+    outbox = np.zeros(1, OUTBOX)
     done = 0
     while done < len(commands):
-        done, written = execute(state, commands, done, events)
-        assert not (events["kind"][:written] == EventKind.REJECTED).any()
+        done = execute(state, commands, done, outbox)
+        kinds = outbox["events"]["kind"][0, : int(outbox["count"][0])]
+        assert not (kinds == EventKind.REJECTED).any()
     return state
 
 
 @kernel
 def _translate(record: Any, command: Any, order_ids: Any, per: Any) -> None:
-    command.sequence += uint64(1)
     command.instrument = record.instrument
     command.side = record.side
     who = uint32(record.id)
@@ -128,7 +138,7 @@ def _translate(record: Any, command: Any, order_ids: Any, per: Any) -> None:
         command.account = uint32(BUYERS + 1) + seller % uint32(SELLERS)
     if record.op == 1:
         command.kind = uint8(CommandKind.CANCEL)
-        command.order_id = order_ids[record.id]
+        command.order_id = order_ids[record.id].order_id
         return
     command.kind = uint8(CommandKind.NEW_ORDER)
     command.client_id = record.id
@@ -144,10 +154,10 @@ def drive(
     state: Any,
     records: Any,
     start: Any,
-    command: Any,
+    block: Any,
     order_ids: Any,
     per: Any,
-    events: Any,
+    outbox: Any,
     keep: Any,
 ) -> Any:
     """Replay records[start:]. With `keep`, stop when the events no longer fit; else start over.
@@ -155,21 +165,34 @@ def drive(
     Returns (next record, events in the buffer).
     """
     s = state[0]
-    c = command[0]
-    n = 0
-    for i in range(start, len(records)):
-        if keep:
-            if len(events) - n < EVENTS_PER_COMMAND_MAX:
-                return i, n
-        elif n >= FLUSH_EVENTS:
-            n = 0
-        record = records[i]
-        _translate(record, c, order_ids, per)
-        first = n
-        n = apply(s, c, events, n)
-        if record.op != 1:
-            order_ids[record.id] = events[first].order_id
-    return len(records), n
+    out = outbox[0]
+    out.count = uint64(0)
+    i = start
+    while i < len(records):
+        size = min(len(block), len(records) - i)
+        for j in range(size):
+            # What the client looks up for the block after this one.
+            prefetch(order_ids[records[min(i + j + len(block), len(records) - 1)].id])
+            _translate(records[i + j], block[j], order_ids, per)
+            block[j].sequence = s.sequence + uint64(j + 1)
+        for j in range(size):
+            if keep:
+                if out.count > uint64(OUTBOX_EVENTS - EVENTS_PER_COMMAND_MAX):
+                    return i + j
+            elif out.count >= uint64(FLUSH_EVENTS):
+                out.count = uint64(0)
+            if j + AHEAD < size:
+                expect(s, block[j + AHEAD])
+                expect_soon(s, block[j + SOON])
+            record = records[i + j]
+            if record.op == 1:
+                block[j].order_id = order_ids[record.id].order_id
+            first = out.count
+            apply(s, block[j], out)
+            if record.op != 1:
+                order_ids[record.id].order_id = out.events[first].order_id
+        i += size
+    return len(records)
 
 
 @kernel
@@ -217,21 +240,20 @@ class Replay:
         instruments = int(records["instrument"].max()) + 1
         self.records = records
         self.state = prepared_state(instruments)
-        self.command = np.zeros(1, COMMAND)
-        self.command["sequence"] = self.state["sequence"]
-        self.order_ids = np.zeros(int(records["id"].max()) + 1, np.uint64)
+        self.block = np.zeros(BLOCK, COMMAND)
+        self.order_ids = np.zeros(int(records["id"].max()) + 1, ORDER_ID)
         self.per = sellers_per_instrument(instruments)
-        self.events: EventArray = np.zeros(EVENTS_PER_COMMAND_MAX * 4, EVENT)
+        self.outbox = np.zeros(1, OUTBOX)
 
-    def run(self, start: int, stop: int, keep: bool) -> tuple[int, int]:
+    def run(self, start: int, stop: int, keep: bool) -> int:
         return drive(
             self.state,
             self.records[:stop],
             start,
-            self.command,
+            self.block,
             self.order_ids,
             self.per,
-            self.events,
+            self.outbox,
             keep,
         )
 
@@ -241,13 +263,14 @@ def verify(records: NDArray[np.void]) -> NDArray[np.uint64]:
     replay = Replay(records)
     totals = np.array([0, 0, 0, 1469598103934665603], np.uint64)
     names = np.zeros(1 << 24, np.uint64)
-    takers = np.zeros(len(replay.events), np.uint64)
-    makers = np.zeros(len(replay.events), np.uint64)
+    takers = np.zeros(OUTBOX_EVENTS, np.uint64)
+    makers = np.zeros(OUTBOX_EVENTS, np.uint64)
     done = 0
     while done < len(records):
-        done, written = replay.run(done, len(records), keep=True)
-        _name_orders(replay.events, written, names, takers, makers)
-        _hash_fills(replay.events, written, takers, makers, totals)
+        done = replay.run(done, len(records), keep=True)
+        events, count = replay.outbox["events"][0], int(replay.outbox["count"][0])
+        _name_orders(events, count, names, takers, makers)
+        _hash_fills(events, count, takers, makers, totals)
     return totals
 
 

@@ -3,11 +3,12 @@
 `STATE` is a single record of fixed arrays: accounts, capacities, books, price levels, orders. The
 kernel gets one pointer, a snapshot is a memory image, and pages nobody touched cost nothing.
 
-Each side of each book is a 64-way trie over price. A leaf covers 64 consecutive ticks: a bitmap of
-the occupied ones and, per tick, a queue of orders linked through the shared order array. Inner
-nodes hold a bitmap and 64 children; the root covers only the prefix that all its prices share, so
-a book with a tight range is one leaf and an empty book is nothing. An order remembers its level,
-so that cancelling walks nothing.
+Each side of each book is a 64-way trie over rank: the price for bids and its complement for asks,
+so that on both sides the highest rank is the best price and no code asks which side it is on. A
+leaf covers 64 consecutive ranks: a bitmap of the occupied ones and, per rank, a queue of orders
+linked through the shared order array. Inner nodes hold a bitmap and 64 children; the root covers
+only the prefix that all its ranks share, so a book with a tight range is one leaf and an empty book
+is nothing. An order remembers its level, so that cancelling walks nothing.
 
 Invariant, verified by `check_invariants`: bitmaps say exactly which levels and children exist,
 queues are linked both ways, best prices are the extremes, no book is crossed, and what accounts
@@ -21,7 +22,7 @@ from typing import Any, Final
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.kernel import highest_bit, int64, kernel, lowest_bit, uint32, uint64
+from engine.kernel import highest_bit, inlined, int64, kernel, uint32, uint64
 from engine.records import (
     ACCOUNTS_MAX,
     BALANCES,
@@ -34,12 +35,13 @@ from engine.records import (
 LEAVES_MAX: Final = 1 << 20
 NODES_MAX: Final = 1 << 18
 CAPACITY_SLOTS: Final = CAPACITIES_MAX * 2  # open addressing stays at most half full
-NO_BID: Final = 0
-NO_ASK: Final = (1 << 32) - 1
 # What an account may do. One that is closed keeps its money and takes no orders or capacity.
 UNKNOWN: Final = 0
 TRADING: Final = 1
 CLOSED: Final = 2
+NO_ORDERS: Final = 0  # the best rank of an empty side; every real one is above it
+BUYS_KEY: Final = (1 << 64) - 1  # of capacity slot 0, which buys use and which never runs out
+RANK_MASK: Final = (1 << 24) - 1
 
 ORDER: Final = np.dtype(
     [
@@ -48,17 +50,19 @@ ORDER: Final = np.dtype(
         ("qty_lots", "<u4"),  # what still rests; 0: this slot is free
         ("price_ticks", "<u4"),
         ("account", "<u4"),
-        ("level", "<u4"),  # leaf << 6 | tick within the leaf
+        ("level", "<u4"),  # leaf << 6 | rank within the leaf
         ("capacity", "<u4"),  # of an ask: where its capacity is held
         ("generation", "<u4"),  # counts the slot's reuses; the upper part of the order id
+        ("client_id", "<u8"),
+        ("sequence", "<u8"),  # of its command: first come, first served
+        ("unused", "u1", (16,)),
     ]
 )
-ORDER_ORIGIN: Final = np.dtype([("client_id", "<u8"), ("sequence", "<u8")])
 LEVEL: Final = np.dtype([("head", "<u4"), ("tail", "<u4")])
 LEAF: Final = np.dtype(
     [
         ("occupied", "<u8"),
-        ("key", "<u4"),  # price >> 6
+        ("key", "<u4"),  # rank >> 6
         ("parent", "<u4"),  # 0: this leaf is the root
         ("instrument", "<u4"),
         ("side", "<u4"),
@@ -69,17 +73,17 @@ LEAF: Final = np.dtype(
 NODE: Final = np.dtype(
     [
         ("occupied", "<u8"),
-        ("key", "<u4"),  # price >> 6 * (height + 1)
+        ("key", "<u4"),  # rank >> 6 * (height + 1)
         ("parent", "<u4"),
         ("children", "<u4", (64,)),
     ]
 )
 BOOK: Final = np.dtype(
     [
-        ("best_ticks", "<u4", (2,)),  # by side; NO_BID, NO_ASK when empty
+        ("best", "<u4", (2,)),  # rank, by side; 0 when empty
         ("best_leaf", "<u4", (2,)),
         ("root", "<u4", (2,)),  # a leaf if height is 0, else a node; 0: empty
-        ("prefix", "<u4", (2,)),  # price >> 6 * (height + 1) of everything below the root
+        ("prefix", "<u4", (2,)),  # rank >> 6 * (height + 1) of everything below the root
         ("height", "u1", (2,)),
         ("status", "u1"),
         ("unused", "u1"),
@@ -128,18 +132,17 @@ STATE: Final = np.dtype(
         ("last_void", "<u4"),
         ("header_unused", "u1", (36,)),
         ("books", BOOK, (INSTRUMENTS_MAX,)),
-        ("balances", BALANCES, (ACCOUNTS_MAX,)),
+        ("balances", "<i8", (ACCOUNTS_MAX, len(BALANCES.names or ()))),  # columns of BALANCES
         ("identities", IDENTITY, (ACCOUNTS_MAX,)),
         ("capacities", CAPACITY, (CAPACITY_SLOTS,)),
         ("nodes", NODE, (NODES_MAX,)),
         ("leaves", LEAF, (LEAVES_MAX,)),
         ("levels", LEVEL, (LEAVES_MAX * 64,)),
         ("orders", ORDER, (OPEN_ORDERS_MAX + 1,)),
-        ("origins", ORDER_ORIGIN, (OPEN_ORDERS_MAX + 1,)),
     ]
 )
-assert ORDER.itemsize == LEAF.itemsize == CAPACITY.itemsize == IDENTITY.itemsize == 32
-assert BOOK.itemsize == 64, "one cache line"
+assert LEAF.itemsize == CAPACITY.itemsize == IDENTITY.itemsize == 32
+assert BOOK.itemsize == ORDER.itemsize == 64, "one cache line"
 assert STATE.fields is not None
 assert STATE.fields["books"][1] == 128, "books start on a cache line"
 assert LEAVES_MAX * 64 < 1 << 32, "a level's number fits an order"
@@ -154,7 +157,15 @@ def new_state() -> StateArray:
     """An empty shard: shape (1,), dtype STATE. The pages are reserved, not touched."""
     raw = np.zeros(STATE.itemsize + 64, np.uint8)
     skip = -raw.ctypes.data % 64
-    return raw[skip : skip + STATE.itemsize].view(STATE)
+    state = raw[skip : skip + STATE.itemsize].view(STATE)
+    state["capacities"][0, 0] = (BUYS_KEY, 1 << 62, 0, 0)
+    return state
+
+
+@inlined
+def rank_of(side: Any, price: Any) -> Any:
+    """The place of a price on a side: higher is better. Its own inverse."""
+    return price ^ (uint32(side) * uint32(RANK_MASK))
 
 
 # --- the trie -----------------------------------------------------------------------------------
@@ -213,7 +224,7 @@ def _grow(s: Any, book: Any, side: Any) -> None:
     book.height[side] += np.uint8(1)
 
 
-@kernel
+@inlined
 def has_room(s: Any) -> Any:
     """Whether the pools can take one more price: a leaf and the seven nodes it needs at most."""
     if s.leaf_free == 0 and s.leaf_high + 1 >= LEAVES_MAX:
@@ -221,13 +232,17 @@ def has_room(s: Any) -> Any:
     return s.nodes_used + 7 < NODES_MAX - 1
 
 
-@kernel
-def leaf_for(s: Any, book: Any, instrument: Any, side: Any, price: Any) -> Any:
-    """The leaf that holds this price, made if need be; `has_room` was asked before."""
-    key = price >> uint32(6)
+@inlined
+def leaf_for(s: Any, book: Any, instrument: Any, side: Any, rank: Any) -> Any:
+    """The leaf that holds this rank, made if need be; `has_room` was asked before."""
     best = book.best_leaf[side]
-    if best != 0 and s.leaves[best].key == key:
+    if best != 0 and s.leaves[best].key == rank >> uint32(6):
         return best
+    return _walk_to_leaf(s, book, instrument, side, rank >> uint32(6))
+
+
+@kernel
+def _walk_to_leaf(s: Any, book: Any, instrument: Any, side: Any, key: Any) -> Any:
     if book.root[side] == 0:
         leaf = _take_leaf(s, instrument, side, key)
         book.root[side] = leaf
@@ -254,22 +269,19 @@ def leaf_for(s: Any, book: Any, instrument: Any, side: Any, price: Any) -> Any:
 
 @kernel
 def _find_best(s: Any, book: Any, side: Any) -> None:
-    """Set the best price of a side from its root: the extreme bit of each bitmap on the way."""
+    """Set the best rank of a side from its root: the highest bit of each bitmap on the way."""
     place = book.root[side]
+    book.best_leaf[side] = uint32(0)
+    book.best[side] = uint32(NO_ORDERS)
     if place == 0:
-        book.best_leaf[side] = uint32(0)
-        book.best_ticks[side] = uint32(NO_BID) if side == BUY else uint32(NO_ASK)
         return
     height = uint32(book.height[side])
     while height > 0:
         height -= uint32(1)
-        occupied = s.nodes[place].occupied
-        slot = highest_bit(occupied) if side == BUY else lowest_bit(occupied)
-        place = s.nodes[place].children[slot]
-    occupied = s.leaves[place].occupied
-    tick = highest_bit(occupied) if side == BUY else lowest_bit(occupied)
+        place = s.nodes[place].children[highest_bit(s.nodes[place].occupied)]
+    tick = uint32(highest_bit(s.leaves[place].occupied))
     book.best_leaf[side] = place
-    book.best_ticks[side] = (s.leaves[place].key << uint32(6)) | uint32(tick)
+    book.best[side] = (s.leaves[place].key << uint32(6)) | tick
 
 
 @kernel
@@ -294,29 +306,26 @@ def _drop_leaf(s: Any, book: Any, side: Any, leaf: Any) -> None:
     book.root[side] = uint32(0)
 
 
-@kernel
+@inlined
 def drop_level(s: Any, book: Any, side: Any, level: Any) -> None:
-    """The level's queue is empty: take it off the bitmap and move the best price if it was best."""
+    """The level's queue is empty: take it off the bitmap and move the best rank if it was best."""
     leaf = level >> uint32(6)
     record = s.leaves[leaf]
-    tick = level & uint32(63)
-    record.occupied &= ~(uint64(1) << uint64(tick))
-    if record.occupied != 0:
-        if book.best_ticks[side] == (record.key << uint32(6)) | tick:
-            occupied = record.occupied
-            next_tick = highest_bit(occupied) if side == BUY else lowest_bit(occupied)
-            book.best_ticks[side] = (record.key << uint32(6)) | uint32(next_tick)
-        return
-    was_best = book.best_leaf[side] == leaf
-    _drop_leaf(s, book, side, leaf)
-    if was_best:
-        _find_best(s, book, side)
+    record.occupied &= ~(uint64(1) << uint64(level & uint32(63)))
+    if record.occupied == 0:
+        _drop_leaf(s, book, side, leaf)
+        if book.best_leaf[side] == leaf:
+            _find_best(s, book, side)
+    elif book.best_leaf[side] == leaf:
+        # Of this leaf the best was the highest; so it is now, whether or not it was the one gone.
+        highest = uint32(highest_bit(record.occupied))
+        book.best[side] = (record.key << uint32(6)) | highest
 
 
 # --- orders -------------------------------------------------------------------------------------
 
 
-@kernel
+@inlined
 def take_slot(s: Any) -> Any:
     """A free order slot; `open_orders` was asked before. Last freed, first taken."""
     slot = s.order_free
@@ -329,7 +338,7 @@ def take_slot(s: Any) -> Any:
     return slot
 
 
-@kernel
+@inlined
 def free_slot(s: Any, slot: Any) -> None:
     order = s.orders[slot]
     order.qty_lots = uint32(0)
@@ -339,31 +348,29 @@ def free_slot(s: Any, slot: Any) -> None:
     s.open_orders -= uint32(1)
 
 
-@kernel
-def enqueue(s: Any, book: Any, side: Any, slot: Any, leaf: Any) -> None:
-    """Put an order, its price and quantity set, behind all others of its level."""
+@inlined
+def enqueue(s: Any, book: Any, side: Any, slot: Any, rank: Any, leaf: Any) -> None:
+    """Put an order behind all others of its rank."""
     order = s.orders[slot]
-    price = order.price_ticks
-    tick = price & uint32(63)
-    level = (leaf << uint32(6)) | tick
+    level = (leaf << uint32(6)) | (rank & uint32(63))
     queue = s.levels[level]
+    tail = queue.tail
     order.level = level
     order.next = uint32(0)
-    order.prev = queue.tail
-    if queue.tail != 0:
-        s.orders[queue.tail].next = slot
-    else:
-        queue.head = slot
-        s.leaves[leaf].occupied |= uint64(1) << uint64(tick)
-        best = book.best_ticks[side]
-        if price > best if side == BUY else price < best:
-            book.best_ticks[side] = price
-            book.best_leaf[side] = leaf
+    order.prev = tail
     queue.tail = slot
     book.open_orders += uint32(1)
+    if tail != 0:
+        s.orders[tail].next = slot
+        return
+    queue.head = slot
+    s.leaves[leaf].occupied |= uint64(1) << uint64(rank & uint32(63))
+    if rank > book.best[side]:
+        book.best[side] = rank
+        book.best_leaf[side] = leaf
 
 
-@kernel
+@inlined
 def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
     """Unlink an order from its level and free its slot."""
     order = s.orders[slot]
@@ -384,7 +391,7 @@ def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
         drop_level(s, book, side, level)
 
 
-@kernel
+@inlined
 def order_id(s: Any, slot: Any) -> Any:
     return (int64(s.orders[slot].generation) << 24) | int64(slot)
 
@@ -409,14 +416,14 @@ def check_invariants(state: StateArray) -> None:
         on_book = 0
         for side in (BUY, SELL):
             prices = _check_side(s, instrument, side)
-            best = (max(prices) if side == BUY else min(prices)) if prices else None
-            empty = NO_BID if side == BUY else NO_ASK
-            assert book["best_ticks"][side] == (empty if best is None else best), "best price"
+            ranks = [price ^ (RANK_MASK * side) for price in prices]
+            assert book["best"][side] == max(ranks, default=NO_ORDERS), "best price"
             for price, slots in prices.items():
                 on_book += len(slots)
                 for slot in slots:
                     _add_reserve(s, slot, side, instrument, price, (held, bond_held, offered))
-        assert book["best_ticks"][BUY] < book["best_ticks"][SELL], "never crossed"
+        best_bid, best_ask = int(book["best"][BUY]), int(book["best"][SELL]) ^ RANK_MASK
+        assert best_bid < best_ask, "never crossed"
         assert on_book == book["open_orders"], "orders on the book"
         total_open += on_book
     assert total_open == s["open_orders"], "open orders"
@@ -441,7 +448,7 @@ def _check_side(s: Any, instrument: int, side: int) -> dict[int, list[int]]:
                 queue = _check_queue(s, place << 6 | slot)
                 assert occupied == bool(queue), "the bitmap says which levels have orders"
                 if queue:
-                    prices[key << 6 | slot] = queue
+                    prices[(key << 6 | slot) ^ (RANK_MASK * side)] = queue
                 continue
             child = int(record["children"][slot])
             assert occupied == (child != 0), "the bitmap says which children exist"
@@ -454,7 +461,7 @@ def _check_side(s: Any, instrument: int, side: int) -> dict[int, list[int]]:
         height = int(book["height"][side])
         walk(int(book["root"][side]), height, int(book["prefix"][side]), 0)
         best_leaf = s["leaves"][int(book["best_leaf"][side])]
-        assert best_leaf["key"] == book["best_ticks"][side] >> 6, "the best leaf holds the best"
+        assert best_leaf["key"] == book["best"][side] >> 6, "the best leaf holds the best"
     return prices
 
 
@@ -468,8 +475,8 @@ def _check_queue(s: Any, level: int) -> list[int]:
         assert order["prev"] == before, "linked both ways"
         assert order["level"] == level, "an order knows its level"
         assert order["qty_lots"] > 0, "nothing empty rests"
-        assert s["origins"][slot]["sequence"] > sequence, "first come, first served"
-        sequence = int(s["origins"][slot]["sequence"])
+        assert order["sequence"] > sequence, "first come, first served"
+        sequence = int(order["sequence"])
         slots.append(slot)
         before, slot = slot, int(order["next"])
     assert s["levels"][level]["tail"] == before, "the tail is the last"
@@ -504,13 +511,13 @@ def _check_reserves(
 ) -> None:
     total = 0
     for account in range(int(s["account_high"]) + 1):
-        money = s["balances"][account]
+        money = s["balances"][account].view(BALANCES)[0]
         assert all(money[name] >= 0 for name in BALANCES.names or ()), "nothing below zero"
         assert money["held_usdc6"] == held.get(account, 0), "held = open buys"
         assert money["bond_held_usdc6"] == bond_held.get(account, 0), "bond held = open asks"
         total += sum(int(money[name]) for name in BALANCES.names or ())
     assert total == s["total_usdc6"], "money is conserved"
-    for row in s["capacities"][s["capacities"]["key"] != 0]:
+    for row in s["capacities"][1:][s["capacities"]["key"][1:] != 0]:
         key = int(row["key"])
         where = (key >> 32, key & 0xFFFFFFFF)
         assert row["held_lots"] == offered.get(where, 0), "capacity held = open asks"

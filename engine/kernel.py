@@ -51,11 +51,10 @@ def kernel(function: _Function) -> _Function:
     return compiled
 
 
-def _count_trailing(_context: Any, bits: Any) -> Any:
-    def emit(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
-        return builder.cttz(args[0], ir.Constant(ir.IntType(1), 1))
-
-    return types.uint64(bits), emit
+def inlined(function: _Function) -> _Function:
+    """A kernel function that is always compiled into its callers: for the hot path's pieces."""
+    compiled: Any = numba.njit(cache=True, nogil=True, forceinline=True)(function)
+    return compiled
 
 
 def _count_leading(_context: Any, bits: Any) -> Any:
@@ -65,9 +64,25 @@ def _count_leading(_context: Any, bits: Any) -> Any:
     return types.uint64(bits), emit
 
 
-# Index of the lowest set bit of a non-zero uint64, one instruction.
-lowest_bit: Final[Any] = intrinsic(_count_trailing)
 _leading_zeros: Final[Any] = intrinsic(_count_leading)
+
+
+def _prefetch_line(_context: Any, record: Any) -> Any:
+    def emit(_ctx: Any, builder: Any, _signature: Any, args: Any) -> Any:
+        pointer = ir.IntType(8).as_pointer()
+        flag = ir.IntType(32)
+        kind = ir.FunctionType(ir.VoidType(), [pointer, flag, flag, flag])
+        function = builder.module.declare_intrinsic("llvm.prefetch", [pointer], kind)
+        address = builder.bitcast(args[0], pointer)
+        for_writing, keep, data = (ir.Constant(flag, value) for value in (1, 3, 1))
+        builder.call(function, [address, for_writing, keep, data])
+        return _ctx.get_dummy_value()
+
+    return types.none(record), emit
+
+
+# Ask for the cache line a record lies in, without waiting for it. Changes nothing.
+prefetch: Final[Any] = intrinsic(_prefetch_line)
 
 
 @kernel

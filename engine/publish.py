@@ -11,7 +11,6 @@ from engine.book import StateArray
 from engine.port import Market
 from engine.records import (
     ACCOUNTS_MAX,
-    BALANCES,
     Balances,
     Event,
     EventArray,
@@ -25,7 +24,7 @@ NO_BALANCES = Balances(*(0,) * len(Balances._fields))
 
 class Published:
     def __init__(self) -> None:
-        self._balances = np.zeros(ACCOUNTS_MAX, BALANCES)
+        self._balances = np.zeros((ACCOUNTS_MAX, len(Balances._fields)), np.int64)
         self._owners: dict[int, bytes] = {}
         self._accounts: dict[bytes, int] = {}
         self._markets: dict[int, Market] = {}

@@ -26,7 +26,7 @@ AmountUsdc6 = NewType("AmountUsdc6", int)
 LAYOUT_VERSION: Final = 1
 
 # --- limits ------------------------------------------------------------------------------------
-PRICE_TICKS_MAX: Final = (1 << 24) - 1  # $1,677.7215 per GPU-hour: four 64-way trie levels
+PRICE_TICKS_MAX: Final = (1 << 24) - 2  # $1,677.7214 per GPU-hour: four 64-way trie levels
 QTY_LOTS_MAX: Final = 1_000_000_000  # ten million GPU-hours in one order
 AMOUNT_USDC6_MAX: Final = 10**15  # one deposit or withdrawal: a billion USDC
 TOTAL_USDC6_MAX: Final = 1 << 60  # everything in the exchange; keeps every int64 sum exact

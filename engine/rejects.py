@@ -85,7 +85,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.RATE_LIMITED: "too many requests; retry after retry_ms",
     Reject.TOO_MANY_SUBSCRIPTIONS: "this connection has as many subscriptions as it may",
     Reject.UNKNOWN_CHANNEL: "no channel has this name",
-    Reject.PRICE_OUT_OF_RANGE: "the price must be above zero and at most 1677.7215",
+    Reject.PRICE_OUT_OF_RANGE: "the price must be above zero and at most 1677.7214",
     Reject.PRICE_NOT_ON_TICK: "the price is not a multiple of 0.0001",
     Reject.QTY_OUT_OF_RANGE: "the quantity must be above zero and at most 10000000",
     Reject.QTY_NOT_A_MULTIPLE: "the quantity is not a multiple of the market's lot",

@@ -8,17 +8,15 @@ it alone with `verify`.
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
 from engine import journal
 from engine.book import StateArray, new_state
-from engine.match import EVENTS_PER_COMMAND_MAX, execute
-from engine.records import COMMAND, EVENT, CommandArray, EventArray
+from engine.match import OUTBOX, execute
+from engine.records import COMMAND, CommandArray, EventArray
 from engine.snapshot import state_hash
-
-EVENTS_BUFFER: Final = EVENTS_PER_COMMAND_MAX * 4
 
 
 class Matcher:
@@ -29,11 +27,11 @@ class Matcher:
 
     def __init__(self) -> None:
         self.state: StateArray = new_state()
-        self._events: EventArray = np.zeros(EVENTS_BUFFER, EVENT)
+        self._outbox = np.zeros(1, OUTBOX)
 
     def warm_up(self) -> None:
         """Compile the kernel (ten seconds, once per machine and build) or load it."""
-        execute(self.state, np.frombuffer(b"", COMMAND), 0, self._events)
+        execute(self.state, np.frombuffer(b"", COMMAND), 0, self._outbox)
 
     def match(self, commands: CommandArray) -> Iterator[EventArray]:
         """The events of the commands, in order, in parts. Each part is a copy.
@@ -43,8 +41,8 @@ class Matcher:
         assert len(commands) == 0 or commands["sequence"][0] == self.state["sequence"][0] + 1
         done = 0
         while done < len(commands):
-            done, written = execute(self.state, commands, done, self._events)
-            yield self._events[:written].copy()
+            done = execute(self.state, commands, done, self._outbox)
+            yield self._outbox["events"][0, : int(self._outbox["count"][0])].copy()
 
 
 def warm_up() -> None:

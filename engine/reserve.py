@@ -1,42 +1,66 @@
 """Hold before match, release after: nobody trades what they do not have.
 
 A buy holds price_ticks * qty_lots of free balance; an ask holds the market's bond per lot and the
-operator's declared capacity. Invariant: every µUSDC deposited and not withdrawn lies in exactly one
-field of exactly one account, and held amounts are the sum over open orders. Only `match` calls.
+operator's declared capacity. Both are the same steps on other columns: a purse of three, free, held
+and filled, and a capacity, which for buys is slot 0, where there is always enough. So no code here
+asks for the side, which no processor could predict. Invariant: every µUSDC deposited and not
+withdrawn lies in exactly one field of exactly one account, and held amounts are the sum over open
+orders. Only `match` calls.
 """
 
-from typing import Any
+from typing import Any, Final
 
-from engine.book import CAPACITY_SLOTS
-from engine.kernel import int64, kernel, uint32, uint64
-from engine.records import CAPACITIES_MAX
+from engine.book import BUY, CAPACITY_SLOTS
+from engine.kernel import inlined, kernel, uint32, uint64
+from engine.records import BALANCES, CAPACITIES_MAX
+
+_COLUMNS: Final = BALANCES.names or ()
+FREE: Final = _COLUMNS.index("free_usdc6")
+HELD: Final = _COLUMNS.index("held_usdc6")
+PENDING: Final = _COLUMNS.index("pending_usdc6")
+ESCROW: Final = _COLUMNS.index("escrow_usdc6")
+LEAVING: Final = _COLUMNS.index("leaving_usdc6")
+BOND_FREE: Final = _COLUMNS.index("bond_free_usdc6")
+BOND_LOCKED: Final = _COLUMNS.index("bond_locked_usdc6")
+FILLED: Final = PENDING
+assert FREE == 0, "a purse is its first column"
+assert _COLUMNS[BOND_FREE + HELD] == "bond_held_usdc6"
+assert BOND_FREE + FILLED == BOND_LOCKED
 
 
-@kernel
-def _probe(s: Any, key: Any) -> Any:
-    """The key's slot, or the free one where it would go; slot 0 is never used.
+@inlined
+def capacity_home(account: Any, instrument: Any) -> Any:
+    """Where a capacity is looked for first: the top 20 bits of a multiplicative (Fibonacci) hash,
+    Knuth TAOCP 6.4."""
+    key = (uint64(account) << uint64(32)) | uint64(instrument)
+    return uint32((key * uint64(0x9E3779B97F4A7C15)) >> uint64(64 - 20))
 
-    Multiplicative (Fibonacci) hashing, Knuth TAOCP 6.4: the top 20 bits of the product. Expected
-    O(1), as the table is at most half full.
+
+@inlined
+def _probe(s: Any, key: Any, slot: Any) -> Any:
+    """The key's slot, or the free one where it would go, by linear probing from its home.
+
+    Expected O(1), as the table is at most half full.
     """
-    slot = uint32((key * uint64(0x9E3779B97F4A7C15)) >> uint64(64 - 20))
-    while slot == 0 or (s.capacities[slot].key != 0 and s.capacities[slot].key != key):
+    while s.capacities[slot].key != key and s.capacities[slot].key != 0:
         slot = (slot + uint32(1)) & uint32(CAPACITY_SLOTS - 1)
     return slot
 
 
-@kernel
-def find_capacity(s: Any, account: Any, instrument: Any) -> Any:
-    """The slot of a declared capacity, 0 if none."""
-    slot = _probe(s, (uint64(account) << uint64(32)) | uint64(instrument))
-    return slot if s.capacities[slot].key != 0 else uint32(0)
+@inlined
+def find_capacity(s: Any, account: Any, instrument: Any, side: Any) -> Any:
+    """Where an order of this side holds its capacity; an undeclared one has nothing free."""
+    key = (uint64(account) << uint64(32)) | uint64(instrument)
+    # A buy's key becomes BUYS_KEY, all ones, and its home 0.
+    key |= uint64(side) - uint64(1)
+    return _probe(s, key, capacity_home(account, instrument) * uint32(side))
 
 
 @kernel
 def make_capacity(s: Any, account: Any, instrument: Any) -> Any:
     """The slot of this capacity, made if need be; 0 when the table is full."""
     key = (uint64(account) << uint64(32)) | uint64(instrument)
-    slot = _probe(s, key)
+    slot = _probe(s, key, capacity_home(account, instrument))
     if s.capacities[slot].key == 0:
         if s.capacities_used >= CAPACITIES_MAX:
             return uint32(0)
@@ -45,66 +69,45 @@ def make_capacity(s: Any, account: Any, instrument: Any) -> Any:
     return slot
 
 
-@kernel
-def hold_buy(s: Any, account: Any, amount_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.free_usdc6 -= amount_usdc6
-    money.held_usdc6 += amount_usdc6
+@inlined
+def purse_of(side: Any) -> Any:
+    """The column of what a side's orders are paid from: cash for buys, bond for asks."""
+    return uint32(side) * uint32(BOND_FREE)
 
 
-@kernel
-def release_buy(s: Any, account: Any, amount_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.held_usdc6 -= amount_usdc6
-    money.free_usdc6 += amount_usdc6
+@inlined
+def unit_of(book: Any, side: Any, price: Any) -> Any:
+    """What one lot holds, µUSDC: its price for a buy, the market's bond for an ask."""
+    return price if side == BUY else book.bond_usdc6_per_lot
 
 
-@kernel
-def hold_ask(s: Any, account: Any, capacity: Any, qty_lots: Any, bond_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.bond_free_usdc6 -= bond_usdc6
-    money.bond_held_usdc6 += bond_usdc6
-    s.capacities[capacity].held_lots += qty_lots
+@inlined
+def hold(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any, lots: Any) -> None:
+    """free -> held, when an order comes to rest; with negative amounts, back when it leaves."""
+    purse = purse_of(side)
+    s.balances[account, purse] -= amount_usdc6
+    s.balances[account, purse + uint32(HELD)] += amount_usdc6
+    s.capacities[capacity].held_lots += lots
 
 
-@kernel
-def release_ask(s: Any, account: Any, capacity: Any, qty_lots: Any, bond_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.bond_held_usdc6 -= bond_usdc6
-    money.bond_free_usdc6 += bond_usdc6
-    s.capacities[capacity].held_lots -= qty_lots
+@inlined
+def fill_held(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any, lots: Any) -> None:
+    """held -> pending or locked: a fill of a resting order, which trades at its own price."""
+    purse = purse_of(side)
+    s.balances[account, purse + uint32(HELD)] -= amount_usdc6
+    s.balances[account, purse + uint32(FILLED)] += amount_usdc6
+    row = s.capacities[capacity]
+    row.held_lots -= lots
+    row.sold_lots += lots
 
 
-@kernel
-def fill_resting_buy(s: Any, account: Any, amount_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.held_usdc6 -= amount_usdc6
-    money.pending_usdc6 += amount_usdc6
-
-
-@kernel
-def fill_resting_ask(s: Any, account: Any, capacity: Any, qty_lots: Any, bond_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.bond_held_usdc6 -= bond_usdc6
-    money.bond_locked_usdc6 += bond_usdc6
-    s.capacities[capacity].held_lots -= qty_lots
-    s.capacities[capacity].sold_lots += qty_lots
-
-
-@kernel
-def buy_now(s: Any, account: Any, cost_usdc6: Any) -> None:
-    """A taker's fills at the makers' prices, straight from the free balance."""
-    money = s.balances[account]
-    money.free_usdc6 -= cost_usdc6
-    money.pending_usdc6 += cost_usdc6
-
-
-@kernel
-def sell_now(s: Any, account: Any, capacity: Any, qty_lots: Any, bond_usdc6: Any) -> None:
-    money = s.balances[account]
-    money.bond_free_usdc6 -= bond_usdc6
-    money.bond_locked_usdc6 += bond_usdc6
-    s.capacities[capacity].sold_lots += qty_lots
+@inlined
+def fill_free(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any, lots: Any) -> None:
+    """free -> pending or locked: a taker's fills, at the makers' prices."""
+    purse = purse_of(side)
+    s.balances[account, purse] -= amount_usdc6
+    s.balances[account, purse + uint32(FILLED)] += amount_usdc6
+    s.capacities[capacity].sold_lots += lots
 
 
 @kernel
@@ -114,18 +117,18 @@ def undo_fill(
     amount_usdc6: Any,
     seller: Any,
     capacity: Any,
-    qty_lots: Any,
+    lots: Any,
     bond_usdc6: Any,
 ) -> None:
-    s.balances[buyer].pending_usdc6 -= amount_usdc6
-    s.balances[buyer].free_usdc6 += amount_usdc6
-    s.balances[seller].bond_locked_usdc6 -= bond_usdc6
-    s.balances[seller].bond_free_usdc6 += bond_usdc6
-    s.capacities[capacity].sold_lots -= qty_lots
+    s.balances[buyer, PENDING] -= amount_usdc6
+    s.balances[buyer, FREE] += amount_usdc6
+    s.balances[seller, BOND_LOCKED] -= bond_usdc6
+    s.balances[seller, BOND_FREE] += bond_usdc6
+    s.capacities[capacity].sold_lots -= lots
 
 
-@kernel
+@inlined
 def free_capacity(s: Any, capacity: Any) -> Any:
     """Lots that may still be offered."""
     row = s.capacities[capacity]
-    return int64(row.declared_lots - row.held_lots - row.sold_lots)
+    return row.declared_lots - row.held_lots - row.sold_lots

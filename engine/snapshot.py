@@ -27,7 +27,6 @@ def used_parts(state: StateArray) -> dict[str, "np.ndarray[tuple[int, ...], np.d
         "leaves": s["leaves"][:leaves],
         "levels": s["levels"][: leaves * 64],
         "orders": s["orders"][:orders],
-        "origins": s["origins"][:orders],
     }
 
 

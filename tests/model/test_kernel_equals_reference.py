@@ -330,7 +330,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
         check_invariants(self.matcher.state)
         for account in self.reference.accounts:
             row = self.matcher.state["balances"][0, account].tolist()
-            assert row == tuple(self.reference.balances(account))
+            assert row == list(self.reference.balances(account))
 
 
 def _profile(examples: int, steps: int) -> Callable[[], None]:

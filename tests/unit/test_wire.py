@@ -122,7 +122,7 @@ def test_a_wrong_number_is_refused_by_name(
 
 
 def test_an_order_becomes_the_command_it_says() -> None:
-    request = m.New(1, "X", "sell", "1677.7215", "10000000", 9, "gtc", True, "cancel_both")
+    request = m.New(1, "X", "sell", "1677.7214", "10000000", 9, "gtc", True, "cancel_both")
     command = translate.new_order(request, account=3, instrument=5)
     assert command.kind == CommandKind.NEW_ORDER and command.side == Side.SELL
     assert (command.price_ticks, command.qty_lots) == (PRICE_TICKS_MAX, QTY_LOTS_MAX)
