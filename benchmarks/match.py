@@ -23,17 +23,8 @@ from numpy.typing import NDArray
 
 from engine.book import StateArray, new_state
 from engine.kernel import int64, kernel, prefetch, uint8, uint32, uint64
-from engine.match import (
-    AHEAD,
-    EVENTS_PER_COMMAND_MAX,
-    OUTBOX,
-    OUTBOX_EVENTS,
-    SOON,
-    apply,
-    execute,
-    expect,
-    expect_soon,
-)
+from engine.match import AHEAD, SOON, apply, execute, expect, expect_soon
+from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX, OUTBOX_EVENTS
 from engine.records import (
     AMOUNT_USDC6_MAX,
     COMMAND,

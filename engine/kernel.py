@@ -17,7 +17,18 @@ from llvmlite import ir
 from numba.core import config, types
 from numba.extending import intrinsic
 
-SOURCES: Final = ("records.py", "rejects.py", "kernel.py", "book.py", "reserve.py", "match.py")
+SOURCES: Final = (
+    "records.py",
+    "rejects.py",
+    "kernel.py",
+    "book.py",
+    "reserve.py",
+    "outbox.py",
+    "trade.py",
+    "money.py",
+    "markets.py",
+    "match.py",
+)
 
 
 def build_hash() -> str:

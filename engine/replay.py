@@ -14,7 +14,8 @@ import numpy as np
 
 from engine import journal
 from engine.book import StateArray, new_state
-from engine.match import OUTBOX, execute
+from engine.match import execute
+from engine.outbox import OUTBOX
 from engine.records import COMMAND, CommandArray, EventArray
 from engine.snapshot import state_hash
 

@@ -1,0 +1,55 @@
+"""Where a command's events are written: one flat record, so that the kernel takes one pointer.
+
+Invariant: events stand in the order in which they happened, and before a command starts there is
+room for all it may cause. Only the kernel's modules call.
+"""
+
+from typing import Any, Final
+
+import numpy as np
+
+from engine.kernel import inlined, kernel, uint8, uint16, uint32, uint64
+from engine.records import EFFECTS_MAX, EVENT, EventKind
+
+# Room a command needs beyond its fills: its terminal event, a remainder, a self-trade's pair.
+EFFECTS_SPARE: Final = 8
+# The outbox must have this much room left before a command starts.
+EVENTS_PER_COMMAND_MAX: Final = EFFECTS_MAX + EFFECTS_SPARE
+OUTBOX_EVENTS: Final = EVENTS_PER_COMMAND_MAX * 4
+OUTBOX: Final = np.dtype(
+    [("count", "<u8"), ("unused", "u1", (56,)), ("events", EVENT, (OUTBOX_EVENTS,))]
+)
+
+
+@inlined
+def next_event(out: Any, c: Any, kind: Any) -> Any:
+    """A new event of this command; the caller sets every field but these three."""
+    e = out.events[out.count]
+    out.count += uint64(1)
+    e.sequence = c.sequence
+    e.time_ns = c.time_ns
+    e.kind = uint8(kind)
+    return e
+
+
+@inlined
+def emit(out: Any, c: Any, kind: Any) -> Any:
+    """A new event with what most kinds take from their command; the caller changes the rest."""
+    e = next_event(out, c, kind)
+    e.order_id = uint64(0)
+    e.counter_order_id = c.client_id
+    e.price_ticks = c.price_ticks
+    e.qty_lots = c.qty_lots
+    e.account = c.account
+    e.counter_account = uint32(0)
+    e.instrument = c.instrument
+    e.side = c.side
+    e.reason = uint16(0)
+    return e
+
+
+@kernel
+def reject(out: Any, c: Any, reason: Any) -> None:
+    e = emit(out, c, EventKind.REJECTED)
+    e.order_id = c.order_id
+    e.reason = uint16(reason)

@@ -1,0 +1,427 @@
+"""Price-time matching of one order, and how an order rests, shrinks and leaves.
+
+Price then time priority; a trade is at the resting price; a book never ends a command crossed.
+Invariant: an order that rests holds exactly what its remainder needs, and what it holds is given
+back or moves on with every lot that leaves it. Called by the kernel's other modules.
+
+`reference.py` says the same rules slowly and plainly; model tests hold the two together.
+"""
+
+from typing import Any
+
+from engine.book import (
+    BUY,
+    NO_ORDERS,
+    SELL,
+    TRADING,
+    UNKNOWN,
+    dequeue,
+    drop_level,
+    enqueue,
+    free_slot,
+    has_room,
+    leaf_for,
+    order_id,
+    rank_of,
+    take_slot,
+)
+from engine.kernel import highest_bit, inlined, int64, kernel, uint8, uint16, uint32, uint64
+from engine.outbox import emit, next_event, reject
+from engine.records import (
+    ACCOUNTS_MAX,
+    ALL_INSTRUMENTS,
+    EFFECTS_MAX,
+    INSTRUMENTS_MAX,
+    OPEN_ORDERS_MAX,
+    PRICE_TICKS_MAX,
+    QTY_LOTS_MAX,
+    CancelReason,
+    EventKind,
+    Flag,
+    MarketStatus,
+    SelfTrade,
+    TimeInForce,
+)
+from engine.rejects import Reject
+from engine.reserve import (
+    fill_free,
+    fill_held,
+    find_capacity,
+    free_capacity,
+    hold,
+    purse_of,
+    unit_of,
+)
+
+
+@inlined
+def _cancelled(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
+    """The CANCELLED event of a resting order; the caller takes it off the book."""
+    order = s.orders[slot]
+    leaf = s.leaves[order.level >> uint32(6)]
+    e = next_event(out, c, EventKind.CANCELLED)
+    e.order_id = uint64(order_id(s, slot))
+    e.client_id = order.client_id
+    e.price_ticks = int64(order.price_ticks)
+    e.qty_lots = int64(order.qty_lots)
+    e.account = order.account
+    e.counter_account = uint32(0)
+    e.instrument = leaf.instrument
+    e.side = uint8(leaf.side)
+    e.reason = uint16(reason)
+
+
+@inlined
+def remainder(out: Any, c: Any, taker_id: Any, left: Any, reason: Any) -> Any:
+    """The CANCELLED event of what is left of a taker that may not rest."""
+    e = emit(out, c, EventKind.CANCELLED)
+    e.order_id = taker_id
+    e.qty_lots = left
+    e.reason = uint16(reason)
+
+
+# --- reasons to refuse ---------------------------------------------------------------------------
+
+
+@inlined
+def release(s: Any, book: Any, side: Any, slot: Any, lots: Any) -> None:
+    """Give back what a resting order holds for this much of it."""
+    order = s.orders[slot]
+    amount = unit_of(book, side, int64(order.price_ticks)) * lots
+    hold(s, order.account, side, -amount, order.capacity, -lots)
+
+
+@inlined
+def known_account(s: Any, account: Any) -> Any:
+    return 0 < account < ACCOUNTS_MAX and s.identities[account].opened != UNKNOWN
+
+
+@kernel
+def why_not_trading(s: Any, account: Any) -> Any:
+    return Reject.ACCOUNT_CLOSED if known_account(s, account) else Reject.UNKNOWN_ACCOUNT
+
+
+@inlined
+def check_order(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
+        return Reject.UNKNOWN_INSTRUMENT
+    book = s.books[c.instrument]
+    if book.status != MarketStatus.OPEN:
+        return Reject.MARKET_HALTED
+    if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened != TRADING:
+        return why_not_trading(s, c.account)
+    if c.price_ticks <= 0 or c.price_ticks > PRICE_TICKS_MAX:
+        return Reject.PRICE_OUT_OF_RANGE
+    if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
+        return Reject.QTY_OUT_OF_RANGE
+    if book.lot_multiple > 1 and uint32(c.qty_lots) % book.lot_multiple != 0:
+        return Reject.QTY_NOT_A_MULTIPLE
+    if (
+        c.side > SELL
+        or c.time_in_force > TimeInForce.FOK
+        or c.self_trade > SelfTrade.DECREMENT
+        or c.flags > Flag.POST_ONLY
+    ):
+        return Reject.UNKNOWN_COMMAND
+    if c.flags == Flag.POST_ONLY and c.time_in_force != TimeInForce.GTC:
+        return Reject.CONFLICTING_FLAGS
+    if s.open_orders >= OPEN_ORDERS_MAX:
+        return Reject.TOO_MANY_OPEN_ORDERS
+    if not has_room(s):
+        return Reject.BOOK_FULL
+    return 0
+
+
+@inlined
+def check_reserve(s: Any, book: Any, c: Any, capacity: Any) -> Any:
+    """Whether the account has what the order must hold."""
+    if free_capacity(s, capacity) < c.qty_lots:
+        return Reject.INSUFFICIENT_CAPACITY
+    need = unit_of(book, c.side, c.price_ticks) * c.qty_lots
+    if need > s.balances[c.account, purse_of(c.side)]:
+        return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
+    return 0
+
+
+@inlined
+def crosses(book: Any, side: Any, limit: Any) -> Any:
+    """Whether an order of this side and limit would meet the best price of the other side."""
+    other = uint32(SELL) - uint32(side)
+    return book.best[other] >= rank_of(other, limit)
+
+
+@kernel
+def _next_rank(s: Any, book: Any, side: Any, rank: Any) -> Any:
+    """The next occupied rank of a side below `rank`; 0 past the last."""
+    key = rank >> uint32(6)
+    place = book.root[side]
+    height = uint32(book.height[side])
+    # Down along the key, remembering the last place where a worse branch leaves the path.
+    turn = uint32(0)
+    turn_height = uint32(0)
+    turn_bits = uint64(0)
+    while height > 0:
+        height -= uint32(1)
+        slot = (key >> (uint32(6) * height)) & uint32(63)
+        bits = _below(s.nodes[place].occupied, slot)
+        if bits != 0:
+            turn = place
+            turn_height = height
+            turn_bits = bits
+        place = s.nodes[place].children[slot]
+    bits = _below(s.leaves[place].occupied, rank & uint32(63))
+    if bits == 0:
+        if turn == 0:
+            return uint32(NO_ORDERS)
+        place = s.nodes[turn].children[highest_bit(turn_bits)]
+        height = turn_height
+        while height > 0:
+            height -= uint32(1)
+            place = s.nodes[place].children[highest_bit(s.nodes[place].occupied)]
+        bits = s.leaves[place].occupied
+    return (s.leaves[place].key << uint32(6)) | uint32(highest_bit(bits))
+
+
+@inlined
+def _below(bits: Any, slot: Any) -> Any:
+    return bits & ((uint64(1) << uint64(slot)) - uint64(1))
+
+
+@kernel
+def fillable(s: Any, book: Any, c: Any) -> Any:
+    """Whether a fill-or-kill order fills whole within the limit on effects. O(orders it meets).
+
+    Orders of the same account fill nothing: under CANCEL_MAKER they are passed over (they will be
+    cancelled), under the other modes they end the order before it is filled.
+    """
+    side = uint32(SELL - c.side)
+    need = c.qty_lots
+    effects = 0
+    rank = book.best[side]
+    limit = rank_of(side, uint32(c.price_ticks))
+    while rank >= limit:
+        leaf = leaf_for(s, book, c.instrument, side, rank)
+        slot = s.levels[(leaf << uint32(6)) | (rank & uint32(63))].head
+        while slot != 0:
+            effects += 1
+            if effects > EFFECTS_MAX:
+                return False
+            order = s.orders[slot]
+            if order.account != c.account:
+                need -= int64(order.qty_lots)
+                if need <= 0:
+                    return True
+            elif c.self_trade != SelfTrade.CANCEL_MAKER:
+                return False
+            slot = order.next
+        rank = _next_rank(s, book, side, rank)
+    return False
+
+
+@kernel
+def _self_trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, left: Any) -> Any:
+    """Apply the taker's mode where it meets its own order: (events, what the taker has left).
+
+    A taker that must end comes back with its remainder cancelled and 0 left.
+    """
+    side = uint32(SELL - c.side)
+    maker_qty = int64(s.orders[slot].qty_lots)
+    if c.self_trade == SelfTrade.DECREMENT:
+        both = min(left, maker_qty)
+        e = emit(out, c, EventKind.DECREMENTED)
+        e.order_id = taker_id
+        e.counter_order_id = uint64(order_id(s, slot))
+        e.price_ticks = int64(s.orders[slot].price_ticks)
+        e.qty_lots = both
+        e.counter_account = c.account
+        release(s, book, side, slot, both)
+        if both == maker_qty:
+            dequeue(s, book, side, slot)
+        else:
+            s.orders[slot].qty_lots = uint32(maker_qty - both)
+        return left - both
+    if c.self_trade in (SelfTrade.CANCEL_MAKER, SelfTrade.CANCEL_BOTH):
+        _cancelled(s, out, c, slot, CancelReason.SELF_TRADE)
+        release(s, book, side, slot, maker_qty)
+        dequeue(s, book, side, slot)
+    if c.self_trade != SelfTrade.CANCEL_MAKER:
+        remainder(out, c, taker_id, left, CancelReason.SELF_TRADE)
+        left = int64(0)
+    return left
+
+
+@inlined
+def _fill(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, qty: Any) -> None:
+    """One trade at the maker's price; the maker's reserve moves, the taker's is the caller's."""
+    order = s.orders[slot]
+    e = next_event(out, c, EventKind.FILL)
+    e.order_id = taker_id
+    e.counter_order_id = (uint64(order.generation) << uint64(24)) | uint64(slot)
+    e.price_ticks = int64(order.price_ticks)
+    e.qty_lots = qty
+    e.account = c.account
+    e.counter_account = order.account
+    e.instrument = c.instrument
+    e.side = c.side
+    e.reason = uint16(0)
+    book.last_ticks = order.price_ticks
+    side = SELL - c.side
+    amount = unit_of(book, side, int64(order.price_ticks)) * qty
+    fill_held(s, order.account, side, amount, order.capacity, qty)
+
+
+@kernel
+def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
+    """Match against the other side: (lots left, lots filled, cost in µUSDC)."""
+    first = out.count
+    side = uint32(SELL - c.side)
+    limit = uint32(c.price_ticks)
+    left = c.qty_lots
+    filled = int64(0)
+    cost = int64(0)
+    while left > 0 and crosses(book, c.side, limit):
+        rank = book.best[side]
+        price = rank_of(side, rank)
+        level = (book.best_leaf[side] << uint32(6)) | (rank & uint32(63))
+        slot = s.levels[level].head
+        while slot != 0 and left > 0:
+            if out.count - first >= uint64(EFFECTS_MAX):
+                remainder(out, c, taker_id, left, CancelReason.EFFECTS_LIMIT)
+                return int64(0), filled, cost
+            order = s.orders[slot]
+            if order.account == c.account:
+                # May drop the level, so look up the best price afresh.
+                left = _self_trade(s, book, out, c, taker_id, slot, left)
+                break
+            maker_qty = int64(order.qty_lots)
+            qty = min(left, maker_qty)
+            _fill(s, book, out, c, taker_id, slot, qty)
+            left -= qty
+            filled += qty
+            cost += int64(price) * qty
+            if qty < maker_qty:
+                order.qty_lots = uint32(maker_qty - qty)
+                break
+            behind = order.next
+            s.levels[level].head = behind
+            free_slot(s, slot)
+            book.open_orders -= uint32(1)
+            if behind != 0:
+                s.orders[behind].prev = uint32(0)
+            else:
+                s.levels[level].tail = uint32(0)
+                drop_level(s, book, side, level)
+            slot = behind
+    return left, filled, cost
+
+
+@inlined
+def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
+    order = s.orders[slot]
+    order.qty_lots = uint32(qty)
+    order.price_ticks = uint32(c.price_ticks)
+    order.account = c.account
+    order.capacity = capacity
+    order.client_id = c.client_id
+    order.sequence = c.sequence
+    side = uint32(c.side)
+    rank = rank_of(side, order.price_ticks)
+    enqueue(s, book, side, slot, rank, leaf_for(s, book, c.instrument, side, rank))
+    hold(s, c.account, side, unit_of(book, side, c.price_ticks) * qty, capacity, qty)
+
+
+@inlined
+def new_order(s: Any, c: Any, out: Any) -> Any:
+    reason = check_order(s, c)
+    if reason != 0:
+        return reject(out, c, reason)
+    book = s.books[c.instrument]
+    capacity = find_capacity(s, c.account, c.instrument, c.side)
+    reason = check_reserve(s, book, c, capacity)
+    crossing = crosses(book, c.side, uint32(c.price_ticks))
+    if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
+        reason = Reject.POST_ONLY_WOULD_TRADE
+    if reason == 0 and c.time_in_force == TimeInForce.FOK and not fillable(s, book, c):
+        reason = Reject.FOK_NOT_FILLABLE
+    if reason != 0:
+        return reject(out, c, reason)
+
+    # Taken before matching, so that makers leaving the book cannot change the taker's id.
+    slot = take_slot(s)
+    taker_id = uint64(order_id(s, slot))
+    e = emit(out, c, EventKind.ACCEPTED)
+    e.order_id = taker_id
+    left = c.qty_lots
+    if crossing:
+        left, filled, cost = trade(s, book, out, c, taker_id)
+        if filled > 0:
+            paid = cost if c.side == BUY else book.bond_usdc6_per_lot * filled
+            fill_free(s, c.account, c.side, paid, capacity, filled)
+    if left > 0 and c.time_in_force == TimeInForce.GTC:
+        rest(s, book, c, slot, left, capacity)
+        return None
+    free_slot(s, slot)
+    if left > 0:
+        remainder(out, c, taker_id, left, CancelReason.IOC_REMAINDER)
+
+
+# --- cancel -------------------------------------------------------------------------------------
+
+
+@inlined
+def remove(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
+    """Take a resting order off its book, with its event and its reserve given back."""
+    leaf = s.leaves[s.orders[slot].level >> uint32(6)]
+    side = leaf.side
+    book = s.books[leaf.instrument]
+    _cancelled(s, out, c, slot, reason)
+    release(s, book, side, slot, int64(s.orders[slot].qty_lots))
+    dequeue(s, book, side, slot)
+
+
+@inlined
+def cancel(s: Any, c: Any, out: Any) -> Any:
+    """O(1); O(trie height) when it empties a price."""
+    slot = uint32(c.order_id & uint64(0xFFFFFF))
+    if slot == 0 or slot > s.order_high:
+        return reject(out, c, Reject.UNKNOWN_ORDER)
+    order = s.orders[slot]
+    known = order.qty_lots != 0 and order.account == c.account
+    if not known or uint64(order.generation) != c.order_id >> uint64(24):
+        return reject(out, c, Reject.UNKNOWN_ORDER)
+    return remove(s, out, c, slot, CancelReason.BY_REQUEST)
+
+
+@kernel
+def cancel_all(s: Any, c: Any, out: Any) -> Any:
+    """Every open order of the account, in one market or in all. O(slots ever used), in slot order.
+
+    Stops at EFFECTS_MAX orders; the terminal event then carries EFFECTS_LIMIT and the client asks
+    again.
+    """
+    every = c.instrument == ALL_INSTRUMENTS
+    if not every and (c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0):
+        return reject(out, c, Reject.UNKNOWN_INSTRUMENT)
+    return clear(s, c, out, every, CancelReason.CANCEL_ALL, EventKind.CANCEL_ALL_DONE)
+
+
+@kernel
+def clear(s: Any, c: Any, out: Any, every: Any, why: Any, done: Any) -> None:
+    """Cancel the account's orders, for `why`; the terminal event, of kind `done`, counts them."""
+    first = out.count
+    reason = uint16(0)
+    for slot in range(uint32(1), s.order_high + uint32(1)):
+        order = s.orders[slot]
+        if order.qty_lots == 0 or order.account != c.account:
+            continue
+        if not every and s.leaves[order.level >> uint32(6)].instrument != c.instrument:
+            continue
+        if out.count - first >= uint64(EFFECTS_MAX):
+            reason = uint16(CancelReason.EFFECTS_LIMIT)
+            break
+        remove(s, out, c, uint32(slot), why)
+    count = int64(out.count - first)
+    e = emit(out, c, done)
+    e.qty_lots = count
+    e.reason = reason
