@@ -29,6 +29,8 @@ _TRANSFERS: Final[dict[int, m.TransferKind]] = {
     EventKind.ESCROW_CONFIRMED: "escrow",
     EventKind.WITHDRAWAL_RESERVED: "withdrawal_reserved",
     EventKind.WITHDRAWAL_CONFIRMED: "withdrawal_done",
+    EventKind.WITHDRAWAL_CANCELLED: "withdrawal_cancelled",
+    EventKind.EXIT_CONFIRMED: "exit",
 }
 
 
@@ -93,13 +95,22 @@ class Feed:
                 self.mirror.open_account(event)
             case EventKind.DEPOSITED:
                 bond = event.side == Purse.BOND
-                self._transfer(event, "bond_deposit" if bond else "deposit")
+                kind = "bond_deposit" if bond else "deposit"
+                self._transfer(event, kind, event.account, event.amount_usdc6)
             case (
                 EventKind.ESCROW_CONFIRMED
                 | EventKind.WITHDRAWAL_RESERVED
                 | EventKind.WITHDRAWAL_CONFIRMED
+                | EventKind.WITHDRAWAL_CANCELLED
+                | EventKind.EXIT_CONFIRMED
             ):
-                self._transfer(event, _TRANSFERS[event.kind])
+                self._transfer(event, _TRANSFERS[event.kind], event.account, event.amount_usdc6)
+            case EventKind.FILL_VOIDED:
+                market = self.mirror.markets[event.instrument]
+                bond_usdc6 = market.bond_usdc6_per_lot * event.qty_lots
+                paid_usdc6 = event.price_ticks * event.qty_lots
+                self._transfer(event, "fill_voided", event.account, paid_usdc6)
+                self._transfer(event, "fill_voided", event.counter_account, bond_usdc6)
             case EventKind.MARKET_LISTED:
                 self._tell_status(self.mirror.list_market(event))
             case EventKind.MARKET_HALTED:
@@ -107,7 +118,7 @@ class Feed:
             case EventKind.MARKET_RESUMED:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.OPEN))
             case _:
-                pass  # REJECTED and CANCEL_ALL_DONE change nothing here
+                pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
 
     # --- private -------------------------------------------------------------------------------
     def _tell_account(
@@ -177,13 +188,15 @@ class Feed:
         market.trades.append(trade)
         self._publish("trades", event.instrument, lambda: trade)
 
-    def _transfer(self, event: Event, kind: m.TransferKind) -> None:
+    def _transfer(
+        self, event: Event, kind: m.TransferKind, account: int, amount_usdc6: int
+    ) -> None:
         self._tell_account(
-            event.account,
+            account,
             lambda aseq: m.Transfer(
                 aseq=aseq,
                 kind=kind,
-                amount=usdc_text(event.amount_usdc6),
+                amount=usdc_text(amount_usdc6),
                 reference=event.reference,
                 sequence=event.sequence,
                 time_us=self._time_us,

@@ -11,9 +11,9 @@ import asyncio
 import json
 import os
 import struct
-from collections.abc import Awaitable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from pathlib import Path
-from typing import Any, Final, NamedTuple, TypeVar, cast
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
 
 from aiohttp import ClientError
 from coincurve import PrivateKey
@@ -70,6 +70,12 @@ _ORACLE: Final = Interface("PriceOracle")
 _FEED: Final = Interface("AggregatorV3Interface")
 _NO_ADDRESS: Final = bytes(20)
 _T = TypeVar("_T")
+ExitStep: TypeAlias = Literal["requested", "cancelled", "finished"]
+_EXIT_STEPS: Final[dict[str, ExitStep]] = {
+    "ExitRequested": "requested",
+    "ExitCancelled": "cancelled",
+    "Exited": "finished",
+}
 
 
 class Fill(NamedTuple):
@@ -142,6 +148,16 @@ class Deposit(NamedTuple):
     block_number: int
 
 
+class ExitLog(NamedTuple):
+    """One step of a wallet's own exit; `number` counts 1, 2, 3, ... vault-wide over all steps."""
+
+    number: int
+    account: int
+    step: ExitStep
+    amount_usdc6: int  # what the owner took; 0 unless finished
+    block_number: int
+
+
 class VaultAccount(NamedTuple):
     """One account's slots in the vault."""
 
@@ -153,6 +169,9 @@ class VaultAccount(NamedTuple):
     exit_at_s: int  # Unix seconds from which the owner may take the free funds; 0: no exit asked
 
 
+_Log = TypeVar("_Log", Deposit, ExitLog)
+
+
 class VaultState(NamedTuple):
     """The vault's counters at one block."""
 
@@ -162,6 +181,7 @@ class VaultState(NamedTuple):
     deposits: int  # number of the last deposit
     accounts: int  # index of the last account
     last_withdrawal: int  # id of the last withdrawal executed
+    exits: int  # number of the last step of an exit
     token_balance_usdc6: int  # token.balanceOf(vault)
 
 
@@ -227,7 +247,8 @@ class Chain:
         self._deploying = asyncio.Lock()  # also: sending gas money
         self._deploy_block = 0
         self._test_token = False
-        self._deposit_seen = (0, 0)  # a deposit, and the first block that the next one may be in
+        # By kind of log: a number, and the first block that the next one may be in.
+        self._seen: dict[str, tuple[int, int]] = {}
         self.chain_id = chain_id
         self.token = _NO_ADDRESS
         self.vault = _NO_ADDRESS
@@ -395,35 +416,73 @@ class Chain:
         `up_to_block` is final: what lies below it is not searched twice. Raises ChainMismatch
         when one of them is missing from what the node says.
         """
-        seen_number, seen_block = self._deposit_seen
-        first = seen_block if seen_number <= after_number else self._deploy_block
-        found: list[Deposit] = []
+        read = self._deposits_in
+        return await self._numbered("deposit", read, after_number, up_to_block, limit)
+
+    async def exits(self, after_number: int, up_to_block: int, limit: int) -> list[ExitLog]:
+        """Steps of exits after_number + 1, + 2, ..., on the same terms as deposits."""
+        return await self._numbered("exit", self._exits_in, after_number, up_to_block, limit)
+
+    async def _numbered(
+        self,
+        kind: str,
+        read: Callable[[int, int], Awaitable[Sequence[_Log]]],
+        after_number: int,
+        up_to_block: int,
+        limit: int,
+    ) -> list[_Log]:
+        seen_number, seen_block = self._seen.get(kind, (0, 0))
+        first = seen_block if seen_number <= after_number else 0
+        first = max(first, self._deploy_block)
+        found: list[_Log] = []
         while first <= up_to_block and len(found) < limit:
             last = min(first + LOG_BLOCKS_MAX - 1, up_to_block)
-            for deposit in await self._deposits_in(first, last):
-                if deposit.number <= after_number + len(found):
+            for log in await read(first, last):
+                if log.number <= after_number + len(found):
                     continue
-                if deposit.number != after_number + len(found) + 1:
-                    raise ChainMismatch(f"deposit {after_number + len(found) + 1} is missing")
-                found.append(deposit)
+                if log.number != after_number + len(found) + 1:
+                    raise ChainMismatch(f"{kind} {after_number + len(found) + 1} is missing")
+                found.append(log)
             first = last + 1
         if len(found) < limit:
             # All of them: the next one is in a block to come, which need not be searched again.
-            self._deposit_seen = (after_number + len(found), up_to_block + 1)
+            self._seen[kind] = (after_number + len(found), up_to_block + 1)
         else:
             found = found[:limit]
-            self._deposit_seen = (found[-1].number, found[-1].block_number)
+            self._seen[kind] = (found[-1].number, found[-1].block_number)
         return found
 
-    async def _deposits_in(self, first: int, last: int) -> list[Deposit]:
+    async def _vault_logs(self, topics: list[HexBytes], first: int, last: int) -> list[Any]:
         query: Any = {
             "address": checksum(self.vault),
-            "topics": [_VAULT.topic("Deposited")],
+            "topics": [topics],
             "fromBlock": first,
             "toBlock": last,
         }
+        return cast(list[Any], await self._ask(self._w3.eth.get_logs(query)))
+
+    async def _exits_in(self, first: int, last: int) -> list[ExitLog]:
+        topics = {HexBytes(_VAULT.topic(event)): event for event in _EXIT_STEPS}
+        exits: list[ExitLog] = []
+        for log in await self._vault_logs(list(topics), first, last):
+            event = topics[HexBytes(log["topics"][0])]
+            fields = _VAULT.decode_log(event, log["topics"], log["data"])
+            assert fields is not None, "the node filters by topic"
+            exits.append(
+                ExitLog(
+                    number=fields["number"],
+                    account=fields["account"],
+                    step=_EXIT_STEPS[event],
+                    amount_usdc6=fields.get("amount", 0),
+                    block_number=log["blockNumber"],
+                )
+            )
+        return exits
+
+    async def _deposits_in(self, first: int, last: int) -> list[Deposit]:
         deposits: list[Deposit] = []
-        for log in cast(list[Any], await self._ask(self._w3.eth.get_logs(query))):
+        topics = [HexBytes(_VAULT.topic("Deposited"))]
+        for log in await self._vault_logs(topics, first, last):
             fields = _VAULT.decode_log("Deposited", log["topics"], log["data"])
             assert fields is not None, "the node filters by topic"
             deposits.append(
@@ -440,25 +499,28 @@ class Chain:
 
     async def vault_state(self, block: int) -> VaultState:
         """The vault's counters as of the end of `block`."""
-        head, head_hash, deposits, accounts, last_withdrawal, balance = await self._call(
-            self.vault, _VAULT, "state", block=block
-        )
-        return VaultState(block, head, head_hash, deposits, accounts, last_withdrawal, balance)
+        return VaultState(block, *await self._call(self.vault, _VAULT, "state", block=block))
 
     async def vault_accounts(self, block: int) -> list[VaultAccount]:
         """All accounts, ascending from index 1, as of the end of `block`."""
         accounts: list[VaultAccount] = []
         while True:
-            first = len(accounts) + 1
-            (page,) = await self._call(
-                self.vault, _VAULT, "accountsFrom", first, ACCOUNTS_PER_READ, block=block
-            )
-            accounts += [
-                VaultAccount(first + i, _bytes(owner), free, locked, bond, exit_at)
-                for i, (owner, free, locked, bond, exit_at) in enumerate(page)
-            ]
+            page = await self._accounts_from(len(accounts) + 1, ACCOUNTS_PER_READ, block)
+            accounts += page
             if len(page) < ACCOUNTS_PER_READ:
                 return accounts
+
+    async def vault_account(self, account: int) -> VaultAccount:
+        """One account that exists, as of the latest block."""
+        (found,) = await self._accounts_from(account, 1, None)
+        return found
+
+    async def _accounts_from(self, first: int, count: int, block: int | None) -> list[VaultAccount]:
+        (page,) = await self._call(self.vault, _VAULT, "accountsFrom", first, count, block=block)
+        return [
+            VaultAccount(first + i, _bytes(owner), free, locked, bond, exit_at)
+            for i, (owner, free, locked, bond, exit_at) in enumerate(page)
+        ]
 
     async def batch_hash(self, batch_id: int, block: int | None = None) -> bytes:
         """fills_hash recorded for the batch; 32 zero bytes if it is not settled."""
@@ -474,9 +536,10 @@ class Chain:
 
     # --- the vault: transactions of the settler -------------------------------------------------
 
-    async def settler_nonce(self) -> int:
-        """Next nonce by the latest block. What was prepared but not mined is the caller's."""
-        return await self._nonce(address_of(self._keys.settler))
+    async def settler_nonce(self, block: int | None = None) -> int:
+        """Next nonce, by the latest block or as of the end of `block`. What was prepared but not
+        mined is the caller's."""
+        return await self._nonce(address_of(self._keys.settler), block)
 
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
         """Raises ContractRejected (AccountRejected names the account) as the vault would."""
@@ -502,8 +565,9 @@ class Chain:
         data = _VAULT.encode("withdraw", withdrawal_id, account, amount_usdc6)
         return await self._sign(self._keys.settler, nonce, self.vault, data, _WITHDRAW_GAS)
 
-    async def _nonce(self, sender: bytes) -> int:
-        return await self._ask(self._w3.eth.get_transaction_count(checksum(sender), "latest"))
+    async def _nonce(self, sender: bytes, block: int | None = None) -> int:
+        at: Any = "latest" if block is None else block
+        return await self._ask(self._w3.eth.get_transaction_count(checksum(sender), at))
 
     async def _max_fee_wei(self) -> tuple[int, int]:
         """(fee cap, tip): the cap outlives a doubling of the base fee."""

@@ -1,4 +1,4 @@
-"""What goes back into the engine: deposits, escrow and withdrawals that are final on chain.
+"""What goes back into the engine: deposits, escrow, withdrawals and exits that are final on chain.
 
 Owns the order of delivery. Invariant: everything is delivered at least once and in order; the
 engine takes each deposit number, batch id and withdrawal id once and refuses the repetition, so
@@ -19,18 +19,29 @@ from settlement.outgoing import Payment
 DEPOSITS_PER_TURN_MAX: Final = 1_000
 IN_FLIGHT_MAX: Final = 8_192  # commands whose answer is not booked yet
 
-# A repetition is answered by one of these and changes nothing.
+# A repetition, or a command overtaken by its account's owner, is answered so and changes nothing.
 HARMLESS: Final = frozenset({
     Reject.ACCOUNT_EXISTS,
     Reject.DEPOSIT_OUT_OF_ORDER,
     Reject.ESCROW_OUT_OF_ORDER,
     Reject.WITHDRAWAL_OUT_OF_ORDER,
+    Reject.VOID_OUT_OF_ORDER,
+    Reject.EXIT_OUT_OF_ORDER,
+    # The owner of the money was quicker; the next turn looks again.
+    Reject.INSUFFICIENT_BALANCE,
+    Reject.EXIT_EXCEEDS_FREE,
 })  # fmt: skip
 _ANSWERS: Final = frozenset({
     EventKind.ACCOUNT_OPENED,
     EventKind.DEPOSITED,
     EventKind.ESCROW_CONFIRMED,
+    EventKind.WITHDRAWAL_RESERVED,
     EventKind.WITHDRAWAL_CONFIRMED,
+    EventKind.WITHDRAWAL_CANCELLED,
+    EventKind.ACCOUNT_CLOSED,
+    EventKind.ACCOUNT_REOPENED,
+    EventKind.FILL_VOIDED,
+    EventKind.EXIT_CONFIRMED,
     EventKind.REJECTED,
 })  # fmt: skip
 
@@ -75,7 +86,7 @@ class Delivery:
         return count
 
     def payments(self, due: Sequence[Payment]) -> int:
-        """Confirm escrow and withdrawals, in the order given; returns how many were submitted.
+        """Confirm escrow, answer withdrawals, in the order given; returns how many were submitted.
 
         Those already on their way are left out; it stops at the first there is no room for.
         """
@@ -89,6 +100,16 @@ class Delivery:
             self._payments.add(key)
             count += 1
         return count
+
+    def commands(self, due: Sequence[Command]) -> int:
+        """Submit these, in order, as far as there is room; returns how many were submitted.
+
+        The caller asks when nothing of the kind is on its way.
+        """
+        for count, command in enumerate(due):
+            if not self._submit(command):
+                return count
+        return len(due)
 
     def booked(self, events: Sequence[Event]) -> None:
         """Told of every event after the ledger has booked it.
@@ -149,6 +170,8 @@ def credit(account: int, amount_usdc6: int, number: int, purse: Purse) -> Comman
 _KINDS: Final = {
     "settle": CommandKind.CONFIRM_ESCROW,
     "withdraw": CommandKind.CONFIRM_WITHDRAWAL,
+    "return": CommandKind.CANCEL_WITHDRAWAL,
+    "exit": CommandKind.CONFIRM_EXIT,
 }
 _KIND_NAMES: Final = {int(kind): name for name, kind in _KINDS.items()}
 

@@ -1,15 +1,16 @@
 """The double-entry ledger: the engine's money events, each booked exactly once.
 
-Owns the tables ledger_account, transfer, fill, withdrawal and watermark. Invariant: the postings,
-the fills and the watermark of a run of events are written in one database transaction, so the
-ledger always stands at exactly one event number; what it is given again is skipped, a gap is
-refused. The schema refuses whatever does not balance. Only settlement's service calls it.
+Owns the tables ledger_account, transfer, fill, withdrawal, closed_account and watermark.
+Invariant: the postings, the fills and the watermark of a run of events are written in one database
+transaction, so the ledger always stands at exactly one event number; what it is given again is
+skipped, a gap is refused. The schema refuses whatever does not balance. Only settlement's service
+calls it.
 """
 
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from engine.records import EVENT_STRUCT, Event, EventKind, Purse, Side
+from engine.records import EVENT_STRUCT, CancelReason, Event, EventKind, Purse, Side
 from settlement.chain import Fill
 from settlement.database import Database
 from settlement.errors import LedgerOutOfStep
@@ -130,6 +131,15 @@ class Ledger:
             )
             ids = [("withdraw", withdrawal_id) for withdrawal_id, _, _ in entries.withdrawals]
             await database.copy("outgoing", ("kind", "id"), ids)
+        for account, emptied in entries.closings:
+            if emptied is None:
+                await database.execute("DELETE FROM closed_account WHERE account = $1", account)
+            else:
+                await database.execute(
+                    "INSERT INTO closed_account VALUES ($1, $2)"
+                    " ON CONFLICT (account) DO UPDATE SET emptied = $2",
+                    *(account, emptied),
+                )
 
     async def last_deposit(self) -> int:
         """Number of the last deposit that the engine credited; 0 before the first."""
@@ -138,10 +148,10 @@ class Ledger:
         )
 
     async def unsealed_fills(self, limit: int) -> list[Fill]:
-        """Fills that are in no batch, in event order, without quarantined accounts."""
+        """Fills that are in no batch and not void, in event order, without quarantined accounts."""
         rows = await self._database.rows(
             "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number FROM fill"
-            " WHERE batch_id IS NULL"
+            " WHERE batch_id IS NULL AND void_number IS NULL"
             " AND NOT EXISTS (SELECT FROM quarantine q WHERE q.account IN (buyer, seller))"
             " ORDER BY event_number LIMIT $1",
             limit,
@@ -181,6 +191,7 @@ class _Entries:
         self.transfers: list[tuple[object, ...]] = []
         self.fills: list[tuple[int, ...]] = []
         self.withdrawals: list[tuple[int, int, int]] = []
+        self.closings: list[tuple[int, bool | None]] = []  # whether emptied; None: reopened
 
     def add(self, number: int, event: Event) -> None:
         if event.sequence < self.sequence:
@@ -207,6 +218,20 @@ class _Entries:
             case EventKind.WITHDRAWAL_CONFIRMED:
                 ends = (user, "leaving", VAULT_ACCOUNT, "vault")
                 self._transfer(number, event, "withdraw", event.reference, ends, amount)
+            case EventKind.WITHDRAWAL_CANCELLED:
+                ends = (user, "leaving", user, "cash")
+                self._transfer(number, event, "return", event.reference, ends, amount)
+            case EventKind.FILL_VOIDED:
+                ends = (user, "pending", user, "cash")
+                voided = event.price_ticks * event.qty_lots
+                self._transfer(number, event, "void", event.reference, ends, voided)
+            case EventKind.EXIT_CONFIRMED:
+                ends = (user, "cash", VAULT_ACCOUNT, "vault")
+                self._transfer(number, event, "exit", event.reference, ends, amount)
+            case EventKind.ACCOUNT_CLOSED:
+                self.closings.append((user, event.reason != CancelReason.EFFECTS_LIMIT))
+            case EventKind.ACCOUNT_REOPENED:
+                self.closings.append((user, None))
             case _:
                 pass  # moves no money that the ledger tells apart
 

@@ -6,7 +6,9 @@ at most one transaction is on its way (SIGNED or SENT) while later ones wait, so
 skipped; ids make the vault refuse a repetition. Only settlement's service calls it.
 
     SEALED ─▶ SIMULATED ─▶ SIGNED ─▶ SENT ─▶ MINED ─▶ FINAL ─▶ RECONCILED
-       └▶ REFUSED   the nonce went elsewhere: back to SEALED; a reorganised block: back to SENT
+       └▶ REFUSED ─▶ RETURNED
+
+The nonce went elsewhere: back to SEALED; a reorganised block: back to SENT.
 """
 
 from collections.abc import Callable
@@ -30,6 +32,13 @@ NO_HASH: Final = bytes(32)
 STEPS_PER_TURN_MAX: Final = 256  # bounds one turn; the rest waits for the next
 
 Kind = Literal["settle", "withdraw"]
+Told = Literal["settle", "withdraw", "return", "exit"]
+# Which transfer of the ledger shows that the engine was told.
+_BOOKED_AS: Final[dict[Told, str]] = {
+    "settle": "escrow",
+    "withdraw": "withdraw",
+    "return": "return",
+}
 
 
 class Outgoing(NamedTuple):
@@ -47,10 +56,11 @@ class Outgoing(NamedTuple):
 
 
 class Payment(NamedTuple):
-    """What the engine is to be told once it is final: a buyer's part of a batch, a withdrawal."""
+    """What the engine is to be told once it is final: a buyer's part of a batch, a withdrawal, one
+    that was refused and returns, what an owner took out of the vault without us."""
 
-    kind: Kind
-    id: int
+    kind: Told
+    id: int  # of the batch or the withdrawal; for an exit, its place among the account's own
     account: int
     amount_usdc6: int
 
@@ -278,32 +288,41 @@ class Outbox:
 
     # --- back to the engine ---------------------------------------------------------------------
     async def confirmations(self) -> list[Payment]:
-        """What is final on chain and the engine has not confirmed, in the order of ids.
+        """What is final on chain or refused and the engine has not been told, in the order of ids.
 
-        Whatever is confirmed entirely becomes RECONCILED on the way.
+        Whatever was told entirely becomes RECONCILED or RETURNED on the way.
         """
         payments: list[Payment] = []
         for row in await self._rows(
-            "state = 'FINAL' AND NOT EXISTS (SELECT FROM outgoing o WHERE o.kind = outgoing.kind"
-            " AND o.id < outgoing.id AND o.state NOT IN ('FINAL', 'RECONCILED', 'REFUSED'))"
-            " ORDER BY kind, id"
+            "state IN ('FINAL', 'REFUSED') AND NOT EXISTS (SELECT FROM outgoing o"
+            " WHERE o.kind = outgoing.kind AND o.id < outgoing.id"
+            " AND o.state NOT IN ('FINAL', 'RECONCILED', 'REFUSED', 'RETURNED')) ORDER BY kind, id"
         ):
-            missing = await self._unconfirmed(row)
+            refused = row.state == "REFUSED"
+            if refused and not await self._is_given_up(row):
+                break  # withdrawals come last, and are answered in their order
+            missing = await self._unconfirmed(row, "return" if refused else row.kind)
             if not missing:
-                await self._move(row, "RECONCILED")
+                await self._move(row, "RETURNED" if refused else "RECONCILED")
             payments += missing
         return payments
+
+    async def _is_given_up(self, row: Outgoing) -> bool:
+        """Whether no transaction of ours can execute it any more, whatever is reorganised."""
+        if row.attempts == 0:
+            return True
+        return await self._chain.settler_nonce(await self._chain.final_block()) > row.nonce
 
     async def executed(self, head: int, last_withdrawal: int) -> list[Payment]:
         """What the vault has executed, going by its counters, and the engine has not confirmed."""
         rows = await self._rows(
-            "state NOT IN ('RECONCILED', 'REFUSED') AND"
+            "state NOT IN ('RECONCILED', 'REFUSED', 'RETURNED') AND"
             " id <= CASE kind WHEN 'settle' THEN $1::bigint ELSE $2::bigint END ORDER BY kind, id",
             *(head, last_withdrawal),
         )
-        return [payment for row in rows for payment in await self._unconfirmed(row)]
+        return [payment for row in rows for payment in await self._unconfirmed(row, row.kind)]
 
-    async def _unconfirmed(self, row: Outgoing) -> list[Payment]:
+    async def _unconfirmed(self, row: Outgoing, told: Told) -> list[Payment]:
         if row.kind == "settle":
             due = batch.totals_usdc6(await self._packed(row.id))
         else:
@@ -311,13 +330,13 @@ class Outbox:
             due = {account: amount}
         booked = await self._database.rows(
             "SELECT from_account, amount_usdc6 FROM transfer WHERE kind = $1 AND reference = $2",
-            *("escrow" if row.kind == "settle" else "withdraw", row.id),
+            *(_BOOKED_AS[told], row.id),
         )
         done: dict[int, int] = {r["from_account"]: r["amount_usdc6"] for r in booked}
         if any(due.get(account) != amount for account, amount in done.items()):
             raise SettlementHalted(f"the engine confirmed {row.kind} {row.id} otherwise")
         return [
-            Payment(row.kind, row.id, account, amount)
+            Payment(told, row.id, account, amount)
             for account, amount in due.items()
             if account not in done
         ]

@@ -2,8 +2,8 @@
 
 Owns what must equal what. Invariant: the three sides are taken at named points (the engine's and
 the ledger's at one event number, the vault's at one block), and what is between those points, a
-deposit not credited yet or a batch not confirmed yet, is counted, not excused: a gap of one unit
-is a gap. Settlement's service gathers the sides and calls `compare`.
+deposit not credited yet, a batch or an exit not confirmed yet, is counted, not excused: a gap of
+one unit is a gap. Settlement's service gathers the sides and calls `compare`.
 """
 
 from collections import Counter

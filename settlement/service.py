@@ -1,7 +1,7 @@
 """Settlement: from the engine's fills to final escrow on chain, and back into the engine.
 
     events ─▶ ledger ─▶ sealed batch ─▶ vault ─▶ final ─▶ confirmations ─▶ engine
-    final deposits ──────────────────────────────────────▶ engine            index ─▶ feeds
+    final deposits and exits ────────────────────────────▶ engine            index ─▶ feeds
 
 Owns the order of these steps. Invariant: every side effect is permitted by something already
 stored and is harmless when repeated, so the process may stop anywhere and `open` goes on there;
@@ -29,6 +29,7 @@ from settlement.errors import (
     TransactionNotMined,
     TransactionRefused,
 )
+from settlement.exits import Exits
 from settlement.ledger import Ledger, Numbered
 from settlement.oracle import Oracle, Published
 from settlement.outgoing import Outbox
@@ -59,6 +60,7 @@ class Turn(NamedTuple):
     steps: int  # of batches and withdrawals, on chain
     confirmations: int  # submitted to the engine
     points: int  # prices published
+    exits: int  # submitted to the engine because wallets leave the vault
 
     @property
     def idle(self) -> bool:
@@ -76,6 +78,7 @@ class Summary(NamedTuple):
     withdrawals: int  # RECONCILED
     refused_withdrawals: int
     quarantined_accounts: int
+    voided_fills: int
     gas_used: int  # by the transactions of batches
     gas_per_fill: int  # rounded down; 0 before the first
 
@@ -105,6 +108,7 @@ class Settlement:
         self._outbox = Outbox(
             database, ledger, chain, clock, settings.fills_per_batch_max
         )  # fmt: skip
+        self._exits = Exits(database, chain, port)
         self._oracle = Oracle(chain)
         self._opened_at = ledger.watermark
         self._queue: deque[Batch] = deque()
@@ -232,7 +236,10 @@ class Settlement:
         events = await self._catch_up()
         if not self._continues:
             await self._check_continuity()
-        deposits = await self._delivery.deposits(await self._chain.final_block())
+        final_block = await self._chain.final_block()
+        deposits = await self._delivery.deposits(final_block)
+        exits, booked = await self._follow_exits(final_block)
+        events += booked
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
             fills = await self._outbox.seal(self._settings.batch_wait_ns)
@@ -248,7 +255,18 @@ class Settlement:
         points = 0
         if self._index is not None:
             points = await self._oracle.publish(self._index.values(self._clock()))
-        return Turn(events, deposits, sealed, steps, confirmations, points)
+        return Turn(events, deposits, sealed, steps, confirmations, points, exits)
+
+    async def _follow_exits(self, final_block: int) -> tuple[int, int]:
+        """Do what follows from wallets leaving the vault: (commands submitted, events booked)."""
+        if not await self._exits.read(final_block):
+            return 0, 0
+        booked = await self._catch_up()
+        commands = self._delivery.commands(await self._exits.closings())
+        booked += await self._catch_up()
+        commands += self._delivery.commands(await self._exits.drainings())
+        booked += await self._catch_up()
+        return commands, booked
 
     async def _catch_up(self) -> int:
         await self._port.settled()
@@ -264,6 +282,8 @@ class Settlement:
         state = await self._chain.vault_state(await self._chain.final_block())
         if state.deposits < await self._ledger.last_deposit():
             raise SettlementHalted("the vault has fewer deposits than the ledger")
+        if state.exits < await self._exits.last_number():
+            raise SettlementHalted("the vault has fewer exits than the ledger")
         last_batch = await self._outbox.last_batch()
         if state.head > last_batch:
             raise SettlementHalted(
@@ -287,7 +307,10 @@ class Settlement:
                 vault={slots.account: slots for slots in vault},
                 state=state,
                 uncredited=uncredited,
-                unconfirmed=await self._outbox.executed(state.head, state.last_withdrawal),
+                unconfirmed=[
+                    *await self._outbox.executed(state.head, state.last_withdrawal),
+                    *await self._exits.due(),
+                ],
             )
         )
 
@@ -308,10 +331,15 @@ class Settlement:
         return None
 
     async def _vault_state(self) -> tuple[VaultState, list[Deposit]]:
-        """The vault at the final block, and its deposits up to there that are not booked."""
+        """The vault at the final block, and its deposits up to there that are not booked.
+
+        Exits up to there are stored on the way.
+        """
         state = await self._chain.vault_state(await self._chain.final_block())
         if state.head and not await self._outbox.has_batch(state.head, state.head_hash):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")
+        if await self._exits.read(state.block_number) != state.exits:
+            raise SettlementHalted(f"the vault counts exit {state.exits}, no log shows it")
         uncredited: list[Deposit] = []
         last = await self._ledger.last_deposit()
         while last < state.deposits:
@@ -351,7 +379,7 @@ class Settlement:
 
 _SUMMARY: Final = """
     SELECT fills, volume_lots, notional_usdc6, fills_settled, batches, withdrawals,
-           refused_withdrawals, quarantined_accounts, gas_used
+           refused_withdrawals, quarantined_accounts, voided_fills, gas_used
     FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
                  coalesce(sum(amount_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
          (SELECT coalesce(sum(b.fills), 0)::bigint AS fills_settled, count(*) AS batches,
@@ -359,7 +387,8 @@ _SUMMARY: Final = """
           FROM outgoing o JOIN batch b USING (id)
           WHERE o.kind = 'settle' AND o.state = 'RECONCILED') settled,
          (SELECT count(*) FILTER (WHERE state = 'RECONCILED') AS withdrawals,
-                 count(*) FILTER (WHERE state = 'REFUSED') AS refused_withdrawals
+                 count(*) FILTER (WHERE state IN ('REFUSED', 'RETURNED')) AS refused_withdrawals
           FROM outgoing WHERE kind = 'withdraw') withdrawn,
-         (SELECT count(*) AS quarantined_accounts FROM quarantine) quarantined
+         (SELECT count(*) AS quarantined_accounts FROM quarantine) quarantined,
+         (SELECT count(*) AS voided_fills FROM fill WHERE void_number IS NOT NULL) voided
 """

@@ -32,6 +32,7 @@ SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
 BOND_USDC6_PER_LOT = 1_000
 INSTRUMENT = 0
 DOLLAR = 1_000_000  # µUSDC
+EXIT_DELAY_NS = 8 * 24 * 3600 * SECOND_NS  # a day above Vault.EXIT_DELAY
 
 
 def key(number: int) -> bytes:
@@ -140,10 +141,21 @@ class Node:
 
     async def exit(self, wallet: int) -> None:
         """The wallet takes its free money out of the vault without us, a week later."""
-        vault = Interface("Vault")
-        await self._transact(key(wallet), self.chain.vault, vault.encode("requestExit"))
-        self.clock.advance_to(self.clock.now_ns() + 8 * 24 * 3600 * SECOND_NS)
-        await self._transact(key(wallet), self.chain.vault, vault.encode("finishExit"))
+        await self.request_exit(wallet)
+        self.clock.advance_to(self.clock.now_ns() + EXIT_DELAY_NS)
+        await self.finish_exit(wallet)
+
+    async def request_exit(self, wallet: int) -> None:
+        await self._call_vault(wallet, "requestExit")
+
+    async def cancel_exit(self, wallet: int) -> None:
+        await self._call_vault(wallet, "cancelExit")
+
+    async def finish_exit(self, wallet: int) -> None:
+        await self._call_vault(wallet, "finishExit")
+
+    async def _call_vault(self, wallet: int, function: str) -> None:
+        await self._transact(key(wallet), self.chain.vault, Interface("Vault").encode(function))
 
     async def _transact(self, private_key: bytes, to: bytes, data: bytes) -> None:
         sender = "0x" + address_of(private_key).hex()
@@ -178,6 +190,9 @@ class Node:
             price_ticks=BOND_USDC6_PER_LOT,
             qty_lots=1,
         )
+        await self.declare(wallet, capacity_lots)
+
+    async def declare(self, wallet: int, capacity_lots: int) -> None:
         await self.submit(
             kind=CommandKind.DECLARE_CAPACITY,
             account=self.account(wallet),

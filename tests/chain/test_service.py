@@ -259,6 +259,7 @@ async def test_a_withdrawal_the_vault_refuses_is_set_aside_and_later_ones_are_pa
     await node.withdraw(OTHER, DOLLAR)
     await node.withdraw(BUYER, DOLLAR)
     await node.settlement.turn()
+    assert (await node.settlement.reconcile()).reconciled
     summary = await node.settlement.summary()
     assert (summary.withdrawals, summary.refused_withdrawals) == (1, 1)
     assert await node.chain.token_balance_usdc6(address_of(key(BUYER))) == DOLLAR
@@ -274,8 +275,7 @@ async def test_an_account_the_vault_refuses_is_left_out_and_the_others_settle(
     assert turn.confirmations == 1
     summary = await node.settlement.summary()
     assert (summary.fills_settled, summary.quarantined_accounts) == (2, 1)
-    report = await node.settlement.reconcile()
-    assert [(g.account, g.what) for g in report.gaps] == [(node.account(OTHER), "free")]
+    assert (await node.settlement.reconcile()).reconciled, "what was taken is known"
 
 
 async def test_a_gap_of_one_unit_is_named_and_halts(node: Node, database_url: str) -> None:

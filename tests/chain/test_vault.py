@@ -258,6 +258,9 @@ async def test_an_exit_lets_settle_what_was_traded_and_then_nothing_more(world: 
         await world.call(key, vault, VAULT, "finishExit")
     with pytest.raises(ContractRejected, match="ExitPending"):
         await world.call(key, vault, VAULT, "requestExit")
+    for deposit in ("deposit", "depositBond"):  # it could only be paid back
+        with pytest.raises(AccountExiting):
+            await world.call(key, vault, VAULT, deposit, DOLLAR)
     assert (await world.settle(1, [fill(1, 2, 10_000, 3_000)])).succeeded
 
     world.clock.now_s += EXIT_DELAY_S + 60

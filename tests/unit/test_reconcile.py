@@ -18,7 +18,7 @@ ENGINE = {
 }
 LEDGER = {1: Holdings(800, 120, 80, 40, 0), 2: Holdings(0, 0, 0, 0, 100)}
 VAULT = {1: VaultAccount(1, OWNER, 960, 80, 0, 0), 2: VaultAccount(2, OWNER, 0, 0, 100, 0)}
-STATE = VaultState(7, 3, bytes(32), 2, 2, 9, 1_140)
+STATE = VaultState(7, 3, bytes(32), 2, 2, 9, 0, 1_140)
 SOUND = Sides(42, ENGINE, LEDGER, Trial(0, 0, 0), VAULT, STATE, (), ())
 
 

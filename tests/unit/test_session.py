@@ -52,6 +52,17 @@ async def ask(
     return reply
 
 
+async def ask_among(
+    exchange: Exchange, conversation: Conversation, request: m.ClientMessage
+) -> m.ServerMessage:
+    """As `ask`, of one who hears its account's stream as well."""
+    conversation.heard()
+    assert conversation.say(request) == []
+    await exchange.port.settled()
+    [reply] = [x for x in conversation.heard() if isinstance(x, m.Ack | m.Reject)]
+    return reply
+
+
 def refused(replies: list[m.ServerMessage] | m.ServerMessage) -> m.Reject:
     [reply] = replies if isinstance(replies, list) else [replies]
     assert isinstance(reply, m.Reject), reply
@@ -578,6 +589,72 @@ async def test_money_that_moves_is_told_in_the_accounts_stream(exchange: Exchang
         ("deposit", "5"), ("bond_deposit", "7"), ("withdrawal_reserved", "1")
     ]  # fmt: skip
     assert [x.aseq for x in transfers] == [2, 3, 4]
+
+
+async def test_a_wallet_that_leaves_the_vault_hears_why_its_orders_go_and_may_not_trade(
+    exchange: Exchange,
+) -> None:
+    buyer, watcher = trader(exchange, BUYER), exchange.converse()
+    buyer.say(m.Subscribe(2, "account"))
+    acked(await ask_among(exchange, buyer, buy(3)))
+    watcher.say(m.Subscribe(2, "book", TICKER))
+    exchange.port.submit(Command(kind=CommandKind.CLOSE_ACCOUNT, account=BUYER))
+    await exchange.port.settled()
+    [order] = [x for x in buyer.heard() if isinstance(x, m.Order)]
+    assert (order.state, order.reason, order.left) == ("cancelled", "ACCOUNT_CLOSED", "0")
+    [delta] = [x for x in watcher.heard() if isinstance(x, m.BookDelta)]
+    assert delta.bids == [("2.4150", "0")]
+    assert refused(await ask(exchange, buyer, buy(4))).code == Reject.ACCOUNT_CLOSED
+    reply = await ask(exchange, buyer, m.Capacity(5, TICKER, "1"))
+    assert refused(reply).code == Reject.ACCOUNT_CLOSED
+    acked(await ask_among(exchange, buyer, m.Withdraw(6, "1000")))
+    exchange.port.submit(Command(kind=CommandKind.REOPEN_ACCOUNT, account=BUYER))
+    exchange.deposit(BUYER, 10**9)
+    await exchange.port.settled()
+    acked(await ask_among(exchange, buyer, buy(7)))
+
+
+async def test_money_that_comes_back_or_was_taken_is_told_in_the_accounts_stream(
+    exchange: Exchange,
+) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    acked(await ask(exchange, seller, sell(2)))
+    acked(await ask(exchange, buyer, buy(3)))
+    for conversation in (buyer, seller):
+        conversation.say(m.Subscribe(4, "account"))
+    withdrawal = acked(await ask_among(exchange, buyer, m.Withdraw(5, "1"))).withdrawal_id
+    instrument = exchange.desk.feed.market(TICKER).instrument
+    trade_id = 99
+    for command in (
+        Command(
+            kind=CommandKind.CANCEL_WITHDRAWAL,
+            account=BUYER,
+            price_ticks=10**6,
+            client_id=withdrawal,
+        ),
+        Command(
+            kind=CommandKind.VOID_FILL,
+            account=BUYER,
+            order_id=SELLER | 1 << 32,
+            client_id=trade_id,
+            instrument=instrument,
+            price_ticks=24_150,
+            qty_lots=400,
+        ),
+        Command(kind=CommandKind.CONFIRM_EXIT, account=BUYER, price_ticks=10**9, client_id=1),
+    ):
+        exchange.port.submit(command)
+    await exchange.port.settled()
+    told = buyer.heard()
+    assert [(x.kind, x.amount, x.reference) for x in told if isinstance(x, m.Transfer)] == [
+        ("withdrawal_cancelled", "1", withdrawal),
+        ("fill_voided", "9.66", trade_id),
+        ("exit", "1000", 1),
+    ]
+    assert [x.balances.free for x in told if isinstance(x, m.Balance)][-1] == "0"
+    [freed] = [x for x in seller.heard() if isinstance(x, m.Transfer)]
+    assert (freed.kind, freed.amount, freed.reference) == ("fill_voided", "0.04", trade_id)
+    exchange.desk.feed.mirror.check_invariants()
 
 
 def test_the_digest_is_of_the_domain_and_of_nothing_else() -> None:

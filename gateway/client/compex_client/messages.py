@@ -44,7 +44,14 @@ Status: TypeAlias = Literal["open", "halted"]
 What: TypeAlias = Literal["orders", "order", "balances", "markets"]
 MarketAction: TypeAlias = Literal["list", "halt", "resume"]
 TransferKind: TypeAlias = Literal[
-    "deposit", "bond_deposit", "escrow", "withdrawal_reserved", "withdrawal_done"
+    "deposit",
+    "bond_deposit",
+    "escrow",
+    "withdrawal_reserved",
+    "withdrawal_done",
+    "withdrawal_cancelled",  # it could not be paid; the money is free again
+    "exit",  # taken out of the vault by its owner, without the exchange
+    "fill_voided",  # undone, its buyer having left the vault: the money or the bond is free again
 ]
 
 
@@ -377,7 +384,8 @@ class Order(Reply, tag="order"):
     sequence: int
     time_us: int
     client_id: int = 0
-    reason: str = ""  # cancelled: BY_REQUEST, CANCEL_ALL, IOC_REMAINDER, SELF_TRADE, ...
+    # cancelled: BY_REQUEST, CANCEL_ALL, IOC_REMAINDER, SELF_TRADE, ACCOUNT_CLOSED, ...
+    reason: str = ""
 
 
 class Fill(Reply, tag="fill"):
@@ -398,9 +406,10 @@ class Fill(Reply, tag="fill"):
 
 
 class Transfer(Reply, tag="transfer"):
-    """Private: money came, went on chain, or left. Numbered by `aseq`.
+    """Private: money came, went on chain, left, or came back. Numbered by `aseq`.
 
-    `reference` is the deposit number, the escrow batch or the withdrawal id.
+    `reference` is the deposit number, the escrow batch, the withdrawal id, the trade id of a fill
+    that is void, or which of the account's exits it was.
     """
 
     aseq: int

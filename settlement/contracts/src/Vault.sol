@@ -37,6 +37,7 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
         uint64 deposits;
         uint64 lastWithdrawal;
         uint32 accounts;
+        uint32 exits;
     }
 
     struct AccountView {
@@ -82,9 +83,10 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
     event Withdrawn(
         uint64 indexed id, uint32 indexed account, address owner, uint96 amount
     );
-    event ExitRequested(uint32 indexed account, uint40 exitAt);
-    event ExitCancelled(uint32 indexed account);
-    event Exited(uint32 indexed account, uint96 amount);
+    // Numbered together, so that whoever follows them knows that none is missing.
+    event ExitRequested(uint32 indexed number, uint32 indexed account, uint40 exitAt);
+    event ExitCancelled(uint32 indexed number, uint32 indexed account);
+    event Exited(uint32 indexed number, uint32 indexed account, uint96 amount);
 
     error WrongDecimals(uint8 decimals);
     error DepositOutOfRange(uint256 amount);
@@ -114,10 +116,11 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
     // --- wallets -----------------------------------------------------------------------------
 
     /// @notice Bring money in to buy with. The first deposit opens the wallet's account.
+    /// Refused while the wallet's exit is under way.
     /// @param amount What to pull from the caller, who has approved it; what arrives is credited.
     function deposit(uint256 amount) external nonReentrant {
-        uint96 received = _pull(amount);
         uint32 account = _openAccount();
+        uint96 received = _pull(amount);
         _accounts[account].free += received;
         emit Deposited(++_counters.deposits, account, msg.sender, received, false);
     }
@@ -125,8 +128,8 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
     /// @notice Bring in a bond to sell with; it stands behind every hour sold.
     /// @param amount As for deposit.
     function depositBond(uint256 amount) external nonReentrant {
-        uint96 received = _pull(amount);
         uint32 account = _openAccount();
+        uint96 received = _pull(amount);
         _holders[account].bond += received;
         emit Deposited(++_counters.deposits, account, msg.sender, received, true);
     }
@@ -140,7 +143,7 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
         if (slot.exitAt != 0) revert ExitPending(slot.exitAt);
         uint40 exitAt = uint40(block.timestamp + EXIT_DELAY);
         slot.exitAt = exitAt;
-        emit ExitRequested(account, exitAt);
+        emit ExitRequested(_nextExit(), account, exitAt);
     }
 
     /// @notice Go on trading after all.
@@ -148,7 +151,7 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
         uint32 account = _accountOf(msg.sender);
         if (_accounts[account].exitAt == 0) revert NoExitPending();
         _accounts[account].exitAt = 0;
-        emit ExitCancelled(account);
+        emit ExitCancelled(_nextExit(), account);
     }
 
     /// @notice Take all free money out, once the delay is over. Nobody can prevent it.
@@ -160,7 +163,7 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
         uint96 amount = slot.free;
         slot.free = 0;
         slot.exitAt = 0;
-        emit Exited(account, amount);
+        emit Exited(_nextExit(), account, amount);
         TOKEN.safeTransfer(msg.sender, amount);
     }
 
@@ -216,12 +219,15 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
             uint64 deposits,
             uint32 accounts,
             uint64 lastWithdrawal,
+            uint32 exits,
             uint256 balance
         )
     {
         Counters memory c = _counters;
         balance = TOKEN.balanceOf(address(this));
-        return (c.head, batch[c.head], c.deposits, c.accounts, c.lastWithdrawal, balance);
+        return (
+            c.head, batch[c.head], c.deposits, c.accounts, c.lastWithdrawal, c.exits, balance
+        );
     }
 
     /// @notice Accounts first, first + 1, ... at most count of them, as far as there are any.
@@ -256,12 +262,22 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
 
     function _openAccount() private returns (uint32 account) {
         account = indexOf[msg.sender];
-        if (account != 0) return account;
+        if (account != 0) {
+            if (_accounts[account].exitAt != 0) revert AccountExiting(account);
+            return account;
+        }
         account = ++_counters.accounts;
         if (account > ACCOUNTS_MAX) revert VaultFull();
         indexOf[msg.sender] = account;
         _holders[account].owner = msg.sender;
         emit AccountOpened(account, msg.sender);
+    }
+
+    /// @dev Wraps rather than stand in the way of an exit.
+    function _nextExit() private returns (uint32 number) {
+        unchecked {
+            number = ++_counters.exits;
+        }
     }
 
     function _accountOf(address owner) private view returns (uint32 account) {

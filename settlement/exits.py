@@ -1,0 +1,207 @@
+"""Wallets that leave the vault by themselves: what its logs say, and what must follow from it.
+
+    ExitRequested ─▶ close the account ─▶ withdraw what is free, again and again
+    Exited        ─▶ close, undo fills that cannot be paid, take the money off, open again
+    ExitCancelled ─▶ open again
+
+Owns the table vault_exit and which fills are void. Invariant: a log of a
+final block is stored before anything follows from it, and what follows is decided afresh each
+turn from what is stored, booked and published, so a repetition finds nothing left to do. Only
+settlement's service calls it.
+"""
+
+from typing import Final, NamedTuple
+
+from engine.port import Port
+from engine.records import AMOUNT_USDC6_MAX, Command, CommandKind
+from settlement.chain import Chain
+from settlement.database import Database
+from settlement.deliver import confirm
+from settlement.outgoing import Payment
+
+LOGS_PER_READ_MAX: Final = 1_000
+ACCOUNTS_PER_TURN_MAX: Final = 256  # that leave; the others have their turn later
+VOIDS_PER_TURN_MAX: Final = 1_000
+
+# Finished exits the engine has not taken off, with their place among the account's own: `due`.
+_DUE: Final = """
+    SELECT account, ordinal, amount_usdc6 FROM (
+        SELECT number, account, amount_usdc6,
+               row_number() OVER (PARTITION BY account ORDER BY number) AS ordinal
+        FROM vault_exit WHERE step = 'finished' AND amount_usdc6 > 0
+    ) finished
+    WHERE NOT EXISTS (
+        SELECT FROM transfer t
+        WHERE t.kind = 'exit' AND t.reference = finished.ordinal
+          AND t.from_account = finished.account
+    )
+    ORDER BY number
+"""
+# Accounts that must not trade, and whether their exit is still under way.
+_LEAVING: Final = f"""
+    SELECT account, step = 'requested' AS exiting FROM (
+        SELECT DISTINCT ON (account) account, step FROM vault_exit ORDER BY account, number DESC
+    ) latest
+    WHERE step = 'requested' OR account IN (SELECT account FROM ({_DUE}) due)
+"""
+
+
+class _Closed(NamedTuple):
+    account: int
+    exiting: bool
+
+
+class Exits:
+    """`read`, then submit `closings`, have them booked, submit `drainings`."""
+
+    def __init__(self, database: Database, chain: Chain, port: Port) -> None:
+        self._database = database
+        self._chain = chain
+        self._port = port
+
+    async def last_number(self) -> int:
+        """Of the logs stored; 0 before the first."""
+        return await self._database.value("SELECT coalesce(max(number), 0) FROM vault_exit")
+
+    async def read(self, final_block: int) -> int:
+        """Store what the vault has logged up to this block; the number of the last log."""
+        last = await self.last_number()
+        while True:
+            found = await self._chain.exits(last, final_block, LOGS_PER_READ_MAX)
+            if not found:
+                return last
+            await self._database.copy(
+                "vault_exit",
+                ("number", "account", "step", "amount_usdc6", "block_number"),
+                found,
+            )
+            last = found[-1].number
+
+    async def due(self) -> list[Payment]:
+        """What owners have taken and the engine does not know of yet, oldest first."""
+        rows = await self._database.rows(_DUE)
+        return [
+            Payment("exit", row["ordinal"], row["account"], row["amount_usdc6"]) for row in rows
+        ]
+
+    # --- first: nobody who leaves trades ---------------------------------------------------------
+    async def closings(self) -> list[Command]:
+        """Close who leaves, open who stays or has left, undo fills that cannot be paid."""
+        closing = await self._database.rows(
+            f"SELECT account FROM ({_LEAVING}) leaving"
+            " WHERE NOT EXISTS (SELECT FROM closed_account c"
+            " WHERE c.account = leaving.account AND c.emptied) ORDER BY account LIMIT $1",
+            ACCOUNTS_PER_TURN_MAX,
+        )
+        commands = [
+            Command(kind=CommandKind.CLOSE_ACCOUNT, account=row["account"])
+            for row in closing
+            # A deposit that the engine has not had yet opens the account first.
+            if any(self._port.owner_of(row["account"]))
+        ]
+        return commands + await self._reopenings() + await self._voids()
+
+    async def _reopenings(self) -> list[Command]:
+        opening = await self._database.rows(
+            "SELECT account FROM closed_account"
+            f" WHERE account NOT IN (SELECT account FROM ({_LEAVING}) leaving)"
+            " ORDER BY account LIMIT $1",
+            ACCOUNTS_PER_TURN_MAX,
+        )
+        accounts = [row["account"] for row in opening]
+        # What the vault refused because of the exit, it may settle now.
+        await self._database.execute(
+            "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", accounts
+        )
+        return [Command(kind=CommandKind.REOPEN_ACCOUNT, account=account) for account in accounts]
+
+    async def _voids(self) -> list[Command]:
+        """Of buyers whom the vault refuses because they leave or have left with the money.
+
+        Without their purchases nothing of them is refused any more: the quarantine ends, and what
+        they have sold is settled.
+        """
+        refused = await self._database.rows(
+            f"SELECT account FROM quarantine JOIN ({_LEAVING}) leaving USING (account)"
+            " JOIN closed_account USING (account) WHERE emptied"
+            " AND (reason LIKE 'AccountExiting(%'"
+            f" OR account IN (SELECT account FROM ({_DUE}) due))"
+        )
+        if refused:
+            await self._mark_void([row["account"] for row in refused])
+        return await self._unbooked_voids()
+
+    async def _mark_void(self, accounts: list[int]) -> None:
+        async with self._database.transaction():
+            await self._database.execute(
+                "UPDATE fill SET void_number = numbered.void_number FROM ("
+                "  SELECT event_number, row_number() OVER (ORDER BY event_number)"
+                "   + (SELECT coalesce(max(void_number), 0) FROM fill) AS void_number"
+                "  FROM fill WHERE buyer = ANY($1::bigint[])"
+                "   AND batch_id IS NULL AND void_number IS NULL"
+                " ) numbered WHERE fill.event_number = numbered.event_number",
+                accounts,
+            )
+            await self._database.execute(
+                "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", accounts
+            )
+
+    async def _unbooked_voids(self) -> list[Command]:
+        rows = await self._database.rows(
+            "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots"
+            " FROM fill WHERE void_number IS NOT NULL AND NOT EXISTS (SELECT FROM transfer t"
+            " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
+            " ORDER BY void_number LIMIT $1",
+            VOIDS_PER_TURN_MAX,
+        )
+        return [
+            Command(
+                kind=CommandKind.VOID_FILL,
+                account=row["buyer"],
+                client_id=row["event_number"],  # the bytes of reference
+                order_id=row["seller"] | row["void_number"] << 32,
+                instrument=row["instrument"],
+                price_ticks=row["price_ticks"],
+                qty_lots=row["qty_lots"],
+            )
+            for row in rows
+        ]
+
+    # --- then: their money goes ------------------------------------------------------------------
+    async def drainings(self) -> list[Command]:
+        """Take off what owners have taken, and pay the others all they have free."""
+        closed = await self._database.rows(
+            f"SELECT account, exiting FROM ({_LEAVING}) leaving"
+            " JOIN closed_account USING (account) WHERE emptied ORDER BY account"
+        )
+        due: dict[int, list[Payment]] = {}
+        for payment in await self.due():
+            due.setdefault(payment.account, []).append(payment)
+        commands: list[Command] = []
+        for row in closed:
+            if len(commands) >= ACCOUNTS_PER_TURN_MAX:
+                break
+            account = _Closed(row["account"], row["exiting"])
+            commands += await self._draining(account, due.get(account.account, []))
+        return commands
+
+    async def _draining(self, closed: _Closed, due: list[Payment]) -> list[Command]:
+        free_usdc6 = self._port.balances(closed.account).free_usdc6
+        commands: list[Command] = []
+        for payment in due:
+            # What is missing is still on its way: a withdrawal the vault will refuse, a fill.
+            if payment.amount_usdc6 > free_usdc6:
+                return commands
+            free_usdc6 -= payment.amount_usdc6
+            commands.append(confirm(payment))
+        amount_usdc6 = min(free_usdc6, AMOUNT_USDC6_MAX)
+        if closed.exiting and amount_usdc6 and await self._is_payable(closed, amount_usdc6):
+            commands.append(
+                Command(kind=CommandKind.WITHDRAW, account=closed.account, price_ticks=amount_usdc6)
+            )
+        return commands
+
+    async def _is_payable(self, closed: _Closed, amount_usdc6: int) -> bool:
+        """Whether the vault pays this now: its owner may have been quicker, in a newer block."""
+        slots = await self._chain.vault_account(closed.account)
+        return slots.exit_at_s != 0 and slots.free_usdc6 >= amount_usdc6

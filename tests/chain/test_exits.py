@@ -1,0 +1,306 @@
+"""Wallets that leave the vault by themselves: the others trade, settle and reconcile on."""
+
+from collections.abc import AsyncIterator, Callable, Iterable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from engine.records import Event, EventKind, Side
+from engine.rejects import Reject
+from settlement.chain import address_of
+from settlement.errors import SettlementHalted
+from tests.settled import BOND_USDC6_PER_LOT, DOLLAR, EXIT_DELAY_NS, Node, key
+
+SELLER, BUYER, LEAVER = 11, 12, 13
+PRICE_TICKS = 10_000
+TURNS_MAX = 8
+CALLS_PER_ROUND_MAX = 400
+
+
+@pytest.fixture
+async def node(tmp_path: Path, database_url: str) -> AsyncIterator[Node]:
+    node = await Node.begin(tmp_path, database_url)
+    await node.start()
+    await node.fund(
+        cash={BUYER: 100 * DOLLAR, LEAVER: 50 * DOLLAR},
+        bond={SELLER: 20 * DOLLAR, LEAVER: 5 * DOLLAR},
+    )
+    await node.settlement.turn()
+    await node.list_market(SELLER, capacity_lots=10_000)
+    yield node
+    await node.end()
+
+
+async def settle_all(node: Node) -> None:
+    """Until there is nothing to do; reconciled after each turn."""
+    for _ in range(TURNS_MAX):
+        idle = (await node.settlement.turn()).idle
+        report = await node.settlement.reconcile()
+        assert report.reconciled, report.gaps
+        if idle:
+            return
+    raise AssertionError(f"{TURNS_MAX} turns should do")
+
+
+async def trade(node: Node, buyer: int, lots: int) -> None:
+    """A fill of `lots` at $1 a GPU-hour, so of `lots` cents."""
+    await node.order(SELLER, Side.SELL, PRICE_TICKS, lots)
+    await node.order(buyer, Side.BUY, PRICE_TICKS, lots)
+
+
+def money(node: Node, wallet: int) -> tuple[int, ...]:
+    """free, held, pending, escrow, leaving"""
+    return tuple(node.pipeline.balances(node.account(wallet)))[:5]
+
+
+async def in_wallet(node: Node, wallet: int) -> int:
+    return await node.chain.token_balance_usdc6(address_of(key(wallet)))
+
+
+def heard(node: Node) -> list[Event]:
+    """Every event from now on."""
+    events: list[Event] = []
+    node.pipeline.subscribe(lambda batch: events.extend(batch.events))
+    return events
+
+
+async def a_week_later(node: Node) -> None:
+    node.clock.advance_to(node.clock.now_ns() + EXIT_DELAY_NS)
+    await node.give_to_vault(1)  # a block of that time
+
+
+async def test_who_asks_to_leave_is_closed_and_paid_at_once_and_the_others_trade_on(
+    node: Node,
+) -> None:
+    await trade(node, LEAVER, 200)
+    await node.order(LEAVER, Side.BUY, 5_000, 1_000)  # rests
+    events = heard(node)
+    await node.request_exit(LEAVER)
+    await settle_all(node)
+    assert money(node, LEAVER) == (0, 0, 0, 2 * DOLLAR, 0)
+    assert await in_wallet(node, LEAVER) == 48 * DOLLAR, "what was traded before stays locked"
+    account = node.account(LEAVER)
+    ends = [e.kind for e in events if e.account == account and e.kind != EventKind.FILL]
+    assert ends[:3] == [
+        EventKind.CANCELLED, EventKind.ACCOUNT_CLOSED, EventKind.WITHDRAWAL_RESERVED
+    ]  # fmt: skip
+
+    await node.order(LEAVER, Side.BUY, PRICE_TICKS, 1)
+    assert (events[-1].kind, events[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
+    await trade(node, BUYER, 300)
+    await settle_all(node)
+    assert money(node, BUYER) == (97 * DOLLAR, 0, 0, 3 * DOLLAR, 0)
+
+    await a_week_later(node)
+    await node.finish_exit(LEAVER)
+    await settle_all(node)
+    assert await in_wallet(node, LEAVER) == 48 * DOLLAR, "there was nothing more to take"
+    await node.fund(cash={LEAVER: 10 * DOLLAR})
+    await settle_all(node)
+    await trade(node, LEAVER, 100)
+    await settle_all(node)
+    assert money(node, LEAVER) == (9 * DOLLAR, 0, 0, 3 * DOLLAR, 0), "back, and trading again"
+
+
+async def test_an_exit_done_while_the_node_was_down_is_booked_and_open_orders_go(
+    node: Node,
+) -> None:
+    await node.order(LEAVER, Side.BUY, 5_000, 1_000)
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await settle_all(node)
+    assert money(node, LEAVER) == (0, 0, 0, 0, 0)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+    await trade(node, BUYER, 100)
+    await settle_all(node)
+    assert (await node.settlement.summary()).fills_settled == 1
+
+
+async def test_fills_whose_buyer_left_with_the_money_are_undone_for_both(node: Node) -> None:
+    """The node is down for longer than the delay, with a fill of either kind not settled."""
+    bond_before = node.pipeline.balances(node.account(SELLER)).bond_free_usdc6
+    await trade(node, LEAVER, 200)
+    await trade(node, BUYER, 300)
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await settle_all(node)
+    assert money(node, LEAVER) == (0, 0, 0, 0, 0)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+    assert money(node, BUYER) == (97 * DOLLAR, 0, 0, 3 * DOLLAR, 0)
+    seller = node.pipeline.balances(node.account(SELLER))
+    assert seller.bond_locked_usdc6 == 300 * BOND_USDC6_PER_LOT
+    assert seller.bond_free_usdc6 == bond_before - 300 * BOND_USDC6_PER_LOT
+    summary = await node.settlement.summary()
+    assert (summary.fills, summary.fills_settled, summary.voided_fills) == (2, 1, 1)
+    assert summary.quarantined_accounts == 0
+
+
+async def test_an_overdue_exit_pays_the_owner_and_settles_what_the_owner_sold(node: Node) -> None:
+    """The delay is over but the owner has not taken anything yet when the node comes back."""
+    await node.declare(LEAVER, 1_000)
+    await trade(node, LEAVER, 200)
+    await node.order(LEAVER, Side.SELL, PRICE_TICKS, 500)
+    await node.order(BUYER, Side.BUY, PRICE_TICKS, 500)
+    await node.request_exit(LEAVER)
+    await node.stop()
+    await a_week_later(node)
+    await node.start()
+    await settle_all(node)
+    assert money(node, LEAVER) == (0, 0, 0, 0, 0)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+    assert money(node, BUYER) == (95 * DOLLAR, 0, 0, 5 * DOLLAR, 0)
+    await node.finish_exit(LEAVER)
+    await settle_all(node)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+
+
+async def test_orders_and_withdrawals_made_of_money_that_is_gone_come_back(node: Node) -> None:
+    """Between the exit on chain and the first turn, the engine still shows the money."""
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await trade(node, LEAVER, 200)
+    await node.withdraw(LEAVER, 30 * DOLLAR)
+    await node.withdraw(BUYER, DOLLAR)
+    await node.fund(cash={LEAVER: 7 * DOLLAR})
+    await settle_all(node)
+    paid = await in_wallet(node, LEAVER)
+    free, held, pending, escrow, leaving = money(node, LEAVER)
+    assert (held, pending, leaving) == (0, 0, 0)
+    assert paid + free + escrow == 57 * DOLLAR
+    assert await in_wallet(node, BUYER) == DOLLAR
+    assert (await node.settlement.summary()).refused_withdrawals == 1
+
+
+async def test_a_withdrawal_the_vault_refuses_is_free_again(node: Node) -> None:
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await node.withdraw(LEAVER, 20 * DOLLAR)
+    events = heard(node)
+    await node.settlement.turn()
+    cancelled = [e for e in events if e.kind == EventKind.WITHDRAWAL_CANCELLED]
+    assert [(e.account, e.amount_usdc6) for e in cancelled] == [(node.account(LEAVER), 20 * DOLLAR)]
+    await settle_all(node)
+    assert money(node, LEAVER) == (0, 0, 0, 0, 0)
+    summary = await node.settlement.summary()
+    assert (summary.withdrawals, summary.refused_withdrawals) == (0, 1)
+
+
+async def test_a_cancelled_exit_opens_the_account_again(node: Node) -> None:
+    await node.request_exit(LEAVER)
+    await settle_all(node)
+    await node.cancel_exit(LEAVER)
+    await node.fund(cash={LEAVER: 3 * DOLLAR})
+    await settle_all(node)
+    await trade(node, LEAVER, 100)
+    await settle_all(node)
+    assert money(node, LEAVER) == (2 * DOLLAR, 0, 0, DOLLAR, 0)
+    await node.request_exit(LEAVER)
+    await node.cancel_exit(LEAVER)
+    await settle_all(node)
+    assert money(node, LEAVER)[0] == 2 * DOLLAR, "one that was over at once does nothing"
+
+
+async def test_a_vault_that_has_lost_an_exit_halts(node: Node) -> None:
+    await node.request_exit(LEAVER)
+    await settle_all(node)
+    await node.stop()
+    await node.start()
+    honest = node.chain.vault_state
+
+    async def forgetful(block: int) -> Any:
+        return (await honest(block))._replace(exits=0)
+
+    node.chain.vault_state = forgetful
+    with pytest.raises(SettlementHalted, match="fewer exits"):
+        await node.settlement.turn()
+
+
+# --- dropped anywhere ---------------------------------------------------------------------------
+
+
+class Crash(Exception):
+    pass
+
+
+def crash_at(call: int) -> Callable[[str], None]:
+    left = call
+
+    def step(name: str) -> None:
+        nonlocal left
+        left -= name != "subscribe"
+        if left == 0:
+            raise Crash(name)
+
+    return step
+
+
+async def leave_in_every_way(node: Node, round_number: int) -> None:
+    """One leaves with the node's help, one while it is down with a fill pending, one waits."""
+    asks, left, waits = (100 * round_number + i for i in range(3))
+    await node.fund(cash={asks: 10 * DOLLAR, left: 10 * DOLLAR, waits: 10 * DOLLAR})
+    await settle_all(node)
+    await trade(node, asks, 100)
+    await trade(node, left, 100)
+    await trade(node, waits, 100)
+    await node.order(asks, Side.BUY, 5_000, 100)
+    await node.stop()
+    await node.exit(left)
+    await node.request_exit(asks)
+
+
+async def assert_all_left(node: Node, round_number: int, context: str) -> None:
+    asks, left, waits = (100 * round_number + i for i in range(3))
+    assert money(node, asks) == (0, 0, 0, DOLLAR, 0), context
+    assert await in_wallet(node, asks) == 9 * DOLLAR, context
+    assert money(node, left) == (0, 0, 0, 0, 0), context
+    assert await in_wallet(node, left) == 10 * DOLLAR, context
+    assert money(node, waits) == (9 * DOLLAR, 0, 0, DOLLAR, 0), context
+    summary = await node.settlement.summary()
+    assert summary.voided_fills == round_number, context
+    assert summary.quarantined_accounts == 0, context
+
+
+async def drop_at(node: Node, calls: Iterable[int], when: str) -> None:
+    """One round for each number of the call at which settlement is dropped."""
+    await node.fund(cash={}, bond={SELLER: 1_000 * DOLLAR})
+    await settle_all(node)
+    await node.declare(SELLER, 10_000_000)
+    for round_number, call in enumerate(calls, 1):
+        await leave_in_every_way(node, round_number)
+        gate = crash_at(call)
+        await (node.start(before=gate) if when == "before" else node.start(after=gate))
+        crashed = ""
+        try:
+            while not (await node.settlement.turn()).idle:
+                pass
+        except Crash as crash:
+            crashed = str(crash)
+        await node.stop()
+        await node.start()
+        await settle_all(node)
+        await assert_all_left(node, round_number, f"{when} call {call}, {crashed}")
+        if not crashed:
+            assert call > 40, "there are more edges than that"
+            return
+    pytest.fail("the countdown never outlasted a round")
+
+
+@pytest.mark.parametrize(("when", "first"), [("before", 3), ("after", 6)])
+async def test_wherever_settlement_is_dropped_everybody_leaves_with_the_same(
+    node: Node, when: str, first: int
+) -> None:
+    await drop_at(node, range(first, CALLS_PER_ROUND_MAX, 7), when)
+
+
+@pytest.mark.long
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_dropped_at_each_single_call_everybody_leaves_with_the_same(
+    node: Node, when: str
+) -> None:
+    await drop_at(node, range(1, CALLS_PER_ROUND_MAX), when)
