@@ -22,7 +22,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.book import StateArray, new_state
-from engine.kernel import int64, kernel, prefetch, uint8, uint32, uint64
+from engine.kernel import inlined, int64, kernel, prefetch, uint8, uint32, uint64
 from engine.match import AHEAD, SOON, apply, execute, expect, expect_soon
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX, OUTBOX_EVENTS
 from engine.records import (
@@ -54,6 +54,7 @@ SELLERS: Final = 512  # accounts BUYERS + 1 .. BUYERS + SELLERS
 FLUSH_EVENTS: Final = 1024
 ORDER_ID: Final = np.dtype([("order_id", "<u8")])
 BLOCK: Final = 64
+FILL_HASH_START: Final = 1469598103934665603
 
 
 class Result(NamedTuple):
@@ -186,6 +187,18 @@ def drive(
     return len(records)
 
 
+@inlined
+def fold_fill(h: Any, maker: Any, taker: Any, qty: Any, price: Any) -> Any:
+    """The fill hash with one more fill, mod 2^64; maker and taker are the stream's ids."""
+    mixed = (
+        maker * uint64(0x9E3779B97F4A7C15)
+        + taker * uint64(0xC2B2AE3D27D4EB4F)
+        + qty * uint64(0x165667B19E3779F9)
+        + price
+    )
+    return (h ^ mixed) * uint64(1099511628211)
+
+
 @kernel
 def _hash_fills(events: Any, n: Any, takers: Any, makers: Any, totals: Any) -> None:
     """Fold the FILL events into totals = [fills, volume, notional, hash], all mod 2^64.
@@ -202,13 +215,7 @@ def _hash_fills(events: Any, n: Any, takers: Any, makers: Any, totals: Any) -> N
         totals[0] += uint64(1)
         totals[1] += qty
         totals[2] += qty * price
-        mixed = (
-            makers[i] * uint64(0x9E3779B97F4A7C15)
-            + takers[i] * uint64(0xC2B2AE3D27D4EB4F)
-            + qty * uint64(0x165667B19E3779F9)
-            + price
-        )
-        h = (h ^ mixed) * uint64(1099511628211)
+        h = fold_fill(h, makers[i], takers[i], qty, price)
     totals[3] = h
 
 
@@ -252,7 +259,7 @@ class Replay:
 def verify(records: NDArray[np.void]) -> NDArray[np.uint64]:
     """[fills, volume, notional, hash] of the whole stream."""
     replay = Replay(records)
-    totals = np.array([0, 0, 0, 1469598103934665603], np.uint64)
+    totals = np.array([0, 0, 0, FILL_HASH_START], np.uint64)
     names = np.zeros(1 << 24, np.uint64)
     takers = np.zeros(OUTBOX_EVENTS, np.uint64)
     makers = np.zeros(OUTBOX_EVENTS, np.uint64)

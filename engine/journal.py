@@ -247,9 +247,17 @@ def segments(directory: Path) -> tuple[list[Path], Path | None]:
     That one is all zeros: it was made, and nothing was ever in it.
     """
     paths = sorted(directory.glob("*.cxj"))
-    if paths and not _read_file(paths[-1]).rstrip(b"\0"):
+    if paths and _is_unborn(paths[-1]):
         return paths[:-1], paths[-1]
     return paths, None
+
+
+def _is_unborn(path: Path) -> bool:
+    try:
+        with path.open("rb") as file:
+            return not any(file.read(HEADER_BYTES)) and not file.read().rstrip(b"\0")
+    except OSError as error:
+        raise JournalError(f"{path}: cannot be read: {error}") from error
 
 
 def read(directory: Path) -> Iterator[Frame]:

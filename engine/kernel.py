@@ -31,17 +31,18 @@ SOURCES: Final = (
 )
 
 
-def build_hash() -> str:
+def build_hash(sources: Path = Path(__file__).parent) -> str:
     """16 hex digits over every source that decides what a command does."""
     digest = hashlib.blake2b(digest_size=8)
     for name in SOURCES:
-        digest.update((Path(__file__).parent / name).read_bytes())
+        source = (sources / name).read_bytes()
+        digest.update(len(source).to_bytes(8, "little") + source)
     return digest.hexdigest()
 
 
-def cache_directory() -> Path:
+def cache_directory(sources: Path = Path(__file__).parent) -> Path:
     root = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
-    return Path(root) / "compex" / f"kernel-{build_hash()}"
+    return Path(root) / "compex" / f"kernel-{build_hash(sources)}"
 
 
 config.CACHE_DIR = str(cache_directory())  # pyright: ignore[reportAttributeAccessIssue]

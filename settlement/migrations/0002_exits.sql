@@ -14,7 +14,7 @@ ALTER TABLE transfer ADD CONSTRAINT each_kind_has_its_two_ends CHECK (
     )
 );
 
--- --- exits ----------------------------------------------------------------------------------------
+-- --- exits ------------------------------------------------------------------------------------
 CREATE TYPE exit_step AS ENUM ('requested', 'cancelled', 'finished');
 
 -- What the vault has logged in final blocks; the vault numbers them, so none can be missing. The
@@ -41,7 +41,7 @@ CREATE TABLE closed_account (
 ALTER TABLE fill ADD COLUMN void_number bigint UNIQUE CHECK (void_number > 0);
 ALTER TABLE fill ADD CONSTRAINT settled_or_void CHECK (batch_id IS NULL OR void_number IS NULL);
 
--- --- refused withdrawals --------------------------------------------------------------------------
+-- --- refused withdrawals ----------------------------------------------------------------------
 ALTER TYPE outgoing_state ADD VALUE 'RETURNED' AFTER 'REFUSED';
 ALTER TABLE outgoing DROP CONSTRAINT signed_is_stored;
 ALTER TABLE outgoing ADD CONSTRAINT signed_is_stored CHECK (

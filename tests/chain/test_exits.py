@@ -65,6 +65,14 @@ def heard(node: Node) -> list[Event]:
     return events
 
 
+async def turns_and_blocks(node: Node, count: int) -> None:
+    for _ in range(count):
+        await node.give_to_vault(1)  # makes a block
+        await node.settlement.turn()
+        report = await node.settlement.reconcile()
+        assert report.reconciled, report.gaps
+
+
 async def a_week_later(node: Node) -> None:
     node.clock.advance_to(node.clock.now_ns() + EXIT_DELAY_NS)
     await node.give_to_vault(1)  # a block of that time
@@ -203,6 +211,32 @@ async def test_a_cancelled_exit_opens_the_account_again(node: Node) -> None:
     await node.cancel_exit(LEAVER)
     await settle_all(node)
     assert money(node, LEAVER)[0] == 2 * DOLLAR, "one that was over at once does nothing"
+
+
+async def test_before_an_exit_is_final_nothing_is_booked_and_everything_still_reconciles(
+    tmp_path: Path, database_url: str
+) -> None:
+    """What the vault refuses at its newest block is decided by what is final later."""
+    node = await Node.begin(tmp_path, database_url, confirmations=3)
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR, LEAVER: 50 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await turns_and_blocks(node, 4)
+    await node.list_market(SELLER, capacity_lots=10_000)
+    await trade(node, LEAVER, 200)
+    await node.withdraw(LEAVER, 20 * DOLLAR)
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await trade(node, BUYER, 100)
+    await node.settlement.turn()
+    assert money(node, LEAVER)[2] == 2 * DOLLAR, "pending until the exit is final"
+    await turns_and_blocks(node, 12)
+    assert money(node, LEAVER) == (0, 0, 0, 0, 0)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+    assert money(node, BUYER) == (99 * DOLLAR, 0, 0, DOLLAR, 0)
+    summary = await node.settlement.summary()
+    assert (summary.voided_fills, summary.quarantined_accounts) == (1, 0)
+    await node.end()
 
 
 async def test_a_vault_that_has_lost_an_exit_halts(node: Node) -> None:

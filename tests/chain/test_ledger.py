@@ -4,7 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.records import Event, EventKind, Purse, Side
+from engine.records import CancelReason, Event, EventKind, Purse, Side
 from settlement import database as db
 from settlement.chain import Fill
 from settlement.errors import (
@@ -92,6 +92,51 @@ async def test_every_money_event_moves_between_its_two_buckets(ledger: Ledger) -
     assert await ledger.last_deposit() == 2
 
 
+RETURNS = [
+    event(11, EventKind.WITHDRAWAL_CANCELLED, BUYER, 50_000, reference=9),
+    event(
+        12, EventKind.FILL_VOIDED, BUYER, 20_000,
+        qty_lots=10, counter_account=SELLER, reference=7,
+    ),
+    event(13, EventKind.EXIT_CONFIRMED, BUYER, 400_000, reference=1),
+]  # fmt: skip
+
+
+async def test_what_comes_back_or_was_taken_moves_between_its_two_buckets(ledger: Ledger) -> None:
+    await ledger.post(numbered([*STORY, *RETURNS]))
+    after = Holdings(250_000 + 50_000 + 200_000 - 400_000, 150_000, 250_000, 0, 0)
+    assert await ledger.balances() == {**BALANCES, BUYER: after}
+    assert await ledger.trial_balance() == SOUND
+    for again in RETURNS:
+        with pytest.raises(PostingRefused, match="transfer_once"):
+            await ledger.post(numbered([again._replace(sequence=14, price_ticks=1)], 16))
+
+
+async def test_closing_is_remembered_until_the_account_is_open_again(
+    ledger: Ledger, database: db.Database
+) -> None:
+    async def closed() -> list[tuple[int, bool]]:
+        rows = await database.rows("SELECT account, emptied FROM closed_account ORDER BY account")
+        return [(row["account"], row["emptied"]) for row in rows]
+
+    unfinished = event(11, EventKind.ACCOUNT_CLOSED, BUYER)._replace(
+        reason=CancelReason.EFFECTS_LIMIT
+    )
+    await ledger.post(numbered([*STORY, unfinished]))
+    assert await closed() == [(BUYER, False)]
+    await ledger.post(
+        numbered(
+            [
+                event(12, EventKind.ACCOUNT_CLOSED, BUYER),
+                event(13, EventKind.ACCOUNT_CLOSED, SELLER),
+                event(14, EventKind.ACCOUNT_REOPENED, SELLER),
+            ],
+            14,
+        )
+    )
+    assert await closed() == [(BUYER, True)]
+
+
 async def test_fills_are_kept_with_buyer_and_seller_whoever_took(ledger: Ledger) -> None:
     await ledger.post(numbered(STORY))
     assert await ledger.unsealed_fills(10) == [
@@ -177,6 +222,15 @@ WRONG = [
     ("an account taken away", GROWS, "DELETE FROM ledger_account WHERE account = 2"),
     ("a fill repriced", GROWS, "UPDATE fill SET price_ticks = 1"),
     ("a fill taken away", GROWS, "DELETE FROM fill"),
+    ("an exit taken back", GROWS, "DELETE FROM vault_exit"),
+    (
+        "an exit of nobody",
+        "account_check",
+        "INSERT INTO vault_exit VALUES (1, 0, 'finished', 5, 1)",
+    ),
+    ("an exit paid early", "only_a", "INSERT INTO vault_exit VALUES (1, 1, 'requested', 5, 1)"),
+    ("an exit of pending money", "two_ends", "'exit', 1, 1, 'pending', 0, 'vault', 5"),
+    ("a void that pays the vault", "two_ends", "'void', 7, 1, 'pending', 0, 'vault', 5"),
     ("the watermark turned back", "forward only", "UPDATE watermark SET event_number = 1"),
     ("from one user to another", "stays_with", "'fill', 99, 1, 'cash', 2, 'pending', 5"),
     ("cash that becomes bond", "two_ends", "'deposit', 99, 1, 'cash', 1, 'bond', 5"),

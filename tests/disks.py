@@ -1,0 +1,82 @@
+"""Disks that a test holds up, fails or cuts short; behind each is the real file system."""
+
+import errno
+import os
+import threading
+from pathlib import Path
+from typing import Final
+
+from engine.journal import SystemDisk
+from engine.records import Command, CommandKind
+
+WAIT_SECONDS_MAX: Final = 60
+
+
+class HeldDisk(SystemDisk):
+    """While `hold` is called, a sync does not return until `let_go`."""
+
+    def __init__(self) -> None:
+        self._open = threading.Event()
+        self._open.set()
+        self.syncs = 0
+
+    def hold(self) -> None:
+        self._open.clear()
+
+    def let_go(self) -> None:
+        self._open.set()
+
+    def sync(self, fd: int) -> None:
+        assert self._open.wait(WAIT_SECONDS_MAX)
+        super().sync(fd)
+        self.syncs += 1
+
+
+class FailingDisk(SystemDisk):
+    """Fails one call: set `fail_at` to (name, how many such calls from now on succeed)."""
+
+    def __init__(self, error: int = errno.EIO) -> None:
+        self.error = error
+        self.fail_at: tuple[str, int] = ("", 0)
+        self.calls_after_failure: list[str] = []
+        self._failed = False
+
+    def _call(self, name: str) -> None:
+        if self._failed:
+            self.calls_after_failure.append(name)
+        wanted, left = self.fail_at
+        if name != wanted:
+            return
+        if left == 0:
+            self._failed = True
+            raise OSError(self.error, os.strerror(self.error))
+        self.fail_at = (wanted, left - 1)
+
+    def create(self, path: Path, size: int) -> int:
+        self._call("create")
+        return super().create(path, size)
+
+    def open(self, path: Path) -> int:
+        self._call("open")
+        return super().open(path)
+
+    def write(self, fd: int, data: bytes, offset: int) -> None:
+        self._call("write")
+        super().write(fd, data, offset)
+
+    def sync(self, fd: int) -> None:
+        self._call("sync")
+        super().sync(fd)
+
+
+def numbered(first_sequence: int, count: int) -> bytes:
+    """`count` commands for a journal, recognisable by their client id."""
+    return b"".join(
+        Command(
+            sequence=sequence,
+            time_ns=1_795_219_200_000_000_000 + sequence,
+            client_id=sequence * 1000,
+            kind=CommandKind.CANCEL,
+        ).pack()
+        for sequence in range(first_sequence, first_sequence + count)
+    )
