@@ -13,7 +13,8 @@ import pytest
 
 from benchmarks.workload import Shape, opening, order_flow
 from engine.book import StateArray, new_state
-from engine.match import OUTBOX, execute
+from engine.match import execute
+from engine.outbox import OUTBOX
 from engine.records import (
     ALL_INSTRUMENTS,
     EFFECTS_MAX,

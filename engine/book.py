@@ -27,6 +27,7 @@ from engine.records import (
     ACCOUNTS_MAX,
     BALANCES,
     CAPACITIES_MAX,
+    COMMAND,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
     Side,
@@ -55,7 +56,10 @@ ORDER: Final = np.dtype(
         ("generation", "<u4"),  # counts the slot's reuses; the upper part of the order id
         ("client_id", "<u8"),
         ("sequence", "<u8"),  # of its command: first come, first served
-        ("unused", "u1", (16,)),
+        ("hidden_lots", "<u4"),  # of an iceberg: what is not shown
+        ("display_lots", "<u4"),  # ... and how much is shown at a time
+        ("expiry_s", "<u4"),  # 0: never
+        ("unused", "<u4"),
     ]
 )
 LEVEL: Final = np.dtype([("head", "<u4"), ("tail", "<u4")])
@@ -131,6 +135,7 @@ STATE: Final = np.dtype(
         ("time_ns", "<i8"),
         ("last_void", "<u4"),
         ("header_unused", "u1", (36,)),
+        ("scratch", COMMAND, (1,)),  # an order as it is meant, where that differs from its command
         ("books", BOOK, (INSTRUMENTS_MAX,)),
         ("balances", "<i8", (ACCOUNTS_MAX, len(BALANCES.names or ()))),  # columns of BALANCES
         ("identities", IDENTITY, (ACCOUNTS_MAX,)),
@@ -144,7 +149,7 @@ STATE: Final = np.dtype(
 assert LEAF.itemsize == CAPACITY.itemsize == IDENTITY.itemsize == 32
 assert BOOK.itemsize == ORDER.itemsize == 64, "one cache line"
 assert STATE.fields is not None
-assert STATE.fields["books"][1] == 128, "books start on a cache line"
+assert STATE.fields["books"][1] == 192, "books start on a cache line"
 assert LEAVES_MAX * 64 < 1 << 32, "a level's number fits an order"
 
 StateArray = NDArray[np.void]  # shape (1,), dtype STATE, 64-byte aligned
@@ -371,8 +376,8 @@ def enqueue(s: Any, book: Any, side: Any, slot: Any, rank: Any, leaf: Any) -> No
 
 
 @inlined
-def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
-    """Unlink an order from its level and free its slot."""
+def unlink(s: Any, book: Any, side: Any, slot: Any) -> None:
+    """Take an order off its level; it keeps its slot."""
     order = s.orders[slot]
     level = order.level
     queue = s.levels[level]
@@ -384,11 +389,34 @@ def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
         s.orders[order.next].prev = order.prev
     else:
         queue.tail = order.prev
-    emptied = queue.head == 0
-    free_slot(s, slot)
     book.open_orders -= uint32(1)
-    if emptied:
+    if queue.head == 0:
         drop_level(s, book, side, level)
+
+
+@inlined
+def dequeue(s: Any, book: Any, side: Any, slot: Any) -> None:
+    """Take an order off its level and free its slot."""
+    unlink(s, book, side, slot)
+    free_slot(s, slot)
+
+
+@kernel
+def move_to_back(s: Any, slot: Any) -> None:
+    """Put an order behind all others of its level."""
+    order = s.orders[slot]
+    queue = s.levels[order.level]
+    if queue.tail == slot:
+        return
+    if order.prev != 0:
+        s.orders[order.prev].next = order.next
+    else:
+        queue.head = order.next
+    s.orders[order.next].prev = order.prev
+    s.orders[queue.tail].next = slot
+    order.prev = queue.tail
+    order.next = uint32(0)
+    queue.tail = slot
 
 
 @inlined
@@ -475,8 +503,9 @@ def _check_queue(s: Any, level: int) -> list[int]:
         assert order["prev"] == before, "linked both ways"
         assert order["level"] == level, "an order knows its level"
         assert order["qty_lots"] > 0, "nothing empty rests"
-        assert order["sequence"] > sequence, "first come, first served"
+        assert order["sequence"] >= sequence, "first come, first served"
         sequence = int(order["sequence"])
+        assert order["hidden_lots"] == 0 or order["qty_lots"] <= order["display_lots"]
         slots.append(slot)
         before, slot = slot, int(order["next"])
     assert s["levels"][level]["tail"] == before, "the tail is the last"
@@ -493,7 +522,7 @@ def _add_reserve(
 ) -> None:
     held, bond_held, offered = sums
     order = s["orders"][slot]
-    account, qty = int(order["account"]), int(order["qty_lots"])
+    account, qty = int(order["account"]), int(order["qty_lots"]) + int(order["hidden_lots"])
     assert order["price_ticks"] == price, "an order stands at its price"
     if side == BUY:
         held[account] = held.get(account, 0) + price * qty

@@ -29,7 +29,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from engine.kernel import build_hash
-from engine.records import COMMAND, LAYOUT_VERSION, CommandArray
+from engine.records import COMMAND, LAYOUT_VERSION, READABLE_LAYOUTS, CommandArray
 from engine.rejects import DamagedJournal, JournalError
 
 FORMAT_VERSION: Final = 2
@@ -150,10 +150,10 @@ def _check_header(path: Path, data: bytes, expected: _Place) -> _Place:
     if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != _digest(head):
         raise DamagedJournal(f"{path}: the header at offset 0 is damaged")
     magic, form, layout, first, _build, chain = _SEGMENT.unpack(head)
-    if magic != SEGMENT_MAGIC or form != FORMAT_VERSION or layout != LAYOUT_VERSION:
+    if magic != SEGMENT_MAGIC or form != FORMAT_VERSION or layout not in READABLE_LAYOUTS:
         raise JournalError(
             f"{path}: written with format {form}, layout {layout}; "
-            f"this build reads format {FORMAT_VERSION}, layout {LAYOUT_VERSION}"
+            f"this build reads format {FORMAT_VERSION}, layouts {READABLE_LAYOUTS}"
         )
     if (first, chain) != (expected.sequence, expected.chain):
         raise DamagedJournal(

@@ -25,6 +25,7 @@ SOURCES: Final = (
     "reserve.py",
     "outbox.py",
     "trade.py",
+    "terms.py",
     "money.py",
     "markets.py",
     "match.py",

@@ -24,9 +24,10 @@ from engine.money import (
     withdraw,
 )
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX_EVENTS, reject
-from engine.records import INSTRUMENTS_MAX, OPEN_ORDERS_MAX, CommandKind
+from engine.records import INSTRUMENTS_MAX, OPEN_ORDERS_MAX, CommandKind, Flag
 from engine.rejects import Reject
 from engine.reserve import capacity_home
+from engine.terms import amend, expire, new_order_with_terms
 from engine.trade import cancel, cancel_all, new_order
 
 # How many commands ahead their cache lines are asked for; the second look needs the first's answer.
@@ -34,9 +35,21 @@ AHEAD: Final = 12
 SOON: Final = 6
 
 
+@inlined
+def is_plain(c: Any) -> Any:
+    """Whether a new order says no more than side, price, quantity and what to do with the rest."""
+    return c.order_id == 0 and c.expiry_s == 0 and c.flags <= Flag.POST_ONLY
+
+
 @kernel
 def _apply_rare(s: Any, c: Any, out: Any) -> Any:
     """The commands that are few; apart from the hot ones so that those stay small."""
+    if c.kind == CommandKind.NEW_ORDER:
+        return new_order_with_terms(s, c, out)
+    if c.kind == CommandKind.AMEND:
+        return amend(s, c, out)
+    if c.kind == CommandKind.EXPIRE:
+        return expire(s, c, out)
     if c.kind == CommandKind.CANCEL_ALL:
         return cancel_all(s, c, out)
     if c.kind == CommandKind.DECLARE_CAPACITY:
@@ -75,7 +88,7 @@ def apply(s: Any, c: Any, out: Any) -> None:
     """
     s.sequence = c.sequence
     s.time_ns = c.time_ns
-    if c.kind == CommandKind.NEW_ORDER:
+    if c.kind == CommandKind.NEW_ORDER and is_plain(c):
         new_order(s, c, out)
     elif c.kind == CommandKind.CANCEL:
         cancel(s, c, out)

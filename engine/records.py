@@ -23,7 +23,9 @@ QtyLots = NewType("QtyLots", int)
 AmountUsdc6 = NewType("AmountUsdc6", int)
 
 # A layout change raises this number; the journal header carries it and a mismatch refuses.
-LAYOUT_VERSION: Final = 1
+LAYOUT_VERSION: Final = 2
+# Older layouts whose records mean the same in this one: their journals are read as they are.
+READABLE_LAYOUTS: Final = (1, 2)
 
 # --- limits ------------------------------------------------------------------------------------
 PRICE_TICKS_MAX: Final = (1 << 24) - 2  # $1,677.7214 per GPU-hour: four 64-way trie levels
@@ -55,6 +57,7 @@ class TimeInForce(IntEnum):
     GTC = 0
     IOC = 1
     FOK = 2
+    GTT = 3  # until `expiry_s`
 
 
 class SelfTrade(IntEnum):
@@ -68,6 +71,7 @@ class SelfTrade(IntEnum):
 
 class Flag(IntEnum):
     POST_ONLY = 1
+    MARKET = 2  # `price_ticks` is how far from the best price it may trade
 
 
 class Purse(IntEnum):
@@ -83,6 +87,7 @@ class CommandKind(IntEnum):
     CANCEL_ALL = 3
     DECLARE_CAPACITY = 4
     WITHDRAW = 5
+    AMEND = 6
     # below: sequenced by settlement or an administrator, never by a trading session
     OPEN_ACCOUNT = 16
     DEPOSIT = 17
@@ -96,12 +101,15 @@ class CommandKind(IntEnum):
     LIST_MARKET = 32
     HALT_MARKET = 33
     RESUME_MARKET = 34
+    # sequenced by the engine itself
+    EXPIRE = 48
 
 
 class EventKind(IntEnum):
     """ACCEPTED to MARKET_RESUMED. Each command causes exactly one event with a terminal kind.
 
-    FILL and DECREMENTED are never terminal; CANCELLED is terminal only for a CANCEL command.
+    FILL, DECREMENTED, CONCEALED and REFRESHED are never terminal; CANCELLED is terminal only for
+    a CANCEL or an EXPIRE command.
     """
 
     ACCEPTED = 1
@@ -112,6 +120,9 @@ class EventKind(IntEnum):
     CANCEL_ALL_DONE = 6
     CAPACITY_DECLARED = 7
     WITHDRAWAL_RESERVED = 8
+    AMENDED = 9  # the order's new price and what is left of it; `reason` 1: it lost its place
+    CONCEALED = 10  # so many lots of a resting iceberg are not shown
+    REFRESHED = 11  # so many concealed lots are shown now, behind all others of their price
     ACCOUNT_OPENED = 16
     DEPOSITED = 17
     ESCROW_CONFIRMED = 18
@@ -135,6 +146,15 @@ class CancelReason(IntEnum):
     SELF_TRADE = 4
     EFFECTS_LIMIT = 5
     ACCOUNT_CLOSED = 6
+    EXPIRED = 7
+
+
+class OneSide(IntEnum):
+    """Which orders a CANCEL_ALL means (in its field `flags`)."""
+
+    BOTH = 0
+    BUYS = 1
+    SELLS = 2
 
 
 class MarketStatus(IntEnum):
@@ -157,7 +177,8 @@ _COMMAND_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("client_id", "<u8", 16),  # client order id, unique per account; 0: none
     ("order_id", "<u8", 24),
     ("price_ticks", "<i8", 32),
-    ("qty_lots", "<i8", 40),
+    ("qty_lots", "<i4", 40),
+    ("expiry_s", "<u4", 44),  # GTT: Unix seconds
     ("account", "<u4", 48),
     ("instrument", "<u4", 52),
     ("kind", "u1", 56),
@@ -171,6 +192,8 @@ COMMAND: Final = _overlaid(
     64,
     [
         *_COMMAND_PLAIN,
+        ("display_lots", "<u4", 24),  # NEW_ORDER: an iceberg shows so much at a time; 0: all
+        ("min_lots", "<u4", 28),  # NEW_ORDER: at least so much at once, or not at all
         ("reference", "<u8", 16),  # deposit number, batch id, withdrawal id; see each command
         ("product", "<u8", 24),  # LIST_MARKET: the packed product (catalog.pack_product)
         ("amount_usdc6", "<i8", 32),
@@ -181,7 +204,7 @@ COMMAND: Final = _overlaid(
         ("void_number", "<u4", 28),  # VOID_FILL: above every one used before
     ],
 )
-COMMAND_STRUCT: Final = struct.Struct("<QqQQqqIIBBBBB3x")
+COMMAND_STRUCT: Final = struct.Struct("<QqQQqiIIIBBBBB3x")
 
 _EVENT_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("sequence", "<u8", 0),  # of the command that caused it
@@ -252,6 +275,7 @@ class Command(NamedTuple):
     order_id: int = 0
     price_ticks: int = 0
     qty_lots: int = 0
+    expiry_s: int = 0
     account: int = 0
     instrument: int = 0
     kind: int = 0
@@ -262,6 +286,11 @@ class Command(NamedTuple):
 
     def pack(self) -> bytes:
         return COMMAND_STRUCT.pack(*self)
+
+
+def order_terms(*, display_lots: int = 0, min_lots: int = 0) -> int:
+    """What a NEW_ORDER carries in the bytes of its `order_id`."""
+    return display_lots | min_lots << 32
 
 
 class Event(NamedTuple):

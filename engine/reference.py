@@ -30,6 +30,7 @@ from engine.records import (
     EventKind,
     Flag,
     MarketStatus,
+    OneSide,
     Purse,
     SelfTrade,
     Side,
@@ -38,6 +39,7 @@ from engine.records import (
 from engine.rejects import Reject
 
 GENERATIONS: Final = 1 << 29
+SECOND_NS: Final = 1_000_000_000
 
 
 @dataclass(slots=True)
@@ -48,7 +50,17 @@ class Order:
     instrument: int
     side: Side
     price_ticks: int
-    qty_lots: int  # what is left
+    qty_lots: int  # what is left and shown
+    hidden_lots: int = 0  # of an iceberg: what is left and not shown
+    display_lots: int = 0  # ... and how much is shown at a time
+    expiry_s: int = 0  # 0: never
+
+    @property
+    def left(self) -> int:
+        return self.qty_lots + self.hidden_lots
+
+    def is_expired(self, time_ns: int) -> bool:
+        return self.expiry_s != 0 and self.expiry_s * SECOND_NS <= time_ns
 
 
 @dataclass(slots=True)
@@ -138,7 +150,7 @@ class Reference:
         self.total = 0
 
     def apply(self, command: Command) -> list[Event]:
-        self._command = command
+        self._meant = command  # changed where an order means another than it says
         self._events: list[Event] = []
         rules = {
             CommandKind.NEW_ORDER: self._new_order,
@@ -146,6 +158,8 @@ class Reference:
             CommandKind.CANCEL_ALL: self._cancel_all,
             CommandKind.DECLARE_CAPACITY: self._declare_capacity,
             CommandKind.WITHDRAW: self._withdraw,
+            CommandKind.AMEND: self._amend,
+            CommandKind.EXPIRE: self._expire,
             CommandKind.OPEN_ACCOUNT: self._open_account,
             CommandKind.DEPOSIT: self._deposit,
             CommandKind.CONFIRM_ESCROW: self._confirm_escrow,
@@ -164,6 +178,7 @@ class Reference:
                 raise _RejectedError(Reject.UNKNOWN_COMMAND)
             rules[CommandKind(command.kind)](command)
         except _RejectedError as error:
+            self._meant = command
             self._emit(EventKind.REJECTED, order_id=command.order_id, reason=error.reject)
         return self._events
 
@@ -177,7 +192,7 @@ class Reference:
 
     def _emit(self, kind: EventKind, **changes: int) -> None:
         """An event with what most kinds take from their command, and these fields changed."""
-        c = self._command
+        c = self._meant
         event = Event(
             sequence=c.sequence,
             time_ns=c.time_ns,
@@ -214,38 +229,92 @@ class Reference:
     # --- orders ---------------------------------------------------------------------------------
 
     def _new_order(self, c: Command) -> None:
+        display, minimum = c.order_id & 0xFFFFFFFF, c.order_id >> 32
+        plain = c.order_id == 0 and c.expiry_s == 0 and c.flags <= Flag.POST_ONLY
+        if not plain:
+            c = self._as_limit(c, self._check_access(c), display, minimum)
         book = self._check_order(c)
-        side = Side(c.side)
         self._check_reserve(c, book)
-        crossing = self._crosses(book, side, c.price_ticks)
+        crossing = self._crosses(book, Side(c.side), c.price_ticks)
         self._require(not (c.flags & Flag.POST_ONLY and crossing), Reject.POST_ONLY_WOULD_TRADE)
         if c.time_in_force == TimeInForce.FOK:
-            self._require(self._fillable(c, book), Reject.FOK_NOT_FILLABLE)
+            self._require(self._fillable(c, book, c.qty_lots), Reject.FOK_NOT_FILLABLE)
+        if minimum:
+            self._require(self._fillable(c, book, minimum), Reject.MINIMUM_NOT_FILLABLE)
 
+        self._meant = c
+        order_id = self.ids.take()
+        self._emit(EventKind.ACCEPTED, order_id=order_id)
+        self._work(order_id, c, book, display, c.expiry_s)
+
+    def _work(self, order_id: int, c: Command, book: Book, display: int, expiry_s: int) -> None:
+        """Trade with what is there, then rest what is left or end it."""
+        side = Side(c.side)
         taker = Order(
-            self.ids.take(), c.client_id, c.account, c.instrument, side, c.price_ticks, c.qty_lots
+            order_id, c.client_id, c.account, c.instrument, side, c.price_ticks, c.qty_lots
         )
-        self._emit(EventKind.ACCEPTED, order_id=taker.order_id)
         self._hold(taker, taker.qty_lots)
         self._trade(c, book, taker)
         if taker.qty_lots and c.time_in_force == TimeInForce.GTC:
             book.sides[side].setdefault(taker.price_ticks, deque()).append(taker)
-            self.orders[taker.order_id] = taker
+            self.orders[order_id] = taker
+            taker.expiry_s, taker.display_lots = expiry_s, display
+            if display and taker.qty_lots > display:
+                taker.hidden_lots = taker.qty_lots - display
+                taker.qty_lots = display
+                self._emit(EventKind.CONCEALED, order_id=order_id, qty_lots=taker.hidden_lots)
             return
         if taker.qty_lots:
             self._end_taker(taker, CancelReason.IOC_REMAINDER)
-        self.ids.give_back(taker.order_id)
+        self.ids.give_back(order_id)
 
-    def _check_order(self, c: Command) -> Book:
+    def _as_limit(self, c: Command, book: Book, display: int, minimum: int) -> Command:
+        """The plain limit order that an order with terms means."""
+        known = c.side in tuple(Side) and c.self_trade in tuple(SelfTrade)
+        self._require(known and c.time_in_force in tuple(TimeInForce), Reject.UNKNOWN_COMMAND)
+        till_time = c.time_in_force == TimeInForce.GTT
+        rests = till_time or c.time_in_force == TimeInForce.GTC
+        market = c.flags == Flag.MARKET
+        self._require(c.flags <= Flag.MARKET, Reject.CONFLICTING_FLAGS)
+        self._require(not (market and rests), Reject.CONFLICTING_FLAGS)
+        over = c.expiry_s * SECOND_NS <= c.time_ns
+        self._require(till_time == (c.expiry_s != 0), Reject.INVALID_TERMS)
+        self._require(not (till_time and over), Reject.INVALID_TERMS)
+        self._require(max(display, minimum) <= c.qty_lots, Reject.INVALID_TERMS)
+        self._require(rests or not display, Reject.INVALID_TERMS)
+        self._require(not minimum or c.flags != Flag.POST_ONLY, Reject.CONFLICTING_FLAGS)
+        multiple = book.lot_multiple
+        self._require(display % multiple == 0 == minimum % multiple, Reject.QTY_NOT_A_MULTIPLE)
+        if market:
+            c = c._replace(price_ticks=self._market_price(c, book), flags=0)
+        if till_time:
+            c = c._replace(time_in_force=TimeInForce.GTC)
+        return c
+
+    def _market_price(self, c: Command, book: Book) -> int:
+        """The best price of the other side, made worse by the order's protection."""
+        self._require(0 <= c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
+        best = book.best(Side(1 - c.side))
+        if best is None:
+            raise _RejectedError(Reject.NOTHING_TO_TRADE_WITH)
+        if c.side == Side.BUY:
+            return min(best + c.price_ticks, PRICE_TICKS_MAX)
+        return max(best - c.price_ticks, 1)
+
+    def _check_access(self, c: Command) -> Book:
         book = self._book(c.instrument)
         self._require(book.status is MarketStatus.OPEN, Reject.MARKET_HALTED)
         self._trading_account(c.account)
+        return book
+
+    def _check_order(self, c: Command) -> Book:
+        book = self._check_access(c)
         self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
         self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
         self._require(c.qty_lots % book.lot_multiple == 0, Reject.QTY_NOT_A_MULTIPLE)
         self._require(
             c.side in tuple(Side)
-            and c.time_in_force in tuple(TimeInForce)
+            and c.time_in_force <= TimeInForce.FOK
             and c.self_trade in tuple(SelfTrade)
             and c.flags in {0, Flag.POST_ONLY},
             Reject.UNKNOWN_COMMAND,
@@ -255,16 +324,19 @@ class Reference:
         self._require(len(self.orders) < OPEN_ORDERS_MAX, Reject.TOO_MANY_OPEN_ORDERS)
         return book
 
-    def _check_reserve(self, c: Command, book: Book) -> None:
+    def _check_reserve(self, c: Command, book: Book, old: Order | None = None) -> None:
+        """Whether the account has what the order must hold, counting what `old` holds already."""
         account = self.accounts[c.account]
+        old_left = old.left if old else 0
         if c.side == Side.BUY:
-            enough = c.price_ticks * c.qty_lots <= account.free
+            held = old.price_ticks * old_left if old else 0
+            enough = c.price_ticks * c.qty_lots <= account.free + held
             self._require(enough, Reject.INSUFFICIENT_BALANCE)
             return
         capacity = self.capacities.get((c.account, c.instrument), Capacity())
-        offered = capacity.held + capacity.sold + c.qty_lots
+        offered = capacity.held - old_left + capacity.sold + c.qty_lots
         self._require(offered <= capacity.declared, Reject.INSUFFICIENT_CAPACITY)
-        bond = book.bond_per_lot * c.qty_lots
+        bond = book.bond_per_lot * (c.qty_lots - old_left)
         self._require(bond <= account.bond_free, Reject.INSUFFICIENT_BOND)
 
     def _crosses(self, book: Book, side: Side, limit: int) -> bool:
@@ -274,20 +346,26 @@ class Reference:
         best_bid = book.best(Side.BUY)
         return best_bid is not None and best_bid >= limit
 
-    def _fillable(self, c: Command, book: Book) -> bool:
-        """Own orders fill nothing: passed over under CANCEL_MAKER, else they end the order."""
+    def _fillable(self, c: Command, book: Book, need: int) -> bool:
+        """Whether so many lots fill at once, with a bounded number of events.
+
+        Own orders fill nothing: passed over under CANCEL_MAKER, else they end the order.
+        """
         other = Side(1 - c.side)
-        need = c.qty_lots
         met = 0
         for price in book.prices(other):
             if (price > c.price_ticks) if c.side == Side.BUY else (price < c.price_ticks):
                 return False
             for maker in book.sides[other][price]:
                 met += 1
+                if maker.hidden_lots:
+                    met += 2 * (maker.hidden_lots // maker.display_lots + 1)
                 if met > EFFECTS_MAX:
                     return False
+                if maker.is_expired(c.time_ns):
+                    continue
                 if maker.account != c.account:
-                    need -= maker.qty_lots
+                    need -= maker.left
                     if need <= 0:
                         return True
                 elif c.self_trade != SelfTrade.CANCEL_MAKER:
@@ -304,6 +382,9 @@ class Reference:
             best = book.best(other)
             assert best is not None
             maker = book.sides[other][best][0]
+            if maker.is_expired(c.time_ns):
+                self._remove(maker, CancelReason.EXPIRED)
+                continue
             if maker.account == taker.account:
                 self._self_trade(SelfTrade(c.self_trade), taker, maker)
                 continue
@@ -351,50 +432,113 @@ class Reference:
         taker.qty_lots = 0
 
     def _reduce(self, maker: Order, qty: int) -> None:
-        """A resting order shrinks where it stands, and leaves the book when nothing is left."""
+        """What is shown shrinks where it stands; then the next clip is shown, behind all others
+        of its price, or the order leaves the book."""
         maker.qty_lots -= qty
-        if maker.qty_lots == 0:
+        if maker.qty_lots:
+            return
+        if not maker.hidden_lots:
             self._unlink(maker)
+            return
+        maker.qty_lots = min(maker.hidden_lots, maker.display_lots)
+        maker.hidden_lots -= maker.qty_lots
+        queue = self.books[maker.instrument].sides[maker.side][maker.price_ticks]
+        queue.remove(maker)
+        queue.append(maker)
+        self._emit_of(EventKind.REFRESHED, maker, maker.qty_lots, 0)
 
     def _unlink(self, order: Order) -> None:
+        self._off_the_book(order)
+        self.ids.give_back(order.order_id)
+
+    def _off_the_book(self, order: Order) -> None:
         levels = self.books[order.instrument].sides[order.side]
         levels[order.price_ticks].remove(order)
         if not levels[order.price_ticks]:
             del levels[order.price_ticks]
         del self.orders[order.order_id]
-        self.ids.give_back(order.order_id)
 
     def _remove(self, order: Order, reason: CancelReason) -> None:
+        self._emit_of(EventKind.CANCELLED, order, order.left, reason)
+        self._release(order, order.left)
+        self._unlink(order)
+
+    def _emit_of(self, kind: EventKind, order: Order, qty: int, reason: int) -> None:
+        """An event about a resting order."""
         self._emit(
-            EventKind.CANCELLED,
+            kind,
             order_id=order.order_id,
             counter_order_id=order.client_id,
             price_ticks=order.price_ticks,
-            qty_lots=order.qty_lots,
+            qty_lots=qty,
             account=order.account,
             instrument=order.instrument,
             side=order.side,
             reason=reason,
         )
-        self._release(order, order.qty_lots)
-        self._unlink(order)
 
-    def _cancel(self, c: Command) -> None:
+    def _own_order(self, c: Command) -> Order:
         order = self.orders.get(c.order_id)
         if order is None or order.account != c.account:
             raise _RejectedError(Reject.UNKNOWN_ORDER)
-        self._remove(order, CancelReason.BY_REQUEST)
+        return order
+
+    def _cancel(self, c: Command) -> None:
+        self._remove(self._own_order(c), CancelReason.BY_REQUEST)
+
+    def _expire(self, c: Command) -> None:
+        order = self._own_order(c)
+        self._require(order.is_expired(c.time_ns), Reject.UNKNOWN_ORDER)
+        self._remove(order, CancelReason.EXPIRED)
+
+    def _amend(self, c: Command) -> None:
+        """Less at the same price keeps its place; all else is cancelled and placed again."""
+        order = self._own_order(c)
+        self._require(not order.is_expired(c.time_ns), Reject.UNKNOWN_ORDER)
+        book = self.books[order.instrument]
+        c = c._replace(
+            instrument=order.instrument,
+            side=order.side,
+            client_id=order.client_id,
+            price_ticks=c.price_ticks or order.price_ticks,
+            qty_lots=c.qty_lots or order.left,
+            time_in_force=TimeInForce.GTC,
+        )
+        self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
+        self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
+        self._require(c.qty_lots % book.lot_multiple == 0, Reject.QTY_NOT_A_MULTIPLE)
+        if c.price_ticks == order.price_ticks and c.qty_lots <= order.left:
+            cut = order.left - c.qty_lots
+            self._release(order, cut)
+            concealed = min(cut, order.hidden_lots)
+            order.hidden_lots -= concealed
+            order.qty_lots -= cut - concealed
+            self._meant = c
+            self._emit(EventKind.AMENDED, order_id=order.order_id)
+            return
+        self._check_order(c)
+        self._check_reserve(c, book, order)
+        crossing = self._crosses(book, Side(c.side), c.price_ticks)
+        self._require(not (c.flags & Flag.POST_ONLY and crossing), Reject.POST_ONLY_WOULD_TRADE)
+        self._release(order, order.left)
+        self._off_the_book(order)
+        self._meant = c
+        self._emit(EventKind.AMENDED, order_id=order.order_id, reason=1)
+        self._work(order.order_id, c, book, order.display_lots, order.expiry_s)
 
     def _cancel_all(self, c: Command) -> None:
         if c.instrument != ALL_INSTRUMENTS:
             self._book(c.instrument)
+        self._require(c.flags in tuple(OneSide), Reject.UNKNOWN_COMMAND)
         self._clear(c, c.instrument, CancelReason.CANCEL_ALL, EventKind.CANCEL_ALL_DONE)
 
     def _clear(self, c: Command, instrument: int, why: CancelReason, done: EventKind) -> None:
         mine = [
             order
             for order in self.orders.values()
-            if order.account == c.account and instrument in {ALL_INSTRUMENTS, order.instrument}
+            if order.account == c.account
+            and instrument in {ALL_INSTRUMENTS, order.instrument}
+            and (c.flags == OneSide.BOTH or order.side == c.flags - OneSide.BUYS)
         ]
         mine.sort(key=lambda order: order.order_id & 0xFFFFFF)
         for order in mine[:EFFECTS_MAX]:

@@ -35,6 +35,9 @@ class Reject(IntEnum):
     UNKNOWN_COMMAND = 2009
     CONFLICTING_FLAGS = 2010
     CLIENT_ID_OUT_OF_RANGE = 2011
+    INVALID_TERMS = 2012
+    NOTHING_TO_TRADE_WITH = 2013
+    MINIMUM_NOT_FILLABLE = 2014
     # 3xxx: money and capacity
     UNKNOWN_ACCOUNT = 3001
     INSUFFICIENT_BALANCE = 3002
@@ -96,6 +99,9 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.UNKNOWN_COMMAND: "no command has this kind",
     Reject.CONFLICTING_FLAGS: "post-only is for orders that may rest",
     Reject.CLIENT_ID_OUT_OF_RANGE: "a client id is a whole number from 1 to 2^53 - 1",
+    Reject.INVALID_TERMS: "the order's terms contradict each other or its quantity",
+    Reject.NOTHING_TO_TRADE_WITH: "a market order found nobody on the other side",
+    Reject.MINIMUM_NOT_FILLABLE: "the order's minimum quantity could not be filled at once",
     Reject.UNKNOWN_ACCOUNT: "no such account",
     Reject.INSUFFICIENT_BALANCE: "the free balance does not cover this",
     Reject.INSUFFICIENT_BOND: "the free bond does not cover this ask",

@@ -7,7 +7,7 @@ back or moves on with every lot that leaves it. Called by the kernel's other mod
 `reference.py` says the same rules slowly and plainly; model tests hold the two together.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from engine.book import (
     BUY,
@@ -21,11 +21,22 @@ from engine.book import (
     free_slot,
     has_room,
     leaf_for,
+    move_to_back,
     order_id,
     rank_of,
     take_slot,
 )
-from engine.kernel import highest_bit, inlined, int64, kernel, uint8, uint16, uint32, uint64
+from engine.kernel import (
+    highest_bit,
+    inlined,
+    int64,
+    kernel,
+    prefetch,
+    uint8,
+    uint16,
+    uint32,
+    uint64,
+)
 from engine.outbox import emit, next_event, reject
 from engine.records import (
     ACCOUNTS_MAX,
@@ -39,6 +50,7 @@ from engine.records import (
     EventKind,
     Flag,
     MarketStatus,
+    OneSide,
     SelfTrade,
     TimeInForce,
 )
@@ -53,6 +65,19 @@ from engine.reserve import (
     unit_of,
 )
 
+SECOND_NS: Final = 1_000_000_000
+
+
+@inlined
+def left_of(order: Any) -> Any:
+    """All that is left of a resting order, shown or not."""
+    return int64(order.qty_lots) + int64(order.hidden_lots)
+
+
+@inlined
+def is_expired(order: Any, time_ns: Any) -> Any:
+    return order.expiry_s != 0 and int64(order.expiry_s) * SECOND_NS <= time_ns
+
 
 @inlined
 def _cancelled(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
@@ -63,7 +88,7 @@ def _cancelled(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
     e.order_id = uint64(order_id(s, slot))
     e.client_id = order.client_id
     e.price_ticks = int64(order.price_ticks)
-    e.qty_lots = int64(order.qty_lots)
+    e.qty_lots = left_of(order)
     e.account = order.account
     e.counter_account = uint32(0)
     e.instrument = leaf.instrument
@@ -102,8 +127,8 @@ def why_not_trading(s: Any, account: Any) -> Any:
 
 
 @inlined
-def check_order(s: Any, c: Any) -> Any:
-    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+def check_access(s: Any, c: Any) -> Any:
+    """Whether this account may trade in this market now; 0 if it may."""
     if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
         return Reject.UNKNOWN_INSTRUMENT
     book = s.books[c.instrument]
@@ -111,6 +136,16 @@ def check_order(s: Any, c: Any) -> Any:
         return Reject.MARKET_HALTED
     if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened != TRADING:
         return why_not_trading(s, c.account)
+    return 0
+
+
+@inlined
+def check_order(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+    reason = check_access(s, c)
+    if reason != 0:
+        return reason
+    book = s.books[c.instrument]
     if c.price_ticks <= 0 or c.price_ticks > PRICE_TICKS_MAX:
         return Reject.PRICE_OUT_OF_RANGE
     if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
@@ -138,7 +173,7 @@ def check_reserve(s: Any, book: Any, c: Any, capacity: Any) -> Any:
     """Whether the account has what the order must hold."""
     if free_capacity(s, capacity) < c.qty_lots:
         return Reject.INSUFFICIENT_CAPACITY
-    need = unit_of(book, c.side, c.price_ticks) * c.qty_lots
+    need = unit_of(book, c.side, c.price_ticks) * int64(c.qty_lots)
     if need > s.balances[c.account, purse_of(c.side)]:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0
@@ -189,27 +224,31 @@ def _below(bits: Any, slot: Any) -> Any:
 
 
 @kernel
-def fillable(s: Any, book: Any, c: Any) -> Any:
-    """Whether a fill-or-kill order fills whole within the limit on effects. O(orders it meets).
+def fillable(s: Any, book: Any, c: Any, need: Any) -> Any:
+    """Whether an order fills so many lots at once, within the limit on effects. O(orders it meets).
 
     Orders of the same account fill nothing: under CANCEL_MAKER they are passed over (they will be
     cancelled), under the other modes they end the order before it is filled.
     """
     side = uint32(SELL - c.side)
-    need = c.qty_lots
-    effects = 0
+    effects = int64(0)
     rank = book.best[side]
     limit = rank_of(side, uint32(c.price_ticks))
     while rank >= limit:
         leaf = leaf_for(s, book, c.instrument, side, rank)
         slot = s.levels[(leaf << uint32(6)) | (rank & uint32(63))].head
         while slot != 0:
-            effects += 1
+            order = s.orders[slot]
+            effects += int64(1)
+            if order.hidden_lots != 0:
+                # Each further clip is shown, then filled.
+                effects += int64(2) * (int64(order.hidden_lots) // int64(order.display_lots) + 1)
             if effects > EFFECTS_MAX:
                 return False
-            order = s.orders[slot]
-            if order.account != c.account:
-                need -= int64(order.qty_lots)
+            if is_expired(order, c.time_ns):
+                pass
+            elif order.account != c.account:
+                need -= left_of(order)
                 if need <= 0:
                     return True
             elif c.self_trade != SelfTrade.CANCEL_MAKER:
@@ -236,19 +275,41 @@ def _self_trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, l
         e.qty_lots = both
         e.counter_account = c.account
         release(s, book, side, slot, both)
-        if both == maker_qty:
-            dequeue(s, book, side, slot)
-        else:
+        if both < maker_qty:
             s.orders[slot].qty_lots = uint32(maker_qty - both)
+        elif s.orders[slot].hidden_lots != 0:
+            _refresh(s, out, c, slot)
+        else:
+            dequeue(s, book, side, slot)
         return left - both
     if c.self_trade in (SelfTrade.CANCEL_MAKER, SelfTrade.CANCEL_BOTH):
-        _cancelled(s, out, c, slot, CancelReason.SELF_TRADE)
-        release(s, book, side, slot, maker_qty)
-        dequeue(s, book, side, slot)
+        remove(s, out, c, slot, CancelReason.SELF_TRADE)
     if c.self_trade != SelfTrade.CANCEL_MAKER:
         remainder(out, c, taker_id, left, CancelReason.SELF_TRADE)
         left = int64(0)
     return left
+
+
+@kernel
+def _refresh(s: Any, out: Any, c: Any, slot: Any) -> None:
+    """Show an iceberg's next clip; it stands behind all others of its price again."""
+    order = s.orders[slot]
+    clip = min(order.hidden_lots, order.display_lots)
+    order.qty_lots = clip
+    order.hidden_lots -= clip
+    order.sequence = c.sequence
+    move_to_back(s, slot)
+    leaf = s.leaves[order.level >> uint32(6)]
+    e = next_event(out, c, EventKind.REFRESHED)
+    e.order_id = uint64(order_id(s, slot))
+    e.client_id = order.client_id
+    e.price_ticks = int64(order.price_ticks)
+    e.qty_lots = int64(clip)
+    e.account = order.account
+    e.counter_account = uint32(0)
+    e.instrument = leaf.instrument
+    e.side = uint8(leaf.side)
+    e.reason = uint16(0)
 
 
 @inlined
@@ -277,7 +338,7 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
     first = out.count
     side = uint32(SELL - c.side)
     limit = uint32(c.price_ticks)
-    left = c.qty_lots
+    left = int64(c.qty_lots)
     filled = int64(0)
     cost = int64(0)
     while left > 0 and crosses(book, c.side, limit):
@@ -290,8 +351,12 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
                 remainder(out, c, taker_id, left, CancelReason.EFFECTS_LIMIT)
                 return int64(0), filled, cost
             order = s.orders[slot]
+            prefetch(s.orders[order.next])
+            # These may drop the level, so look up the best price afresh.
+            if is_expired(order, c.time_ns):
+                remove(s, out, c, slot, CancelReason.EXPIRED)
+                break
             if order.account == c.account:
-                # May drop the level, so look up the best price afresh.
                 left = _self_trade(s, book, out, c, taker_id, slot, left)
                 break
             maker_qty = int64(order.qty_lots)
@@ -303,6 +368,10 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
             if qty < maker_qty:
                 order.qty_lots = uint32(maker_qty - qty)
                 break
+            if order.hidden_lots != 0:
+                _refresh(s, out, c, slot)
+                slot = s.levels[level].head
+                continue
             behind = order.next
             s.levels[level].head = behind
             free_slot(s, slot)
@@ -325,6 +394,9 @@ def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
     order.capacity = capacity
     order.client_id = c.client_id
     order.sequence = c.sequence
+    order.hidden_lots = uint32(0)
+    order.display_lots = uint32(0)
+    order.expiry_s = uint32(0)
     side = uint32(c.side)
     rank = rank_of(side, order.price_ticks)
     enqueue(s, book, side, slot, rank, leaf_for(s, book, c.instrument, side, rank))
@@ -342,17 +414,34 @@ def new_order(s: Any, c: Any, out: Any) -> Any:
     crossing = crosses(book, c.side, uint32(c.price_ticks))
     if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
         reason = Reject.POST_ONLY_WOULD_TRADE
-    if reason == 0 and c.time_in_force == TimeInForce.FOK and not fillable(s, book, c):
+    if (
+        reason == 0
+        and c.time_in_force == TimeInForce.FOK
+        and not fillable(s, book, c, int64(c.qty_lots))
+    ):
         reason = Reject.FOK_NOT_FILLABLE
     if reason != 0:
         return reject(out, c, reason)
 
+    place(s, book, c, out, capacity, crossing)
+    return None
+
+
+@inlined
+def place(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: Any) -> Any:
+    """Accept an order that passed every check: trade, then rest or end. The slot if it rests."""
     # Taken before matching, so that makers leaving the book cannot change the taker's id.
     slot = take_slot(s)
-    taker_id = uint64(order_id(s, slot))
     e = emit(out, c, EventKind.ACCEPTED)
-    e.order_id = taker_id
-    left = c.qty_lots
+    e.order_id = uint64(order_id(s, slot))
+    return work(s, book, c, out, slot, capacity, crossing)
+
+
+@inlined
+def work(s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing: Any) -> Any:
+    """Trade with what is there, then rest what is left or end it. The slot if it rests, or 0."""
+    taker_id = uint64(order_id(s, slot))
+    left = int64(c.qty_lots)
     if crossing:
         left, filled, cost = trade(s, book, out, c, taker_id)
         if filled > 0:
@@ -360,10 +449,11 @@ def new_order(s: Any, c: Any, out: Any) -> Any:
             fill_free(s, c.account, c.side, paid, capacity, filled)
     if left > 0 and c.time_in_force == TimeInForce.GTC:
         rest(s, book, c, slot, left, capacity)
-        return None
+        return slot
     free_slot(s, slot)
     if left > 0:
         remainder(out, c, taker_id, left, CancelReason.IOC_REMAINDER)
+    return uint32(0)
 
 
 # --- cancel -------------------------------------------------------------------------------------
@@ -376,26 +466,35 @@ def remove(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
     side = leaf.side
     book = s.books[leaf.instrument]
     _cancelled(s, out, c, slot, reason)
-    release(s, book, side, slot, int64(s.orders[slot].qty_lots))
+    release(s, book, side, slot, left_of(s.orders[slot]))
     dequeue(s, book, side, slot)
+
+
+@inlined
+def find_order(s: Any, c: Any) -> Any:
+    """The slot of the account's open order that the command names; 0 if there is none."""
+    slot = uint32(c.order_id & uint64(0xFFFFFF))
+    if slot > s.order_high:
+        return uint32(0)
+    order = s.orders[slot]
+    known = order.qty_lots != 0 and order.account == c.account
+    return slot if known and uint64(order.generation) == c.order_id >> uint64(24) else uint32(0)
 
 
 @inlined
 def cancel(s: Any, c: Any, out: Any) -> Any:
     """O(1); O(trie height) when it empties a price."""
-    slot = uint32(c.order_id & uint64(0xFFFFFF))
-    if slot == 0 or slot > s.order_high:
-        return reject(out, c, Reject.UNKNOWN_ORDER)
-    order = s.orders[slot]
-    known = order.qty_lots != 0 and order.account == c.account
-    if not known or uint64(order.generation) != c.order_id >> uint64(24):
+    slot = find_order(s, c)
+    if slot == 0:
         return reject(out, c, Reject.UNKNOWN_ORDER)
     return remove(s, out, c, slot, CancelReason.BY_REQUEST)
 
 
 @kernel
 def cancel_all(s: Any, c: Any, out: Any) -> Any:
-    """Every open order of the account, in one market or in all. O(slots ever used), in slot order.
+    """Every open order of the account, in one market or in all, of one side or both.
+
+    O(slots ever used), in slot order.
 
     Stops at EFFECTS_MAX orders; the terminal event then carries EFFECTS_LIMIT and the client asks
     again.
@@ -403,6 +502,8 @@ def cancel_all(s: Any, c: Any, out: Any) -> Any:
     every = c.instrument == ALL_INSTRUMENTS
     if not every and (c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0):
         return reject(out, c, Reject.UNKNOWN_INSTRUMENT)
+    if c.flags > OneSide.SELLS:
+        return reject(out, c, Reject.UNKNOWN_COMMAND)
     return clear(s, c, out, every, CancelReason.CANCEL_ALL, EventKind.CANCEL_ALL_DONE)
 
 
@@ -415,7 +516,10 @@ def clear(s: Any, c: Any, out: Any, every: Any, why: Any, done: Any) -> None:
         order = s.orders[slot]
         if order.qty_lots == 0 or order.account != c.account:
             continue
-        if not every and s.leaves[order.level >> uint32(6)].instrument != c.instrument:
+        leaf = s.leaves[order.level >> uint32(6)]
+        if not every and leaf.instrument != c.instrument:
+            continue
+        if c.flags != OneSide.BOTH and leaf.side != c.flags - uint8(OneSide.BUYS):
             continue
         if out.count - first >= uint64(EFFECTS_MAX):
             reason = uint16(CancelReason.EFFECTS_LIMIT)

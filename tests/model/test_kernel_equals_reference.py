@@ -30,6 +30,7 @@ from engine.records import (
     TimeInForce,
     command_array,
     decode_events,
+    order_terms,
 )
 from engine.reference import Reference
 from engine.rejects import Reject
@@ -52,6 +53,25 @@ BURST_ORDER = st.tuples(
     st.sampled_from((TimeInForce.GTC, TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK)),
     st.sampled_from(SelfTrade),
 )
+BURST_TERMS = st.tuples(
+    st.sampled_from(ACCOUNTS),
+    st.sampled_from(Side),
+    st.integers(97, 103),
+    st.integers(1, 30),
+    st.sampled_from(TimeInForce),
+    st.sampled_from(SelfTrade),
+    st.sampled_from((0, 0, 0, Flag.POST_ONLY, Flag.MARKET)),
+    st.sampled_from((0, 0, 1, 2, 3, 31)),
+    st.sampled_from((0, 0, 0, 1, 5, 12)),
+    st.integers(-1, 4),
+)
+CHANGE = st.tuples(
+    st.sampled_from((0, 0, 0, 0, 0, 1)),  # 0: the order's own account
+    st.one_of(st.just(0), st.integers(96, 104), st.integers(-1, PRICE_TICKS_MAX + 1)),
+    st.one_of(st.integers(0, 20), st.just(QTY_LOTS_MAX)),
+    st.sampled_from((0, 0, 0, 0, 1, 2)),
+    st.sampled_from((0, 1, 2, 3, 4)),
+)
 ANY_U32 = st.integers(0, (1 << 32) - 1)
 
 
@@ -69,7 +89,8 @@ class KernelEqualsReference(RuleBasedStateMachine):
 
     def both(self, kind: int, **fields: Any) -> list[Event]:
         self.sequence += 1
-        command = Command(sequence=self.sequence, time_ns=self.sequence * 10, kind=kind, **fields)
+        time_ns = self.sequence * 300_000_000  # three commands a second
+        command = Command(sequence=self.sequence, time_ns=time_ns, kind=kind, **fields)
         parts = self.matcher.match(command_array([command]))
         events = [event for part in parts for event in decode_events(part)]
         assert events == self.reference.apply(command), command
@@ -155,7 +176,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
         instrument=st.one_of(st.sampled_from(INSTRUMENTS), ANY_U32),
         side=st.integers(0, 255),
         price=st.integers(-(1 << 63), (1 << 63) - 1),
-        lots=st.sampled_from([0, -1, 1, QTY_LOTS_MAX, QTY_LOTS_MAX + 1, (1 << 63) - 1]),
+        lots=st.sampled_from([0, -1, 1, QTY_LOTS_MAX, QTY_LOTS_MAX + 1, (1 << 31) - 1]),
         tif=st.integers(0, 255),
         mode=st.integers(0, 255),
         flags=st.integers(0, 255),
@@ -183,6 +204,47 @@ class KernelEqualsReference(RuleBasedStateMachine):
             flags=flags,
         )
 
+    @rule(orders=st.lists(BURST_TERMS, min_size=1, max_size=8))
+    def burst_with_terms(self, orders: list[tuple[int, ...]]) -> None:
+        """Icebergs, minimum quantities, market orders and short lives around one price."""
+        for account, side, price, lots, tif, mode, flags, display, minimum, life in orders:
+            now_s = (self.sequence + 1) * 300_000_000 // 1_000_000_000
+            self.both(
+                CommandKind.NEW_ORDER,
+                account=account,
+                instrument=INSTRUMENTS[0],
+                side=side,
+                price_ticks=price if flags != Flag.MARKET else price - 97,
+                qty_lots=lots,
+                time_in_force=tif,
+                self_trade=mode,
+                flags=flags,
+                order_id=order_terms(display_lots=display, min_lots=minimum),
+                expiry_s=now_s + life if tif == TimeInForce.GTT else 0,
+                client_id=self.sequence,
+            )
+
+    @rule(changes=st.lists(CHANGE, min_size=1, max_size=6), data=st.data())
+    def amend(self, changes: list[tuple[int, int, int, int, int]], data: st.DataObject) -> None:
+        for stranger, price, lots, flags, mode in changes:
+            orders = list(self.reference.orders.values())
+            order = data.draw(st.sampled_from(orders)) if orders else None
+            self.both(
+                CommandKind.AMEND,
+                account=stranger or (order.account if order else 1),
+                order_id=order.order_id if order else self.order_ids[-1],
+                price_ticks=price,
+                qty_lots=lots,
+                flags=flags,
+                self_trade=mode,
+            )
+
+    @rule(account=st.sampled_from(ACCOUNTS), data=st.data())
+    def expire(self, account: int, data: st.DataObject) -> None:
+        mortal = [o.order_id for o in self.reference.orders.values() if o.expiry_s]
+        order_id = data.draw(st.sampled_from(mortal or self.order_ids))
+        self.both(CommandKind.EXPIRE, account=account, order_id=order_id)
+
     @rule(account=st.sampled_from(ACCOUNTS), data=st.data())
     def cancel(self, account: int, data: st.DataObject) -> None:
         self.both(
@@ -196,9 +258,10 @@ class KernelEqualsReference(RuleBasedStateMachine):
     @rule(
         account=st.sampled_from(ACCOUNTS),
         instrument=st.sampled_from((*INSTRUMENTS, 2, ALL_INSTRUMENTS)),
+        sides=st.integers(0, 3),
     )
-    def cancel_all(self, account: int, instrument: int) -> None:
-        self.both(CommandKind.CANCEL_ALL, account=account, instrument=instrument)
+    def cancel_all(self, account: int, instrument: int, sides: int) -> None:
+        self.both(CommandKind.CANCEL_ALL, account=account, instrument=instrument, flags=sides)
 
     @rule(
         account=st.sampled_from((*ACCOUNTS, 4)),
@@ -315,7 +378,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
         )
 
     @rule(
-        kind=st.sampled_from((CommandKind.HALT_MARKET, CommandKind.RESUME_MARKET)),
+        kind=st.sampled_from((CommandKind.HALT_MARKET, *(CommandKind.RESUME_MARKET,) * 4)),
         instrument=st.sampled_from((*INSTRUMENTS, 2)),
     )
     def halt_or_resume(self, kind: int, instrument: int) -> None:
