@@ -88,6 +88,7 @@ class CommandKind(IntEnum):
     DECLARE_CAPACITY = 4
     WITHDRAW = 5
     AMEND = 6
+    EXPIRE = 7  # sequenced by the engine itself, when an order's time has come
     # below: sequenced by settlement or an administrator, never by a trading session
     OPEN_ACCOUNT = 16
     DEPOSIT = 17
@@ -101,8 +102,6 @@ class CommandKind(IntEnum):
     LIST_MARKET = 32
     HALT_MARKET = 33
     RESUME_MARKET = 34
-    # sequenced by the engine itself
-    EXPIRE = 48
 
 
 class EventKind(IntEnum):

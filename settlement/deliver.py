@@ -147,13 +147,12 @@ class Delivery:
 
 def open_account(account: int, owner: bytes) -> Command:
     """`owner` is a 20-byte wallet address; it lies where order id, price and quantity do."""
-    padded = owner + bytes(4)
     return Command(
         kind=CommandKind.OPEN_ACCOUNT,
         account=account,
-        order_id=int.from_bytes(padded[:8], "little"),
-        price_ticks=int.from_bytes(padded[8:16], "little", signed=True),
-        qty_lots=int.from_bytes(padded[16:24], "little", signed=True),
+        order_id=int.from_bytes(owner[:8], "little"),
+        price_ticks=int.from_bytes(owner[8:16], "little", signed=True),
+        qty_lots=int.from_bytes(owner[16:20], "little", signed=True),
     )
 
 

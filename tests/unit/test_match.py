@@ -508,6 +508,7 @@ def _full_exchange(shard: Shard) -> list[Event]:
 
 U32_MAX = (1 << 32) - 1
 I64_MAX = (1 << 63) - 1
+I32_MAX = (1 << 31) - 1
 REFUSALS: list[tuple[Reject, Act]] = [
     (Reject.PRICE_OUT_OF_RANGE, _new(price_ticks=0)),
     (Reject.PRICE_OUT_OF_RANGE, _new(price_ticks=-1)),
@@ -518,7 +519,7 @@ REFUSALS: list[tuple[Reject, Act]] = [
     (Reject.QTY_OUT_OF_RANGE, _new(qty_lots=0)),
     (Reject.QTY_OUT_OF_RANGE, _new(qty_lots=-8)),
     (Reject.QTY_OUT_OF_RANGE, _new(qty_lots=QTY_LOTS_MAX + 1)),
-    (Reject.QTY_OUT_OF_RANGE, _new(qty_lots=I64_MAX)),
+    (Reject.QTY_OUT_OF_RANGE, _new(qty_lots=I32_MAX)),
     (Reject.QTY_OUT_OF_RANGE, lambda s: s.declare(ALICE, MARKET, -1)),
     (Reject.QTY_OUT_OF_RANGE, lambda s: s.declare(ALICE, MARKET, QTY_LOTS_MAX + 1)),
     (Reject.QTY_OUT_OF_RANGE, _void(qty_lots=0)),

@@ -23,8 +23,9 @@ from engine.records import (
 
 U8, U16, U32 = st.integers(0, 255), st.integers(0, 65535), st.integers(0, (1 << 32) - 1)
 U64, I64 = st.integers(0, (1 << 64) - 1), st.integers(-(1 << 63), (1 << 63) - 1)
+I32 = st.integers(-(1 << 31), (1 << 31) - 1)
 COMMANDS = st.builds(
-    Command, U64, I64, U64, U64, I64, I64, U32, U32, U8, U8, U8, U8, U8
+    Command, U64, I64, U64, U64, I64, I32, U32, U32, U32, U8, U8, U8, U8, U8
 )  # fmt: skip
 EVENTS = st.builds(Event, U64, I64, U64, U64, I64, I64, U32, U32, U32, U8, U8, U16)
 
@@ -42,7 +43,8 @@ def test_the_layout_is_the_one_that_journals_are_written_in() -> None:
         client_id=0x2122232425262728,
         order_id=0x3132333435363738,
         price_ticks=0x4142434445464748,
-        qty_lots=0x5152535455565758,
+        qty_lots=0x51525354,
+        expiry_s=0x55565758,
         account=0x61626364,
         instrument=0x71727374,
         kind=0x81,
@@ -53,7 +55,7 @@ def test_the_layout_is_the_one_that_journals_are_written_in() -> None:
     )
     assert command.pack().hex(" ", -8) == (
         "0807060504030201 1817161514131211 2827262524232221 3837363534333231 "
-        "4847464544434241 5857565554535251 6463626174737271 8182838485000000"
+        "4847464544434241 5453525158575655 6463626174737271 8182838485000000"
     )
     event = Event(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
     assert event.pack().hex(" ", -8) == (
