@@ -62,8 +62,8 @@ class Row(NamedTuple):
     seed: int
     operations: int
     unit: str  # what the ns are per: "op" or "fill"
-    compex_ns: float
-    ladder_ns: float | None
+    core_ns_each: float
+    ladder_ns_each: float | None
     ratio: float | None
     ratio_min: float | None
     ratio_max: float | None
@@ -71,7 +71,7 @@ class Row(NamedTuple):
     target: float | None
     within: bool | None
     fill_hash: str
-    compex_fills_right: bool
+    core_fills_right: bool
     ladder_fills_right: bool | None
 
 
@@ -92,12 +92,12 @@ def pin(core: int | None) -> int | None:
     return chosen
 
 
-def compex_fills(stream: Stream) -> Expected:
+def core_fills(stream: Stream) -> Expected:
     fills, volume, notional, fold = (int(total) for total in verify(stream.records()))
     return Expected(fills, volume, notional, f"{fold:016x}")
 
 
-def compex_ns(stream: Stream) -> float:
+def core_ns_per_operation(stream: Stream) -> float:
     records = stream.records()
     return timed(records, stream.preload) * 1e9 / (len(records) - stream.preload)
 
@@ -108,23 +108,23 @@ class Comparison:
     def __init__(self, streams: Sequence[Stream], yardstick: Yardstick | None) -> None:
         self._streams = streams
         self._yardstick = yardstick
-        self._compex: defaultdict[str, list[float]] = defaultdict(list)
+        self._core: defaultdict[str, list[float]] = defaultdict(list)
         self._ladder: defaultdict[str, list[float]] = defaultdict(list)
 
     def round(self, number: int) -> None:
         """One run of both on every stream; who goes first changes from round to round."""
         for stream in self._streams:
             if number % 2 == 0:
-                self._compex[stream.name].append(compex_ns(stream))
+                self._core[stream.name].append(core_ns_per_operation(stream))
             if self._yardstick is not None:
                 self._ladder[stream.name].append(self._yardstick.ns_per_operation(stream))
             if number % 2 == 1:
-                self._compex[stream.name].append(compex_ns(stream))
+                self._core[stream.name].append(core_ns_per_operation(stream))
 
     def row(self, stream: Stream) -> Row:
         """Verify the fills of both and sum up the rounds."""
-        compex, ladder = self._compex[stream.name], self._ladder[stream.name]
-        ratios = [ours / theirs for ours, theirs in zip(compex, ladder, strict=False)]
+        core, ladder = self._core[stream.name], self._ladder[stream.name]
+        ratios = [ours / theirs for ours, theirs in zip(core, ladder, strict=False)]
         operations = stream.path.stat().st_size // 32 - stream.preload
         per_fill = stream.name in PER_FILL
         scale = operations / stream.expected.fills if per_fill else 1.0
@@ -138,16 +138,16 @@ class Comparison:
             seed=stream.seed,
             operations=operations,
             unit="fill" if per_fill else "op",
-            compex_ns=round(statistics.median(compex) * scale, 2),
-            ladder_ns=round(statistics.median(ladder) * scale, 2) if ladder else None,
+            core_ns_each=round(statistics.median(core) * scale, 2),
+            ladder_ns_each=round(statistics.median(ladder) * scale, 2) if ladder else None,
             ratio=ratio,
             ratio_min=round(min(ratios), 3) if ratios else None,
             ratio_max=round(max(ratios), 3) if ratios else None,
-            ratio_of_best=round(min(compex) / min(ladder), 3) if ladder else None,
+            ratio_of_best=round(min(core) / min(ladder), 3) if ladder else None,
             target=target,
             within=ratio <= target if ratio is not None and target is not None else None,
             fill_hash=stream.expected.fill_hash,
-            compex_fills_right=compex_fills(stream) == stream.expected,
+            core_fills_right=core_fills(stream) == stream.expected,
             ladder_fills_right=ladder_right,
         )
 
@@ -155,7 +155,7 @@ class Comparison:
         """What a million resting orders cost, in what a thousand cost, round by round."""
         ratios = [
             deep / shallow
-            for deep, shallow in zip(self._compex[DEEP], self._compex[SHALLOW], strict=False)
+            for deep, shallow in zip(self._core[DEEP], self._core[SHALLOW], strict=False)
         ]
         if not ratios:
             return None
@@ -231,7 +231,7 @@ def _verdict(within: bool | None) -> str:
 def _fills(row: Row) -> str:
     wrong = [
         name
-        for name, right in (("core", row.compex_fills_right), ("ladder", row.ladder_fills_right))
+        for name, right in (("core", row.core_fills_right), ("ladder", row.ladder_fills_right))
         if right is False
     ]
     return "WRONG: " + ", ".join(wrong) if wrong else "ok"
@@ -251,8 +251,8 @@ def show(console: Console, rows: Iterable[Row], limits: Iterable[Limit]) -> None
         table.add_row(
             row.stream,
             f"{row.operations:,}",
-            _number(row.compex_ns, 1),
-            _number(row.ladder_ns, 1),
+            _number(row.core_ns_each, 1),
+            _number(row.ladder_ns_each, 1),
             row.unit,
             _number(row.ratio),
             spread,
@@ -281,7 +281,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
 
     rows = rows[::-1]  # the first on top
     compared = all(row.ratio is not None for row in rows)
-    widths = [row.ratio if row.ratio is not None else row.compex_ns for row in rows]
+    widths = [row.ratio if row.ratio is not None else row.core_ns_each for row in rows]
     places = range(len(rows))
     figure = Figure(figsize=(8, 0.42 * len(rows) + 1.2), layout="constrained")
     axes: Any = figure.add_subplot()
@@ -295,7 +295,7 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
             axes.vlines(row.target, place - 0.4, place + 0.4, color="#cc3311", linewidth=2)
             ends.append(row.target)
         axes.annotate(
-            (f"{width:.2f}×, " if compared else "") + f"{row.compex_ns:.1f} ns per {row.unit}",
+            (f"{width:.2f}×, " if compared else "") + f"{row.core_ns_each:.1f} ns per {row.unit}",
             (1.02, place),
             xycoords=("axes fraction", "data"),
             verticalalignment="center",
@@ -374,7 +374,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             yardstick = Yardstick(options.yardstick, Path(directory))
         else:
             progress.print("no g++ here: the core alone, without the ladder and ratios")
-        compex_ns(streams[0])  # compiles what is not cached
+        core_ns_per_operation(streams[0])  # compiles what is not cached
         comparison = Comparison(streams, yardstick)
         for number in range(options.runs):
             progress.print(f"round {number + 1} of {options.runs}")
@@ -390,7 +390,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     console.print(f"{about['cpu']}, core {core}, medians of {options.runs} interleaved runs")
     console.print("QUICK: sizes are capped, the figures say nothing\n" if options.quick else "")
     show(console, rows, limits)
-    right = all(row.compex_fills_right and row.ladder_fills_right is not False for row in rows)
+    right = all(row.core_fills_right and row.ladder_fills_right is not False for row in rows)
     if options.json is not None:
         measured = {
             "machine": about,

@@ -5,12 +5,15 @@ from itertools import permutations
 
 import pytest
 
+from engine.book import LEAVES_MAX, NODES_MAX
 from engine.records import (
     ALL_INSTRUMENTS,
     AMOUNT_USDC6_MAX,
+    CAPACITIES_MAX,
     CLIENT_ID_MAX,
     EFFECTS_MAX,
     INSTRUMENTS_MAX,
+    OPEN_ORDERS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     TOTAL_USDC6_MAX,
@@ -340,6 +343,14 @@ def test_cancel_all_takes_one_market_or_every_and_only_ones_own(shard: Shard) ->
     assert shard.best(BUY) == 100
 
 
+def test_cancel_all_goes_by_slot_whichever_order_came_first(shard: Shard) -> None:
+    first, second = (shard.rest(ALICE, BUY, 100, 1) for _ in range(2))
+    shard.cancel(ALICE, first)
+    reused = shard.rest(ALICE, BUY, 100, 1)
+    events = shard.do(CommandKind.CANCEL_ALL, account=ALICE, instrument=MARKET)
+    assert [e.order_id for e in events[:-1]] == [reused, second]
+
+
 # --- halted -------------------------------------------------------------------------------------
 
 
@@ -456,6 +467,47 @@ def test_an_account_keeps_the_address_it_was_opened_with(shard: Shard) -> None:
     [opened] = shard.do_all([unpack_command(bytes(record))])
     assert opened.owner == owner
     assert shard.state["identities"][0, 9]["owner"].tobytes() == owner
+
+
+def test_all_of_a_free_balance_may_be_withdrawn(shard: Shard) -> None:
+    [reserved] = shard.do(CommandKind.WITHDRAW, account=ALICE, price_ticks=CASH_USDC6)
+    assert reserved.kind == EventKind.WITHDRAWAL_RESERVED
+    assert shard.money(ALICE)["free_usdc6"] == 0
+
+
+def test_the_largest_and_dearest_order_is_taken(shard: Shard) -> None:
+    assert shard.rest(ALICE, BUY, 1, QTY_LOTS_MAX)
+    assert shard.rest(ALICE, BUY, PRICE_TICKS_MAX, 1)
+    shard.check()
+
+
+@pytest.mark.parametrize(
+    ("counter", "full", "kind", "reject"),
+    [
+        ("open_orders", OPEN_ORDERS_MAX, CommandKind.NEW_ORDER, Reject.TOO_MANY_OPEN_ORDERS),
+        ("leaf_high", LEAVES_MAX - 1, CommandKind.NEW_ORDER, Reject.BOOK_FULL),
+        ("nodes_used", NODES_MAX - 8, CommandKind.NEW_ORDER, Reject.BOOK_FULL),
+        (
+            "capacities_used",
+            CAPACITIES_MAX,
+            CommandKind.DECLARE_CAPACITY,
+            Reject.TOO_MANY_CAPACITIES,
+        ),
+    ],
+)
+def test_a_full_exchange_refuses_and_takes_again_when_there_is_room(
+    shard: Shard, counter: str, full: int, kind: CommandKind, reject: Reject
+) -> None:
+    """Put full by hand: four million orders in the specification would take minutes."""
+    shard.list_market(9)
+    usual = int(shard.state[counter][0])
+    command = {"account": ALICE, "instrument": 9, "price_ticks": 5, "qty_lots": 1}
+    shard.state[counter] = full
+    [refused] = shard.matcher_only(kind, **command)
+    assert (refused.kind, refused.reason) == (EventKind.REJECTED, reject)
+    shard.state[counter] = usual
+    [taken] = shard.matcher_only(kind, **command)
+    assert taken.kind != EventKind.REJECTED
 
 
 # --- every refusal ------------------------------------------------------------------------------

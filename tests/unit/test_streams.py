@@ -17,7 +17,7 @@ from benchmarks.match_all import (
     TARGETS,
     Limit,
     Row,
-    compex_fills,
+    core_fills,
     main,
 )
 from benchmarks.streams import (
@@ -49,7 +49,7 @@ each_shape = pytest.mark.parametrize("shape", SMALL, ids=lambda shape: shape.nam
 def test_the_core_fills_what_the_generators_book_fills(shape: Shape, tmp_path: Path) -> None:
     stream = find_or_make(shape, tmp_path)
     assert stream.expected.fills > 100
-    assert compex_fills(stream) == stream.expected
+    assert core_fills(stream) == stream.expected
 
 
 @each_shape
@@ -98,7 +98,7 @@ def test_a_kept_stream_is_found_and_one_of_another_generator_is_made_anew(tmp_pa
     manifest = tmp_path / "manifest.json"
     manifest.write_text(manifest.read_text("utf-8").replace(GENERATOR, "0" * 16), "utf-8")
     assert find_or_make(shape, tmp_path) == made
-    assert compex_fills(made) == made.expected
+    assert core_fills(made) == made.expected
 
 
 def compared(directory: Path, *words: str) -> tuple[subprocess.CompletedProcess[str], Any]:
@@ -121,13 +121,13 @@ def test_the_comparison_runs_end_to_end_and_writes_what_it_measured(tmp_path: Pa
     rows = [Row(**row) for row in measured["streams"]]
     assert [row.stream for row in rows] == [shape.name for shape in SHAPES]
     for row in rows:
-        assert row.operations == QUICK_OPERATIONS and row.compex_ns > 0
-        assert row.compex_fills_right is True
+        assert row.operations == QUICK_OPERATIONS and row.core_ns_each > 0
+        assert row.core_fills_right is True
         assert row.target == TARGETS.get(row.stream)
         assert row.stream in run.stdout
         if compiled:
             assert row.ladder_fills_right is True
-            assert row.ladder_ns is not None and row.ladder_ns > 0
+            assert row.ladder_ns_each is not None and row.ladder_ns_each > 0
             assert row.ratio_min is not None and row.ratio_max is not None
             assert row.ratio is not None and row.ratio_min <= row.ratio <= row.ratio_max
     limits = [Limit(**limit) for limit in measured["limits"]]
