@@ -20,6 +20,7 @@ from typing import Final
 import numpy as np
 
 from engine.clock import Clock
+from engine.expiry import Expiries
 from engine.journal import FRAME_COMMANDS_MAX, Journal
 from engine.port import Batch, Market, Readiness, Sequenced, Subscriber
 from engine.publish import Published
@@ -28,6 +29,8 @@ from engine.records import (
     Balances,
     Command,
     EventArray,
+    TimeInForce,
+    decode_commands,
     decode_events,
 )
 from engine.rejects import JournalError, Refused, Reject
@@ -36,6 +39,7 @@ from engine.sequence import Sequencer
 from engine.snapshot import state_hash
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16
+EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
 
 
 class Pipeline:
@@ -43,7 +47,9 @@ class Pipeline:
 
     def __init__(self, journal: Journal, clock: Clock) -> None:
         self._journal = journal
+        self._clock = clock
         self._sequencer = Sequencer(clock)
+        self._expiries = Expiries()
         self._matcher = Matcher()
         self._subscribers: list[Subscriber] = []
         self._rooms: list[Callable[[], bool]] = []
@@ -56,6 +62,7 @@ class Pipeline:
         self._closed = False
         self._published = Published()
         self._worker: asyncio.Task[None] | None = None
+        self._keeper: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, "journal")
 
     # 1. start: what the journal holds is matched and published again
@@ -65,12 +72,16 @@ class Pipeline:
         self._matcher.warm_up()
         for frame in self._journal.recover():
             self._sequencer.resume(frame.commands)
+            mortal = frame.commands[frame.commands["time_in_force"] == TimeInForce.GTT]
+            for command in decode_commands(mortal):
+                self._expiries.sequenced(command, command.sequence)
             for part in self._matcher.match(frame.commands):
                 self._publish(part, replayed=True)
             self._published_sequence = self._sequencer.last_sequence
             await asyncio.sleep(0)  # subscribers with queues drain them meanwhile
         self._stopped = ""
         self._worker = asyncio.create_task(self._run(), name="pipeline")
+        self._keeper = asyncio.create_task(self._keep_time(), name="expiry")
 
     # 2. submit: a place in the order, or a refusal that changes nothing
 
@@ -79,11 +90,27 @@ class Pipeline:
             raise Refused(Reject.STOPPED)
         if len(self._queue) >= QUEUE_COMMANDS_MAX or not all(room() for room in self._rooms):
             raise Refused(Reject.BUSY)
+        self._expire()
+        return self._sequence(command)
+
+    def _sequence(self, command: Command) -> Sequenced:
         sequenced, stamped = self._sequencer.sequence(command)
         if stamped:
+            self._expiries.sequenced(command, sequenced.sequence)
             self._queue.append(stamped)
             self._arrived.set()
         return sequenced
+
+    def _expire(self) -> None:
+        """Whose time has come leaves the book before anything else happens."""
+        for command in self._expiries.due(self._clock.now_ns()):
+            self._sequence(command)
+
+    async def _keep_time(self) -> None:
+        """Orders expire in a quiet market, too."""
+        while not self._stopped:
+            self._expire()
+            await asyncio.sleep(EXPIRY_SECONDS)
 
     # 3. journal ∥ match: one group at a time
 
@@ -124,6 +151,7 @@ class Pipeline:
         self._event_number += len(events)
         self._published.apply(self._matcher.state, array, events)
         self._sequencer.answered(events)
+        self._expiries.published(events)
         for subscriber in self._subscribers:
             subscriber(batch)
 
@@ -147,9 +175,10 @@ class Pipeline:
             self._stopped = "closed"
             with contextlib.suppress(JournalError):
                 await self.settled()
-        if self._worker is not None:
-            self._worker.cancel()
-            await asyncio.gather(self._worker, return_exceptions=True)
+        tasks = [task for task in (self._worker, self._keeper) if task is not None]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
         self._stop(self._stopped)
         self._writer.shutdown()
         self._journal.close()

@@ -1,0 +1,53 @@
+"""Orders that live until a time, and when each one's is over.
+
+The kernel never lets an order trade past its time; this schedule sees to it that it also leaves the
+book then. Invariant: before a command is sequenced, every order whose time has come has its EXPIRE
+command in the order before it. Only `pipeline` calls. Adding and taking are O(log n).
+"""
+
+from typing import Final
+
+from sortedcontainers import SortedList
+
+from engine.records import Command, CommandKind, Event, EventKind, TimeInForce
+
+SECOND_NS: Final = 1_000_000_000
+
+
+class Expiries:
+    def __init__(self) -> None:
+        self._accepted_at: dict[int, int] = {}  # sequence -> expiry_s, until it is answered
+        self._times: SortedList[tuple[int, int, int]] = SortedList()  # (expiry_s, id, account)
+        self._expiry_s: dict[int, int] = {}  # order id -> expiry_s
+
+    def sequenced(self, command: Command, sequence: int) -> None:
+        """Notice an order that asks to live until a time."""
+        if command.kind == CommandKind.NEW_ORDER and command.time_in_force == TimeInForce.GTT:
+            self._accepted_at[sequence] = command.expiry_s
+
+    def published(self, events: list[Event]) -> None:
+        """Schedule what was accepted, forget what was refused or is cancelled."""
+        if not self._accepted_at and not self._expiry_s:
+            return
+        for event in events:
+            if event.kind == EventKind.ACCEPTED and event.sequence in self._accepted_at:
+                expiry_s = self._accepted_at.pop(event.sequence)
+                self._times.add((expiry_s, event.order_id, event.account))
+                self._expiry_s[event.order_id] = expiry_s
+            elif event.kind == EventKind.REJECTED:
+                self._accepted_at.pop(event.sequence, None)
+            elif event.kind == EventKind.CANCELLED and event.order_id in self._expiry_s:
+                expiry_s = self._expiry_s.pop(event.order_id)
+                self._times.discard((expiry_s, event.order_id, event.account))
+
+    def due(self, now_ns: int) -> list[Command]:
+        """EXPIRE commands for orders whose time has come, earliest first; each is given once.
+
+        One that was filled meanwhile is answered UNKNOWN_ORDER, and nothing changes.
+        """
+        commands: list[Command] = []
+        while self._times and self._times[0][0] * SECOND_NS <= now_ns:
+            _, order_id, account = self._times.pop(0)
+            del self._expiry_s[order_id]
+            commands.append(Command(kind=CommandKind.EXPIRE, account=account, order_id=order_id))
+        return commands
