@@ -135,7 +135,6 @@ STATE: Final = np.dtype(
         ("time_ns", "<i8"),
         ("last_void", "<u4"),
         ("header_unused", "u1", (36,)),
-        ("scratch", COMMAND, (1,)),  # an order as it is meant, where that differs from its command
         ("books", BOOK, (INSTRUMENTS_MAX,)),
         ("balances", "<i8", (ACCOUNTS_MAX, len(BALANCES.names or ()))),  # columns of BALANCES
         ("identities", IDENTITY, (ACCOUNTS_MAX,)),
@@ -144,12 +143,14 @@ STATE: Final = np.dtype(
         ("leaves", LEAF, (LEAVES_MAX,)),
         ("levels", LEVEL, (LEAVES_MAX * 64,)),
         ("orders", ORDER, (OPEN_ORDERS_MAX + 1,)),
+        # No state: an order as it is meant, where that differs from its command.
+        ("scratch", COMMAND, (1,)),
     ]
 )
 assert LEAF.itemsize == CAPACITY.itemsize == IDENTITY.itemsize == 32
 assert BOOK.itemsize == ORDER.itemsize == 64, "one cache line"
 assert STATE.fields is not None
-assert STATE.fields["books"][1] == 192, "books start on a cache line"
+assert STATE.fields["books"][1] == 128, "books start on a cache line"
 assert LEAVES_MAX * 64 < 1 << 32, "a level's number fits an order"
 
 StateArray = NDArray[np.void]  # shape (1,), dtype STATE, 64-byte aligned

@@ -24,7 +24,7 @@ from engine.money import (
     withdraw,
 )
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX_EVENTS, reject
-from engine.records import INSTRUMENTS_MAX, OPEN_ORDERS_MAX, CommandKind, Flag
+from engine.records import INSTRUMENTS_MAX, OPEN_ORDERS_MAX, CommandKind, Flag, TimeInForce
 from engine.rejects import Reject
 from engine.reserve import capacity_home
 from engine.terms import amend, expire, new_order_with_terms
@@ -38,7 +38,8 @@ SOON: Final = 6
 @inlined
 def is_plain(c: Any) -> Any:
     """Whether a new order says no more than side, price, quantity and what to do with the rest."""
-    return c.order_id == 0 and c.expiry_s == 0 and c.flags <= Flag.POST_ONLY
+    plain = c.flags <= Flag.POST_ONLY and c.time_in_force <= TimeInForce.FOK
+    return plain and c.order_id == 0 and c.expiry_s == 0
 
 
 @kernel

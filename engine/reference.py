@@ -230,8 +230,8 @@ class Reference:
 
     def _new_order(self, c: Command) -> None:
         display, minimum = c.order_id & 0xFFFFFFFF, c.order_id >> 32
-        plain = c.order_id == 0 and c.expiry_s == 0 and c.flags <= Flag.POST_ONLY
-        if not plain:
+        plain = c.flags <= Flag.POST_ONLY and c.time_in_force <= TimeInForce.FOK
+        if not plain or c.order_id or c.expiry_s:
             c = self._as_limit(c, self._check_access(c), display, minimum)
         book = self._check_order(c)
         self._check_reserve(c, book)

@@ -84,6 +84,14 @@ class Feed:
             case EventKind.CANCELLED:
                 order = self.mirror.take(event.account, event.order_id, event.qty_lots, "cancelled")
                 self._tell_order(order, event, CancelReason(event.reason).name)
+            case EventKind.AMENDED:
+                self._tell_order(self.mirror.amend(event), event, EventKind.AMENDED.name)
+            case EventKind.CONCEALED:
+                order = self.mirror.hide(event, event.qty_lots)
+                self._tell_order(order, event, EventKind.CONCEALED.name)
+            case EventKind.REFRESHED:
+                order = self.mirror.hide(event, -event.qty_lots)
+                self._tell_order(order, event, EventKind.REFRESHED.name)
             case EventKind.DECREMENTED:
                 for order_id in (event.counter_order_id, event.order_id):
                     order = self.mirror.take(event.account, order_id, event.qty_lots, "cancelled")
@@ -145,6 +153,7 @@ class Feed:
                 left=qty_text(order.left_lots),
                 state=order.state,
                 reason=reason,
+                shown=order.shown(),
                 sequence=event.sequence,
                 time_us=self._time_us,
             )

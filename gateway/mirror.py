@@ -1,11 +1,14 @@
 """What the gateway knows of the exchange, rebuilt from its events: markets, books, open orders.
 
-Invariant: after the events of a whole command, every level is the sum of the open orders at its
-price, and no book is crossed. Only the feed changes it; sessions read it through the feed.
+Invariant: after the events of a whole command, every level is the sum of what the open orders at
+its price show, and no book is crossed. Only the feed changes it; sessions read it through the feed.
 
 How a book follows from events: ACCEPTED adds the order's quantity at its side and limit; FILL
-takes from the maker at the maker's price and from the taker at the taker's own limit; CANCELLED
-and DECREMENTED take what they say. So a taker that never rests nets to nothing.
+takes from the maker at the maker's price and from the taker at the taker's own limit; DECREMENTED
+takes what it says. So a taker that never rests nets to nothing. CONCEALED takes off what an iceberg
+that has come to rest does not show, REFRESHED adds what it shows next, and CANCELLED takes what
+was still shown. AMENDED takes from where the order stood, concealed lots first; if it lost its
+place (`reason` 1) it comes again, whole, at its new price.
 """
 
 from collections import deque
@@ -39,6 +42,15 @@ class OpenOrder(msgspec.Struct):
     left_lots: int
     time_us: int
     state: m.OrderState = "open"
+    hidden_lots: int = 0  # of what is left, an iceberg's part that the book does not show
+
+    @property
+    def shown_lots(self) -> int:
+        return self.left_lots - self.hidden_lots
+
+    def shown(self) -> str:
+        """As the wire has it: empty where all is shown."""
+        return qty_text(self.shown_lots) if self.hidden_lots else ""
 
 
 class MarketState(msgspec.Struct):
@@ -150,6 +162,7 @@ class Mirror:
             left=qty_text(order.left_lots),
             state=order.state,
             time_us=order.time_us,
+            shown=order.shown(),
         )
 
     # --- applying events -----------------------------------------------------------------------
@@ -208,14 +221,40 @@ class Mirror:
         """`lots` leave an open order; if none are left it closes as `end`."""
         state = self.accounts[account]
         order = state.orders[order_id]
-        assert 0 < lots <= order.left_lots, "an order gives what it has"
+        whole = lots == order.left_lots
+        assert whole or 0 < lots <= order.shown_lots, "an order gives what it shows, or all"
+        self._move(order, -order.shown_lots if whole else -lots)
         order.left_lots -= lots
-        self._move(order, -lots)
-        if order.left_lots == 0:
+        if whole:
+            order.hidden_lots = 0
             order.state = end
             del state.orders[order_id]
             state.by_client_id.pop(order.client_id, None)
             state.closed.append(order)
+        return order
+
+    def amend(self, event: Event) -> OpenOrder:
+        """The order has the event's price now, and so much left, all of it shown if it lost its
+        place; a CONCEALED follows if not."""
+        order = self.accounts[event.account].orders[event.order_id]
+        self._move(order, -order.shown_lots)
+        if event.reason:
+            order.hidden_lots = 0
+        else:
+            cut = order.left_lots - event.qty_lots
+            order.hidden_lots -= min(cut, order.hidden_lots)
+        order.price_ticks = event.price_ticks
+        order.qty_lots += event.qty_lots - order.left_lots
+        order.left_lots = event.qty_lots
+        self._move(order, order.shown_lots)
+        return order
+
+    def hide(self, event: Event, lots: int) -> OpenOrder:
+        """An iceberg conceals `lots` more of what is left or, if negative, shows them."""
+        order = self.accounts[event.account].orders[event.order_id]
+        order.hidden_lots += lots
+        assert 0 <= order.hidden_lots < order.left_lots, "an open order shows something"
+        self._move(order, -lots)
         return order
 
     def _move(self, order: OpenOrder, lots: int) -> None:
@@ -241,15 +280,16 @@ class Mirror:
         yield from changed.values()
 
     def check_invariants(self) -> None:
-        """Every level is the sum of its orders; nothing crossed. O(orders + levels)."""
+        """Every level is the sum of what its orders show; nothing crossed. O(orders + levels)."""
         assert not self._moved, "in the middle of a command"
         sums: dict[tuple[int, int, int], int] = {}
         for account, state in self.accounts.items():
             for order_id, order in state.orders.items():
                 assert order.account == account and order.order_id == order_id
                 assert order.state == "open" and 0 < order.left_lots <= order.qty_lots
+                assert 0 <= order.hidden_lots < order.left_lots
                 key = (order.instrument, order.side, order.price_ticks)
-                sums[key] = sums.get(key, 0) + order.left_lots
+                sums[key] = sums.get(key, 0) + order.shown_lots
             with_ids = [x for x in state.orders.values() if x.client_id]
             assert state.by_client_id == {x.client_id: x for x in with_ids}
         levels: dict[tuple[int, int, int], int] = {}

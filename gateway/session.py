@@ -26,16 +26,20 @@ from gateway.feed import EVERY_MARKET, Feed, Topic
 from gateway.limits import BUSY_RETRY_MS, DEFAULT_LIMITS, Outbox, TokenBucket
 from gateway.wire import BadRequest
 
-_NEVER_TERMINAL: Final = frozenset({EventKind.FILL, EventKind.DECREMENTED})
+_NEVER_TERMINAL: Final = frozenset(
+    {EventKind.FILL, EventKind.DECREMENTED, EventKind.CONCEALED, EventKind.REFRESHED}
+)
 
 
 class Asked(NamedTuple):
-    """A request waiting for the engine's terminal event."""
+    """A request waiting for the engine's terminal event: of the command it became or, if it is
+    about an order that has no number yet, of that order's."""
 
     session: "Session"
     request: m.ClientMessage
     market: str = ""  # ticker, for the ack
     dup: bool = False
+    awaits_order: bool = False
 
 
 class Pending:
@@ -215,8 +219,8 @@ class Session:
         match request:
             case m.New():
                 self._new(request)
-            case m.Cancel():
-                self._cancel(request)
+            case m.Cancel() | m.Amend():
+                self._change(request)
             case m.CancelAll():
                 self._cancel_all(request)
             case m.Capacity():
@@ -274,13 +278,17 @@ class Session:
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
         request = asked.request
-        if event.kind == EventKind.REJECTED:
+        if asked.awaits_order:
+            assert isinstance(request, m.Cancel | m.Amend)
+            if event.kind == EventKind.ACCEPTED:
+                self._change_now(request, event.account, event.order_id)
+            else:
+                self._reply(wire.reject_message(request.id, Reject.UNKNOWN_ORDER))
+        elif event.kind == EventKind.REJECTED:
             reject, detail = Reject(event.reason), ""
-            if isinstance(request, m.Cancel):
-                reject, detail = Reject.UNKNOWN_ORDER, self._fate(request)
+            if reject is Reject.UNKNOWN_ORDER and isinstance(request, m.Cancel | m.Amend):
+                detail = self._fate(request)
             self._reply(wire.reject_message(request.id, reject, detail=detail))
-        elif isinstance(request, m.Cancel) and event.kind == EventKind.ACCEPTED:
-            self._cancel_now(request, event.account, event.order_id)
         else:
             ack = translate.ack_of(request.id, event, asked.market)
             ack.dup = asked.dup
@@ -295,7 +303,8 @@ class Session:
         command = translate.new_order(request, account, market.instrument)
         self._submit(request, command, market.ticker)
 
-    def _cancel(self, request: m.Cancel) -> None:
+    def _change(self, request: m.Cancel | m.Amend) -> None:
+        """Cancel or amend an order, which may still be on its way to the engine."""
         account = self._trader()
         order_id = request.order_id
         if bool(order_id) == bool(request.client_id):
@@ -304,21 +313,26 @@ class Session:
             sequence = self._desk.pending.sequence_of(account, request.client_id)
             if sequence:
                 # Its order has no id yet. Saying "unknown" now would be false a moment later.
-                self._desk.pending.wait(sequence, Asked(self, request))
+                asked = Asked(self, request, awaits_order=True)
+                self._desk.pending.wait(sequence, asked)
                 return
             found = self._desk.feed.account(account).by_client_id.get(request.client_id)
             if found is None:
                 raise BadRequest(Reject.UNKNOWN_ORDER, "client_id", self._fate(request))
             order_id = found.order_id
-        self._cancel_now(request, account, order_id)
+        self._change_now(request, account, order_id)
 
-    def _cancel_now(self, request: m.Cancel, account: int, order_id: int) -> None:
+    def _change_now(self, request: m.Cancel | m.Amend, account: int, order_id: int) -> None:
         order = self._desk.feed.account(account).orders.get(order_id)
         market = self._desk.feed.mirror.markets[order.instrument].ticker if order else ""
-        self._submit(request, translate.cancel(account, order_id), market)
+        if isinstance(request, m.Cancel):
+            command = translate.cancel(account, order_id)
+        else:
+            command = translate.amend(request, account, order_id)
+        self._submit(request, command, market)
 
-    def _fate(self, request: m.Cancel) -> str:
-        """What became of an order that cannot be cancelled any more, in words."""
+    def _fate(self, request: m.Cancel | m.Amend) -> str:
+        """What became of an order that cannot be changed any more, in words."""
         account = self._desk.feed.account(self._account())
         order = account.find(request.order_id, request.client_id)
         return "" if order is None or order.state == "open" else f"it is {order.state}"
@@ -329,7 +343,8 @@ class Session:
         if request.market:
             market = self._desk.feed.market(request.market)
             instrument, ticker = market.instrument, market.ticker
-        self._submit(request, translate.cancel_all(account, instrument), ticker)
+        command = translate.cancel_all(account, instrument, request.side)
+        self._submit(request, command, ticker)
 
     # --- reading -------------------------------------------------------------------------------
     def _query(self, request: m.Query) -> None:

@@ -30,9 +30,11 @@ from engine.records import (
     EventKind,
     Flag,
     MarketStatus,
+    OneSide,
     SelfTrade,
     Side,
     TimeInForce,
+    order_terms,
 )
 from engine.rejects import Reject
 from gateway.wire import BadRequest
@@ -49,12 +51,18 @@ _TIMES: Final[dict[m.TimeInForce, TimeInForce]] = {
     "gtc": TimeInForce.GTC,
     "ioc": TimeInForce.IOC,
     "fok": TimeInForce.FOK,
+    "gtt": TimeInForce.GTT,
 }
 _SELF_TRADES: Final[dict[m.SelfTrade, SelfTrade]] = {
     "cancel_taker": SelfTrade.CANCEL_TAKER,
     "cancel_maker": SelfTrade.CANCEL_MAKER,
     "cancel_both": SelfTrade.CANCEL_BOTH,
     "decrement": SelfTrade.DECREMENT,
+}
+_ONE_SIDES: Final[dict[str, OneSide]] = {
+    "": OneSide.BOTH,
+    "buy": OneSide.BUYS,
+    "sell": OneSide.SELLS,
 }
 
 
@@ -63,15 +71,15 @@ def time_us(time_ns: int) -> int:
     return time_ns // 1_000
 
 
-def price_ticks(text: str) -> int:
+def price_ticks(text: str, field: str = "price", least: int = 1) -> int:
     try:
         ticks = parse_price(text)
     except NotADecimal as error:
-        raise BadRequest(Reject.INVALID_FIELD, "price", str(error)) from error
+        raise BadRequest(Reject.INVALID_FIELD, field, str(error)) from error
     except NumberError as error:
-        raise BadRequest(Reject.PRICE_NOT_ON_TICK, "price") from error
-    if not 0 < ticks <= PRICE_TICKS_MAX:
-        raise BadRequest(Reject.PRICE_OUT_OF_RANGE, "price")
+        raise BadRequest(Reject.PRICE_NOT_ON_TICK, field) from error
+    if not least <= ticks <= PRICE_TICKS_MAX:
+        raise BadRequest(Reject.PRICE_OUT_OF_RANGE, field)
     return ticks
 
 
@@ -99,15 +107,48 @@ def amount_usdc6(text: str, field: str = "amount") -> int:
 
 # --- requests → commands -----------------------------------------------------------------------
 def new_order(message: m.New, account: int, instrument: int) -> Command:
+    """Terms that contradict each other are left to the engine to refuse."""
+    lots = qty_lots(message.qty)
+    min_lots = qty_lots(message.min_qty, "min_qty") if message.min_qty else 0
+    display_lots = qty_lots(message.display_qty, "display_qty") if message.display_qty else 0
+    flags = Flag.POST_ONLY if message.post_only else 0
     return Command(
         kind=CommandKind.NEW_ORDER,
         account=account,
         instrument=instrument,
         client_id=message.client_id,
+        order_id=order_terms(display_lots=display_lots, min_lots=min_lots),
         side=SIDES[message.side],
-        price_ticks=price_ticks(message.price),
-        qty_lots=qty_lots(message.qty),
+        price_ticks=_limit_or_protection(message),
+        qty_lots=lots,
+        expiry_s=message.expires_s,
         time_in_force=_TIMES[message.tif],
+        self_trade=_SELF_TRADES[message.self_trade],
+        flags=flags | Flag.MARKET if message.type == "market" else flags,
+    )
+
+
+def _limit_or_protection(message: m.New) -> int:
+    if message.type == "limit":
+        if message.protection:
+            words = "it belongs to a market order"
+            raise BadRequest(Reject.INVALID_FIELD, "protection", words)
+        return price_ticks(message.price)
+    if message.price:
+        words = "a market order has none; its limit is the protection"
+        raise BadRequest(Reject.INVALID_FIELD, "price", words)
+    return price_ticks(message.protection, "protection", least=0)
+
+
+def amend(message: m.Amend, account: int, order_id: int) -> Command:
+    if not (message.price or message.qty):
+        raise BadRequest(Reject.INVALID_FIELD, "price", "give a price, a quantity, or both")
+    return Command(
+        kind=CommandKind.AMEND,
+        account=account,
+        order_id=order_id,
+        price_ticks=price_ticks(message.price) if message.price else 0,
+        qty_lots=qty_lots(message.qty) if message.qty else 0,
         self_trade=_SELF_TRADES[message.self_trade],
         flags=Flag.POST_ONLY if message.post_only else 0,
     )
@@ -117,9 +158,14 @@ def cancel(account: int, order_id: int) -> Command:
     return Command(kind=CommandKind.CANCEL, account=account, order_id=order_id)
 
 
-def cancel_all(account: int, instrument: int) -> Command:
-    """`instrument` may be ALL_INSTRUMENTS."""
-    return Command(kind=CommandKind.CANCEL_ALL, account=account, instrument=instrument)
+def cancel_all(account: int, instrument: int, side: str = "") -> Command:
+    """`instrument` may be ALL_INSTRUMENTS; `side` "" means both."""
+    return Command(
+        kind=CommandKind.CANCEL_ALL,
+        account=account,
+        instrument=instrument,
+        flags=_ONE_SIDES[side],
+    )
 
 
 def capacity(message: m.Capacity, account: int, instrument: int) -> Command:
@@ -162,6 +208,11 @@ def ack_of(request: int, event: Event, market: str) -> m.Ack:
     match event.kind:
         case EventKind.ACCEPTED:
             ack.order_id, ack.client_id = event.order_id, event.client_id
+            ack.price = price_text(event.price_ticks)
+        case EventKind.AMENDED:
+            ack.order_id, ack.client_id = event.order_id, event.client_id
+            ack.price, ack.qty = price_text(event.price_ticks), qty_text(event.qty_lots)
+            ack.lost_place = bool(event.reason)
         case EventKind.CANCELLED:
             ack.order_id, ack.client_id = event.order_id, event.client_id
             ack.qty = qty_text(event.qty_lots)

@@ -23,10 +23,12 @@ from engine.records import (
     Event,
     EventKind,
     Flag,
+    OneSide,
     Purse,
     SelfTrade,
     Side,
     TimeInForce,
+    order_terms,
 )
 from engine.rejects import Reject
 from tests.exchange import unpack_command
@@ -583,9 +585,28 @@ REFUSALS: list[tuple[Reject, Act]] = [
     (Reject.UNKNOWN_COMMAND, _any(0)),
     (Reject.UNKNOWN_COMMAND, _any(255)),
     (Reject.UNKNOWN_COMMAND, _new(side=2)),
-    (Reject.UNKNOWN_COMMAND, _new(time_in_force=3)),
+    (Reject.UNKNOWN_COMMAND, _new(time_in_force=4)),
     (Reject.UNKNOWN_COMMAND, _new(self_trade=4)),
-    (Reject.UNKNOWN_COMMAND, _new(flags=2)),
+    (Reject.UNKNOWN_COMMAND, _new(flags=Flag.MARKET, side=2, time_in_force=IOC)),
+    (Reject.UNKNOWN_COMMAND, _any(CommandKind.CANCEL_ALL, account=ALICE, flags=3)),
+    (Reject.CONFLICTING_FLAGS, _new(flags=3)),
+    (Reject.CONFLICTING_FLAGS, _new(flags=Flag.MARKET)),
+    (Reject.CONFLICTING_FLAGS, _new(flags=Flag.POST_ONLY, order_id=order_terms(min_lots=1))),
+    (Reject.INVALID_TERMS, _new(time_in_force=TimeInForce.GTT)),
+    (Reject.INVALID_TERMS, _new(expiry_s=9)),
+    (Reject.INVALID_TERMS, _new(order_id=order_terms(display_lots=9))),
+    (Reject.INVALID_TERMS, _new(order_id=order_terms(min_lots=9))),
+    (Reject.INVALID_TERMS, _new(order_id=order_terms(display_lots=1), time_in_force=IOC)),
+    (
+        Reject.NOTHING_TO_TRADE_WITH,
+        _new(flags=Flag.MARKET, time_in_force=IOC, instrument=COARSE_MARKET),
+    ),
+    (
+        Reject.MINIMUM_NOT_FILLABLE,
+        _new(order_id=order_terms(min_lots=8), instrument=COARSE_MARKET),
+    ),
+    (Reject.UNKNOWN_ORDER, _any(CommandKind.AMEND, account=ALICE, order_id=1 << 24)),
+    (Reject.UNKNOWN_ORDER, _any(CommandKind.EXPIRE, account=ALICE, order_id=1)),
     (Reject.CONFLICTING_FLAGS, _new(flags=Flag.POST_ONLY, time_in_force=IOC)),
     (Reject.CONFLICTING_FLAGS, _new(flags=Flag.POST_ONLY, time_in_force=FOK)),
     (Reject.POST_ONLY_WOULD_TRADE, _new(flags=Flag.POST_ONLY)),
@@ -701,3 +722,98 @@ def test_the_exchange_takes_no_more_than_its_arithmetic_holds(shard: Shard) -> N
     [refused] = _full_exchange(shard)
     assert refused.reason == Reject.AMOUNT_OUT_OF_RANGE
     shard.check()
+
+
+# --- orders with terms ----------------------------------------------------------------------------
+
+
+def _ids(events: list[Event], kind: EventKind = EventKind.ACCEPTED) -> list[int]:
+    return [event.order_id for event in events if event.kind == kind]
+
+
+def test_a_market_order_trades_up_to_its_protection_and_no_further(shard: Shard) -> None:
+    for price in (100, 103, 104):
+        shard.sell(BOB, price, 10)
+    events = shard.do(
+        CommandKind.NEW_ORDER,
+        account=ALICE,
+        side=Side.BUY,
+        price_ticks=3,
+        qty_lots=30,
+        time_in_force=IOC,
+        flags=Flag.MARKET,
+    )
+    assert [e.price_ticks for e in events if e.kind == EventKind.FILL] == [100, 103]
+    assert events[0].price_ticks == 103, "the limit it came to"
+    assert events[-1].reason == CancelReason.IOC_REMAINDER
+
+
+def test_an_iceberg_shows_one_clip_which_stands_last_when_it_is_shown_anew(shard: Shard) -> None:
+    terms = order_terms(display_lots=4)
+    [iceberg] = _ids(
+        shard.do(
+            CommandKind.NEW_ORDER,
+            account=BOB,
+            side=Side.SELL,
+            price_ticks=100,
+            qty_lots=10,
+            order_id=terms,
+        )
+    )
+    [other] = _ids(shard.sell(CAROL, 100, 3))
+    events = shard.buy(ALICE, 100, 9)
+    fills = [(e.counter_order_id, e.qty_lots) for e in events if e.kind == EventKind.FILL]
+    assert fills == [(iceberg, 4), (other, 3), (iceberg, 2)]
+    assert [e.qty_lots for e in events if e.kind == EventKind.REFRESHED] == [4]
+
+
+def test_a_minimum_quantity_is_filled_at_once_or_the_order_is_refused(shard: Shard) -> None:
+    shard.sell(BOB, 100, 5)
+    order = {"account": ALICE, "side": Side.BUY, "price_ticks": 100, "qty_lots": 9}
+    refused = shard.do(CommandKind.NEW_ORDER, **order, order_id=order_terms(min_lots=6))
+    assert refused[0].reason == Reject.MINIMUM_NOT_FILLABLE
+    filled = shard.do(CommandKind.NEW_ORDER, **order, order_id=order_terms(min_lots=5))
+    assert [e.qty_lots for e in filled if e.kind == EventKind.FILL] == [5]
+
+
+def test_less_at_the_same_price_keeps_the_place_and_anything_else_loses_it(shard: Shard) -> None:
+    [first] = _ids(shard.sell(BOB, 100, 5))
+    [second] = _ids(shard.sell(CAROL, 100, 5))
+    shard.do(CommandKind.AMEND, account=BOB, order_id=first, qty_lots=4)
+    events = shard.buy(ALICE, 100, 1)
+    assert events[-1].counter_order_id == first
+    shard.do(CommandKind.AMEND, account=BOB, order_id=first, qty_lots=6)
+    events = shard.buy(ALICE, 100, 1)
+    assert events[-1].counter_order_id == second
+
+
+def test_an_amended_price_that_crosses_trades_under_the_same_id(shard: Shard) -> None:
+    [bid] = _ids(shard.buy(ALICE, 90, 5))
+    shard.sell(BOB, 100, 3)
+    events = shard.do(CommandKind.AMEND, account=ALICE, order_id=bid, price_ticks=100)
+    assert [EventKind(e.kind) for e in events] == [EventKind.AMENDED, EventKind.FILL]
+    assert events[1].order_id == bid
+    assert shard.do(CommandKind.CANCEL, account=ALICE, order_id=bid)[0].qty_lots == 2
+
+
+def test_a_refused_amendment_leaves_the_order_as_it_stood(shard: Shard) -> None:
+    [bid] = _ids(shard.buy(ALICE, 90, 5))
+    held = shard.reference.balances(ALICE).held_usdc6
+    for changes, number in (
+        ({"qty_lots": QTY_LOTS_MAX, "price_ticks": 10_000}, Reject.INSUFFICIENT_BALANCE),
+        ({"price_ticks": PRICE_TICKS_MAX + 1}, Reject.PRICE_OUT_OF_RANGE),
+        ({"qty_lots": -1}, Reject.QTY_OUT_OF_RANGE),
+    ):
+        [refused] = shard.do(CommandKind.AMEND, account=ALICE, order_id=bid, **changes)
+        assert refused.reason == number
+    assert shard.reference.balances(ALICE).held_usdc6 == held
+    assert shard.do(CommandKind.CANCEL, account=ALICE, order_id=bid)[0].qty_lots == 5
+
+
+def test_cancel_all_of_one_side_leaves_the_other(shard: Shard) -> None:
+    [bid] = _ids(shard.buy(ALICE, 90, 5))
+    [ask] = _ids(shard.sell(ALICE, 110, 5))
+    events = shard.do(CommandKind.CANCEL_ALL, account=ALICE, flags=OneSide.SELLS)
+    assert _ids(events, EventKind.CANCELLED) == [ask]
+    events = shard.do(CommandKind.CANCEL_ALL, account=ALICE, flags=OneSide.BUYS)
+    assert _ids(events, EventKind.CANCELLED) == [bid]

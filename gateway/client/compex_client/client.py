@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Final, TypeAlias
+from typing import Any, Final, Literal, TypeAlias
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
@@ -140,28 +140,75 @@ class Client:
         self,
         market: str,
         side: m.Side,
-        price: Number,
-        qty: Number,
+        price: Number = "",
+        qty: Number = "",
         *,
         client_id: int = 0,
-        tif: m.TimeInForce = "gtc",
+        tif: m.TimeInForce | None = None,
+        post_only: bool = False,
+        self_trade: m.SelfTrade = "cancel_taker",
+        type: m.OrderType = "limit",
+        protection: Number = "",
+        expires_s: int = 0,
+        min_qty: Number = "",
+        display_qty: Number = "",
+    ) -> m.Ack:
+        """Place an order; the ack has its `order_id`. With a `client_id` the same call may be
+        repeated for ever and places one order.
+
+        A limit order needs a `price`; a market order none, but a `protection`: how far beyond the
+        best price it may trade. `expires_s` is in Unix seconds, for the `tif` "gtt". Without a
+        `tif` a market order is "ioc", one that expires "gtt", any other "gtc"; `messages.New`
+        tells what each means.
+        """
+        if tif is None:
+            tif = "ioc" if type == "market" else "gtt" if expires_s else "gtc"
+        order = m.New(
+            id=1,  # until it is sent
+            market=market,
+            side=side,
+            price=_decimal(price),
+            qty=_decimal(qty),
+            client_id=client_id,
+            tif=tif,
+            post_only=post_only,
+            self_trade=self_trade,
+            type=type,
+            protection=_decimal(protection),
+            expires_s=expires_s,
+            min_qty=_decimal(min_qty),
+            display_qty=_decimal(display_qty),
+        )
+        return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
+
+    async def amend(
+        self,
+        order_id: int = 0,
+        *,
+        client_id: int = 0,
+        price: Number = "",
+        qty: Number = "",
         post_only: bool = False,
         self_trade: m.SelfTrade = "cancel_taker",
     ) -> m.Ack:
-        """Place a limit order; the ack has its `order_id`. With a `client_id` the same call may
-        be repeated for ever and places one order."""
+        """Change an open order's price, what is left of it, or both, by exactly one of its ids.
+
+        The ack has the `price` and `qty` it has now, before it trades if it crosses, and
+        `lost_place`: only less at the same price keeps its place. Rejected: it stands as it was.
+        """
         p, q = _decimal(price), _decimal(qty)
         return await self._ask(
-            lambda i: m.New(i, market, side, p, q, client_id, tif, post_only, self_trade)
+            lambda i: m.Amend(i, order_id, client_id, p, q, post_only, self_trade)
         )
 
     async def cancel(self, order_id: int = 0, *, client_id: int = 0) -> m.Ack:
         """Cancel an order by exactly one of its ids; the ack has the `qty` removed."""
         return await self._ask(lambda i: m.Cancel(i, order_id, client_id))
 
-    async def cancel_all(self, market: str = "") -> m.Ack:
-        """Cancel all open orders of the account, or those in one market; the ack has `count`."""
-        return await self._ask(lambda i: m.CancelAll(i, market))
+    async def cancel_all(self, market: str = "", side: Literal["", "buy", "sell"] = "") -> m.Ack:
+        """Cancel all open orders of the account, or those in one market or of one side; the ack
+        has `count`."""
+        return await self._ask(lambda i: m.CancelAll(i, market, side))
 
     async def declare_capacity(self, market: str, qty: Number) -> m.Ack:
         """Set the total GPU-hours the account can deliver under a market."""
@@ -279,7 +326,7 @@ class Client:
         return await self._open_stream(Stream[m.Fill](), lambda x: isinstance(x, m.Fill), "account")
 
     async def order_updates(self) -> Stream[m.Order]:
-        """The account's orders being accepted and cancelled, from now on."""
+        """The account's orders being accepted, amended, cancelled or expired, from now on."""
         return await self._open_stream(
             Stream[m.Order](), lambda x: isinstance(x, m.Order), "account"
         )

@@ -26,6 +26,7 @@ from msgspec import Meta, Struct
 
 PROTOCOL_VERSION: Final = 1
 ID_MAX: Final = (1 << 53) - 1
+EXPIRES_S_MAX: Final = (1 << 32) - 1
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
 DECIMAL_CHARS_MAX: Final = 32
@@ -36,7 +37,8 @@ OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 Decimal: TypeAlias = Annotated[str, Meta(max_length=DECIMAL_CHARS_MAX)]
 Side: TypeAlias = Literal["buy", "sell"]
-TimeInForce: TypeAlias = Literal["gtc", "ioc", "fok"]
+OrderType: TypeAlias = Literal["limit", "market"]
+TimeInForce: TypeAlias = Literal["gtc", "ioc", "fok", "gtt"]
 SelfTrade: TypeAlias = Literal["cancel_taker", "cancel_maker", "cancel_both", "decrement"]
 Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" removes the level
 OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
@@ -110,14 +112,45 @@ class Unsubscribe(Request, tag="unsubscribe"):
 class New(Request, tag="new"):
     """Place an order. `client_id` makes it idempotent for good: the same body again is answered
     with the first one's ack and `dup`, another body is refused; a rejected order uses none up.
+
+    - `type` "limit", the default, needs a `price`; `tif` says what becomes of what does not trade
+      at once: it rests until cancelled ("gtc") or until `expires_s` ("gtt"), or it ends ("ioc");
+      "fok" trades whole or not at all.
+    - `type` "market" has no `price` but a `protection`: how far beyond the best price of the other
+      side, as it is when the order's turn comes, it may trade. It is "ioc" or "fok".
+    - `min_qty`: at least so much trades at once, or the order is rejected.
+    - `display_qty` makes what rests an iceberg: the book shows so much of it at a time; each time
+      that is filled the next part is shown, behind all others of its price.
     """
 
     market: Text
     side: Side
-    price: Decimal
-    qty: Decimal
+    price: Decimal = ""
+    qty: Decimal = ""  # needed always
     client_id: OptionalId = 0
     tif: TimeInForce = "gtc"
+    post_only: bool = False
+    self_trade: SelfTrade = "cancel_taker"
+    type: OrderType = "limit"
+    protection: Decimal = ""  # in dollars per GPU-hour, like a price; "0": the best price only
+    expires_s: Annotated[int, Meta(ge=0, le=EXPIRES_S_MAX)] = 0  # Unix seconds, of a "gtt"
+    min_qty: Decimal = ""
+    display_qty: Decimal = ""
+
+
+class Amend(Request, tag="amend"):
+    """Change the price of an open order, what is left of it, or both; what is not given stays.
+
+    The order is named by exactly one of its ids, and keeps both. Less at the same price keeps its
+    place in the queue; anything else goes behind the others, and trades if it crosses: for that
+    case `post_only` and `self_trade` are as in `new`. If the amendment is rejected the order
+    stands as it was.
+    """
+
+    order_id: OptionalId = 0
+    client_id: OptionalId = 0
+    price: Decimal = ""
+    qty: Decimal = ""  # what shall be left open, not counting what was filled
     post_only: bool = False
     self_trade: SelfTrade = "cancel_taker"
 
@@ -130,9 +163,11 @@ class Cancel(Request, tag="cancel"):
 
 
 class CancelAll(Request, tag="cancel_all"):
-    """Cancel every open order of the account, in one market or, without one, in all."""
+    """Cancel every open order of the account, in one market or, without one, in all; of one
+    side or, without one, of both."""
 
     market: Text = ""
+    side: Literal["", "buy", "sell"] = ""
 
 
 class Capacity(Request, tag="capacity"):
@@ -180,6 +215,7 @@ ClientMessage: TypeAlias = (
     | Subscribe
     | Unsubscribe
     | New
+    | Amend
     | Cancel
     | CancelAll
     | Capacity
@@ -222,7 +258,7 @@ class Hello(Reply, tag="hello"):
 
 
 class OrderInfo(Struct, omit_defaults=True):
-    """One order as it stands: `qty` as accepted, `left` still open."""
+    """One order as it stands: `qty` as accepted or last amended, `left` still open."""
 
     order_id: int
     market: str
@@ -233,6 +269,7 @@ class OrderInfo(Struct, omit_defaults=True):
     state: OrderState
     time_us: int  # when it was accepted
     client_id: int = 0
+    shown: str = ""  # of `left`, if the book shows less: an iceberg
 
 
 class Balances(Struct):
@@ -265,10 +302,10 @@ class Ack(Reply, tag="ack"):
     id: int
     sequence: int = 0  # of the command it became
     time_us: int = 0
-    order_id: int = 0  # new, cancel
+    order_id: int = 0  # new, amend, cancel
     client_id: int = 0
     dup: bool = False  # new: this client id was accepted before; this is that order's answer
-    qty: str = ""  # cancel: removed from the book; capacity: as declared
+    qty: str = ""  # cancel: removed from the book; amend: left open; capacity: as declared
     count: int = 0  # cancel_all: orders cancelled
     partial: bool = False  # cancel_all: there are more; ask again
     account: int = 0  # login
@@ -280,6 +317,8 @@ class Ack(Reply, tag="ack"):
     balances: Balances | None = None
     markets: list[MarketInfo] | None = None
     budget: tuple[int, int] | None = None  # requests and cancels left in the buckets
+    price: str = ""  # new: the limit, also of a market order; amend: the price now
+    lost_place: bool = False  # amend: it stands behind the others of its price now
 
 
 class Reject(Reply, tag="reject"):
@@ -370,22 +409,25 @@ class MarketStatus(Reply, tag="market_status"):
 
 
 class Order(Reply, tag="order"):
-    """Private: an order was accepted (`open`) or left the book unfilled (`cancelled`), or was
-    made smaller by self-trade prevention. Numbered by `aseq`."""
+    """Private: an order was accepted or amended (`open`), or left the book unfilled
+    (`cancelled`), or was made smaller by self-trade prevention, or an iceberg shows another part
+    of itself. Numbered by `aseq`."""
 
     aseq: int
     order_id: int
     market: str
     side: Side
     price: str
-    qty: str  # as accepted
+    qty: str  # as accepted or last amended
     left: str  # still open after this
     state: OrderState
     sequence: int
     time_us: int
     client_id: int = 0
-    # cancelled: BY_REQUEST, CANCEL_ALL, IOC_REMAINDER, SELF_TRADE, ACCOUNT_CLOSED, ...
+    # cancelled: BY_REQUEST, CANCEL_ALL, IOC_REMAINDER, SELF_TRADE, ACCOUNT_CLOSED, EXPIRED, ...
+    # open: AMENDED, CONCEALED, REFRESHED (the last two: `shown` has changed)
     reason: str = ""
+    shown: str = ""  # as in OrderInfo; a fill takes from what is shown
 
 
 class Fill(Reply, tag="fill"):
