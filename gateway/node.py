@@ -110,6 +110,7 @@ class Node:
         with progress("replaying the journal"):
             await self._start_engine(database_url, partition_ns)
         await self._list_markets(self.settings.markets.listed)
+        await self._catch_up()
         await self._start_server()
 
     async def _serve_database(self) -> str:
@@ -179,6 +180,13 @@ class Node:
             instrument = self.desk.next_instrument()
             self.engine.submit(translate.list_market(instrument, product, bond_usdc6, lots))
             await self.engine.settled()
+
+    async def _catch_up(self) -> None:
+        """Hear of what happened on chain meanwhile, exits above all, before anybody may trade."""
+        try:
+            await self.settlement.turn()
+        except SettlementError as error:
+            log.warning("settlement starts late: %s", error)
 
     async def _start_server(self) -> None:
         gateway = self.settings.gateway
