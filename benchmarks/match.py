@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engine.book import StateArray, new_state
 from engine.kernel import inlined, int64, kernel, prefetch, uint8, uint32, uint64
-from engine.match import AHEAD, SOON, apply, execute, expect, expect_soon
+from engine.match import AHEAD, SOON, apply, execute, is_large, look_ahead
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX, OUTBOX_EVENTS
 from engine.records import (
     AMOUNT_USDC6_MAX,
@@ -162,6 +162,7 @@ def drive(
     i = start
     while i < len(records):
         size = min(len(block), len(records) - i)
+        large = is_large(s)
         for j in range(size):
             # What the client looks up for the block after this one.
             prefetch(order_ids[records[min(i + j + len(block), len(records) - 1)].id])
@@ -174,8 +175,7 @@ def drive(
             elif out.count >= uint64(FLUSH_EVENTS):
                 out.count = uint64(0)
             if j + AHEAD < size:
-                expect(s, block[j + AHEAD])
-                expect_soon(s, block[j + SOON])
+                look_ahead(s, block[j + AHEAD], block[j + SOON], large)
             record = records[i + j]
             if record.op == 1:
                 block[j].order_id = order_ids[record.id].order_id

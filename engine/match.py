@@ -33,6 +33,9 @@ from engine.trade import cancel, cancel_all, new_order
 # How many commands ahead their cache lines are asked for; the second look needs the first's answer.
 AHEAD: Final = 12
 SOON: Final = 6
+# Up to so many orders and books the next levels of cache answer as fast as asking ahead costs.
+NEAR_ORDERS: Final = 1 << 14
+NEAR_BOOKS: Final = 1 << 7
 
 
 @inlined
@@ -98,29 +101,34 @@ def apply(s: Any, c: Any, out: Any) -> None:
 
 
 @inlined
-def expect(s: Any, c: Any) -> None:
-    """Ask for the first cache lines that a later command will need. Changes nothing.
-
-    The same for every kind of command: a branch here would be mispredicted once more.
-    """
-    instrument = c.instrument & uint32(INSTRUMENTS_MAX - 1)
-    prefetch(s.orders[c.order_id & uint64(OPEN_ORDERS_MAX)])
-    prefetch(s.books[instrument])
-    prefetch(s.capacities[capacity_home(c.account, instrument) * uint32(c.side & uint8(1))])
+def is_large(s: Any) -> Any:
+    """Whether the state has outgrown the nearest caches, so that looking ahead pays."""
+    return s.order_high > NEAR_ORDERS or s.instrument_high > NEAR_BOOKS
 
 
 @inlined
-def expect_soon(s: Any, c: Any) -> None:
-    """Ask for the lines that lie behind those `expect` asked for. Changes nothing."""
-    order = s.orders[c.order_id & uint64(OPEN_ORDERS_MAX)]
+def look_ahead(s: Any, far: Any, near: Any, large: Any) -> None:
+    """Ask for the cache lines that two later commands will need. Changes nothing.
+
+    `near` was `far` some commands ago: what lies behind its first lines can be asked for now. The
+    same for every kind of command: a branch on the kind would be mispredicted once more.
+    """
+    prefetch(s.orders[far.order_id & uint64(OPEN_ORDERS_MAX)])
+    if not large:
+        return
+    instrument = far.instrument & uint32(INSTRUMENTS_MAX - 1)
+    prefetch(s.books[instrument])
+    prefetch(s.capacities[capacity_home(far.account, instrument) * uint32(far.side & uint8(1))])
+
+    order = s.orders[near.order_id & uint64(OPEN_ORDERS_MAX)]
     prefetch(s.levels[order.level])
     prefetch(s.leaves[order.level >> uint32(6)])
     prefetch(s.orders[order.prev])
     prefetch(s.orders[order.next])
     prefetch(s.capacities[order.capacity])
-    book = s.books[c.instrument & uint32(INSTRUMENTS_MAX - 1)]
-    side = uint32(c.side & uint8(1))
-    rank = rank_of(side, uint32(c.price_ticks)) & uint32(63)
+    book = s.books[near.instrument & uint32(INSTRUMENTS_MAX - 1)]
+    side = uint32(near.side & uint8(1))
+    rank = rank_of(side, uint32(near.price_ticks)) & uint32(63)
     prefetch(s.levels[(book.best_leaf[side] << uint32(6)) | rank])
     prefetch(s.leaves[book.best_leaf[side]])
 
@@ -137,10 +145,10 @@ def execute(state: Any, commands: Any, start: Any, outbox: Any) -> Any:
     out = outbox[0]
     out.count = uint64(0)
     i = start
+    large = is_large(s)
     while i < len(commands) and out.count <= uint64(OUTBOX_EVENTS - EVENTS_PER_COMMAND_MAX):
         if i + AHEAD < len(commands):
-            expect(s, commands[i + AHEAD])
-            expect_soon(s, commands[i + SOON])
+            look_ahead(s, commands[i + AHEAD], commands[i + SOON], large)
         apply(s, commands[i], out)
         i += 1
     return i
