@@ -54,7 +54,7 @@ FIELDS = sorted({name for kind in get_args(m.ClientMessage) for name in kind.__s
 TAGS = [kind.__struct_config__.tag for kind in get_args(m.ClientMessage)]
 choices = st.sampled_from(
     ["buy", "sell", "gtc", "ioc", "fok", "orders", "order", "balances", "markets", "list", "halt",
-     "resume", "cancel_maker", "cancel_both", "decrement"]
+     "resume", "cancel_maker", "cancel_both", "decrement", "gtt", "limit", "market"]
 )  # fmt: skip
 
 
@@ -83,7 +83,12 @@ def plausible(draw: st.DrawFn) -> bytes:
         "lot": decimals,
         "client_id": st.integers(0, 5),
         "order_id": st.integers(0, 40) | st.integers(0, 2**53 - 1),
-        "tif": st.sampled_from(["gtc", "ioc", "fok"]),
+        "tif": st.sampled_from(["gtc", "gtt", "ioc", "fok"]),
+        "type": st.sampled_from(["limit", "limit", "market"]),
+        "protection": st.sampled_from(["", "", "0", "0.05"]),
+        "expires_s": st.sampled_from([0, 0, 1, 1_900_000_000, 2**32]),
+        "min_qty": st.sampled_from(["", "", "0.01", "1"]),
+        "display_qty": st.sampled_from(["", "", "0.01", "0"]),
         "post_only": st.booleans(),
         "self_trade": st.sampled_from(["cancel_taker", "cancel_maker", "cancel_both", "decrement"]),
         "what": st.sampled_from(["orders", "order", "balances", "markets"]),

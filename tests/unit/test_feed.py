@@ -8,15 +8,21 @@ import msgspec
 import pytest
 from compex_client import messages as m
 from compex_client.book import Book
-from compex_client.units import parse_qty
+from compex_client.units import parse_qty, price_text, qty_text
 
-from engine.records import Purse
+from engine.journal import read as read_journal
+from engine.records import EventKind, Purse, decode_commands
+from engine.reference import Reference
 from gateway.feed import Topic
 from gateway.mirror import CLOSED_ORDERS_KEPT, TRADES_KEPT
 from tests.exchange import ADMINISTRATOR, TICKER, Conversation, Exchange, running_exchange, wallet
 
 TRADERS = (1, 2, 3)
 STEPS = 400
+SECOND_NS = 1_000_000_000
+SELF_TRADES: tuple[m.SelfTrade, ...] = (
+    "cancel_taker", "cancel_maker", "cancel_both", "decrement",
+)  # fmt: skip
 
 
 @pytest.fixture
@@ -38,6 +44,8 @@ class Mirrored:
         self.book = Book(TICKER)
         self.aseq = 0
         self.left: dict[int, str] = {}
+        self.hidden_lots: dict[int, int] = {}
+        self.reasons: set[str] = set()
         self.balances: m.Balances | None = None
         self.trades: list[m.Trade] = []
         self.acks: list[m.Ack] = []
@@ -57,6 +65,11 @@ class Mirrored:
                     assert message.aseq == self.aseq + 1
                     self.aseq = message.aseq
                     self.left[message.order_id] = message.left
+                    if isinstance(message, m.Order):
+                        self.reasons.add(message.reason)
+                        shown = message.shown or message.left
+                        hidden_lots = parse_qty(message.left) - parse_qty(shown)
+                        self.hidden_lots[message.order_id] = hidden_lots
                 case m.Balance():
                     assert message.aseq == self.aseq
                     self.balances = message.balances
@@ -73,24 +86,55 @@ class Mirrored:
     def open(self) -> dict[int, str]:
         return {order_id: left for order_id, left in self.left.items() if left != "0"}
 
+    @property
+    def shown(self) -> dict[int, str]:
+        """What the book shows of each open order, as an `OrderInfo` has it."""
+        return {
+            order_id: qty_text(parse_qty(left) - hidden) if hidden else ""
+            for order_id, left in self.open.items()
+            for hidden in [self.hidden_lots[order_id]]
+        }
 
-def random_request(rng: random.Random, number: int, mine: Mirrored) -> m.ClientMessage:
-    """Mostly orders near one price, so that they trade, meet themselves and are cancelled."""
+
+def random_request(rng: random.Random, number: int, mine: Mirrored, now_s: int) -> m.ClientMessage:
+    """Mostly orders near one price, of every kind, so that they trade, meet themselves, are
+    amended, expire and are cancelled."""
     draw = rng.random()
-    if draw < 0.2 and mine.open:
+    price = f"2.{rng.randrange(4140, 4160)}"
+    lots = rng.randrange(1, 500)
+    self_trade = rng.choice(SELF_TRADES)
+    if draw < 0.15 and mine.open:
         return m.Cancel(number, rng.choice(list(mine.open)))
-    if draw < 0.22:
-        return m.CancelAll(number, TICKER)
-    return m.New(
+    if draw < 0.35 and mine.open:
+        return m.Amend(
+            number,
+            rng.choice(list(mine.open)),
+            price=price if rng.random() < 0.5 else "",
+            qty=qty_text(lots),
+            post_only=rng.random() < 0.2,
+            self_trade=self_trade,
+        )
+    if draw < 0.36:
+        return m.CancelAll(number, TICKER, rng.choice(["", "buy", "sell"]))
+    order = m.New(
         number,
         TICKER,
         rng.choice(["buy", "sell"]),
-        f"2.{rng.randrange(4140, 4160)}",
-        f"{rng.randrange(1, 500) / 100:.2f}",
+        price,
+        qty_text(lots),
         client_id=number if rng.random() < 0.3 else 0,
-        tif=rng.choice(["gtc", "gtc", "gtc", "ioc", "fok"]),
-        self_trade=rng.choice(["cancel_taker", "cancel_maker", "cancel_both", "decrement"]),
+        tif=rng.choice(["gtc", "gtc", "gtt", "gtt", "ioc", "fok"]),
+        self_trade=self_trade,
     )
+    if order.tif == "gtt":
+        order.expires_s = now_s + rng.randrange(30)
+    if order.tif in {"gtc", "gtt"} and rng.random() < 0.5:
+        order.display_qty = qty_text(rng.randrange(1, lots + 1))
+    if order.tif in {"ioc", "fok"} and rng.random() < 0.5:
+        order.type, order.price, order.protection = "market", "", f"0.{rng.randrange(20):04d}"
+    if rng.random() < 0.1:
+        order.min_qty = qty_text(rng.randrange(1, lots + 1))
+    return order
 
 
 async def trade_at_random(exchange: Exchange, seed: int) -> list[Mirrored]:
@@ -105,11 +149,16 @@ async def trade_at_random(exchange: Exchange, seed: int) -> list[Mirrored]:
     for number in range(10, 10 + STEPS):
         trader = rng.choice(traders)
         heard = trader.conversation
-        heard.session.receive(msgspec.json.encode(random_request(rng, number, trader)))
+        now_ns = exchange.clock.now_ns()
+        request = random_request(rng, number, trader, now_ns // SECOND_NS)
+        heard.session.receive(msgspec.json.encode(request))
         if rng.random() < 0.4:  # otherwise the engine takes several commands in one group
             await exchange.port.settled()
             for each in traders:
                 each.listen()
+            # Only here: what is due then is known to the engine, and leaves at the next request.
+            if number < STEPS:
+                exchange.clock.advance_to(now_ns + SECOND_NS)
     await exchange.port.settled()
     for each in traders:
         each.listen()
@@ -129,6 +178,7 @@ async def test_what_listeners_put_together_is_what_the_engine_holds(
         assert (trader.book.bids, trader.book.asks) == (book.bids, book.asks), f"seed {seed}"
         assert trader.book.seq == book.seq
         assert trader.open == {x.order_id: x.left for x in feed.open_orders(account)}
+        assert trader.shown == {x.order_id: x.shown for x in feed.open_orders(account)}
         assert trader.balances == feed.balances(account)
         held = sum(
             order.left_lots * order.price_ticks
@@ -136,6 +186,43 @@ async def test_what_listeners_put_together_is_what_the_engine_holds(
             if order.side == 0
         )
         assert exchange.port.balances(account).held_usdc6 == held
+
+
+def by_the_rules(directory: Path) -> tuple[Reference, set[EventKind]]:
+    """What the specification makes of the journal, and which kinds of event that took."""
+    rules, kinds = Reference(), set[EventKind]()
+    for frame in read_journal(directory / "journal"):
+        for command in decode_commands(frame.commands):
+            kinds.update(EventKind(event.kind) for event in rules.apply(command))
+    return rules, kinds
+
+
+@pytest.mark.parametrize("seed", [11, 12, 13])
+async def test_the_public_book_shows_what_the_rules_say_and_no_more(
+    exchange: Exchange, tmp_path: Path, seed: int
+) -> None:
+    traders = await trade_at_random(exchange, seed)
+    await exchange.stop()
+    rules, kinds = by_the_rules(tmp_path)
+    [listed] = rules.books.values()
+    shown = [
+        {price: sum(x.qty_lots for x in queue) for price, queue in levels.items()}
+        for levels in listed.sides
+    ]
+    for trader in traders:
+        assert [dict(trader.book.bids), dict(trader.book.asks)] == shown, f"seed {seed}"
+    for account, trader in zip(TRADERS, traders, strict=True):
+        mine = {x.order_id: x for x in rules.orders.values() if x.account == account}
+        assert trader.open == {k: qty_text(x.left) for k, x in mine.items()}
+        assert trader.shown == {
+            k: qty_text(x.qty_lots) if x.hidden_lots else "" for k, x in mine.items()
+        }
+        infos = {x.order_id: x for x in exchange.desk.feed.open_orders(account)}
+        assert {k: (x.client_id, x.price) for k, x in infos.items()} == {
+            k: (x.client_id, price_text(x.price_ticks)) for k, x in mine.items()
+        }
+    assert kinds >= {EventKind.AMENDED, EventKind.CONCEALED, EventKind.REFRESHED}
+    assert {"EXPIRED", "AMENDED", "IOC_REMAINDER", "SELF_TRADE"} <= traders[0].reasons
 
 
 async def test_the_engine_cancels_exactly_the_orders_the_mirror_shows(exchange: Exchange) -> None:

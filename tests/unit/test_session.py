@@ -80,6 +80,11 @@ def buy(number: int, price: str = "2.4150", qty: str = "4", **more: Any) -> m.Ne
     return m.New(number, TICKER, "buy", price, qty, **more)
 
 
+def market(number: int, side: m.Side = "buy", qty: str = "4", **more: Any) -> m.New:
+    more = {"tif": "ioc", "protection": "0.05", **more}
+    return m.New(number, TICKER, side, qty=qty, type="market", **more)
+
+
 def sell(number: int, price: str = "2.4150", qty: str = "4", **more: Any) -> m.New:
     return m.New(number, TICKER, "sell", price, qty, **more)
 
@@ -168,8 +173,9 @@ async def test_a_login_field_that_is_not_hex_is_named(exchange: Exchange, field:
 
 @pytest.mark.parametrize(
     "request_",
-    [buy(5), m.Cancel(5, 1), m.CancelAll(5), m.Capacity(5, TICKER, "1"), m.Withdraw(5, "1"),
-     m.Query(5, "orders"), m.Query(5, "balances"), m.Subscribe(5, "account")],
+    [buy(5), m.Cancel(5, 1), m.Amend(5, 1, qty="1"), m.CancelAll(5),
+     m.Capacity(5, TICKER, "1"), m.Withdraw(5, "1"), m.Query(5, "orders"),
+     m.Query(5, "balances"), m.Subscribe(5, "account")],
     ids=lambda r: type(r).__name__,
 )  # fmt: skip
 async def test_nothing_of_an_account_is_done_without_a_login(
@@ -215,6 +221,16 @@ async def test_the_long_symbol_names_the_same_market(exchange: Exchange) -> None
         (m.Cancel(3), 1003),
         (m.Cancel(3, 1, 2), 1003),
         (m.Cancel(3, client_id=99), 2006),
+        (buy(3, type="market", tif="ioc", protection="0.05"), 1003),
+        (buy(3, price="", type="market", tif="ioc"), 1003),
+        (buy(3, protection="0.05"), 1003),
+        (buy(3, min_qty="-1"), 2003),
+        (buy(3, display_qty="0.001"), 2004),
+        (m.Amend(3, price="1"), 1003),
+        (m.Amend(3, 1, 2, price="1"), 1003),
+        (m.Amend(3, 1), 1003),
+        (m.Amend(3, client_id=99, price="1"), 2006),
+        (m.CancelAll(3, "NOSUCH", "buy"), 4001),
         (m.Query(3, "order"), 1003),
         (m.Query(3, "order", order_id=99), 2006),
         (m.Subscribe(3, "gossip"), 1013),
@@ -243,6 +259,17 @@ async def test_what_the_gateway_refuses_changes_nothing(
         (m.Cancel(3, 99), 2006),
         (buy(3, tif="ioc", post_only=True), 2010),
         (buy(3, tif="fok"), 2008),
+        (market(3, tif="gtc"), 2010),
+        (market(3, tif="ioc", post_only=True), 2010),
+        (market(3), 2013),
+        (buy(3, tif="gtt"), 2012),
+        (buy(3, tif="gtt", expires_s=1), 2012),
+        (buy(3, expires_s=2_000_000_000), 2012),
+        (buy(3, min_qty="4.01"), 2012),
+        (buy(3, min_qty="1"), 2014),
+        (buy(3, min_qty="1", post_only=True), 2010),
+        (buy(3, display_qty="1", tif="ioc"), 2012),
+        (m.Amend(3, 99, price="1"), 2006),
     ],
     ids=lambda x: str(x) if isinstance(x, int) else type(x).__name__,
 )
@@ -377,6 +404,200 @@ async def test_cancel_all_counts_the_orders_of_one_market_or_of_all(exchange: Ex
     assert acked(await ask(exchange, buyer, m.CancelAll(7, TICKER))).count == 3
     assert acked(await ask(exchange, buyer, m.CancelAll(8))).count == 1
     assert acked(await ask(exchange, buyer, m.CancelAll(9))).count == 0
+
+
+async def test_cancel_all_may_mean_one_side(exchange: Exchange) -> None:
+    await exchange.open_account(3, cash_usdc6=10**9, bond_usdc6=10**9)
+    await exchange.declare(3, 1, 100_000)
+    maker = trader(exchange, 3)
+    for number in range(3, 5):
+        await ask(exchange, maker, buy(number, "1"))
+        await ask(exchange, maker, sell(number, "2"))
+    await ask(exchange, maker, sell(5, "2"))
+    assert acked(await ask(exchange, maker, m.CancelAll(6, TICKER, "buy"))).count == 2
+    assert acked(await ask(exchange, maker, m.CancelAll(7, "", "sell"))).count == 3
+
+
+async def test_a_change_waiting_for_a_withdrawal_finds_no_order(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(m.Withdraw(3, "1", client_id=5))
+    buyer.say(m.Cancel(4, client_id=5))
+    buyer.say(m.Amend(5, client_id=5, qty="1"))
+    await exchange.port.settled()
+    withdrawn, *changed = buyer.heard()
+    assert acked(withdrawn).withdrawal_id
+    assert [(x.id, x.code) for x in map(refused, changed)] == [(4, 2006), (5, 2006)]
+
+
+# --- orders with terms -------------------------------------------------------------------------
+async def test_an_order_is_amended_by_either_id_and_keeps_both(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    placed = acked(await ask(exchange, buyer, buy(3, client_id=8)))
+    ack = acked(await ask(exchange, buyer, m.Amend(4, placed.order_id, qty="3")))
+    assert (ack.order_id, ack.client_id, ack.market) == (placed.order_id, 8, TICKER)
+    assert (ack.price, ack.qty, ack.lost_place) == ("2.4150", "3", False)
+    ack = acked(await ask(exchange, buyer, m.Amend(5, client_id=8, price="2.4")))
+    assert (ack.order_id, ack.price, ack.qty, ack.lost_place) == (
+        placed.order_id, "2.4000", "3", True,
+    )  # fmt: skip
+    [order] = exchange.desk.feed.open_orders(BUYER)
+    assert (order.client_id, order.price, order.qty, order.left) == (8, "2.4000", "3", "3")
+    assert exchange.desk.feed.market(TICKER).book.bids == [(24_000, 300)]
+    assert exchange.port.balances(BUYER).held_usdc6 == 24_000 * 300
+
+
+async def test_what_was_filled_is_not_part_of_what_is_amended(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    order_id = acked(await ask(exchange, buyer, buy(3))).order_id
+    await ask(exchange, seller, sell(3, qty="1"))
+    await ask(exchange, buyer, m.Amend(4, order_id, qty="5"))
+    [order] = exchange.desk.feed.open_orders(BUYER)
+    assert (order.qty, order.left) == ("6", "5")
+
+
+async def test_less_at_the_same_price_keeps_its_place(exchange: Exchange) -> None:
+    await exchange.open_account(3, cash_usdc6=10**9)
+    first, second, seller = (trader(exchange, x) for x in (BUYER, 3, SELLER))
+    one = acked(await ask(exchange, first, buy(3))).order_id
+    two = acked(await ask(exchange, second, buy(3))).order_id
+    await ask(exchange, first, m.Amend(4, one, qty="3"))
+    await ask(exchange, seller, sell(3, qty="3"))
+    assert acked(first.say(m.Query(5, "order", order_id=one))).order is not None
+    assert exchange.desk.feed.open_orders(BUYER) == []
+    assert [x.order_id for x in exchange.desk.feed.open_orders(3)] == [two]
+
+
+async def test_an_amendment_waits_for_its_order_in_flight(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    assert buyer.say(buy(3, client_id=5)) == []
+    assert buyer.say(m.Amend(4, client_id=5, price="2.5", qty="2")) == []
+    await exchange.port.settled()
+    await exchange.port.settled()
+    placed, amended = [acked(x) for x in buyer.heard()]
+    assert (placed.id, amended.id, placed.order_id) == (3, 4, amended.order_id)
+    assert (amended.price, amended.qty) == ("2.5000", "2")
+
+
+async def test_an_amendment_of_a_rejected_order_finds_no_order(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3, qty="1000", client_id=5))
+    buyer.say(m.Amend(4, client_id=5, qty="1"))
+    await exchange.port.settled()
+    placed, amended = [refused(x) for x in buyer.heard()]
+    assert placed.code == Reject.INSUFFICIENT_BALANCE
+    assert (amended.id, amended.code) == (4, Reject.UNKNOWN_ORDER)
+
+
+async def test_a_late_amendment_is_told_what_became_of_the_order(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    order_id = acked(await ask(exchange, buyer, buy(3, client_id=8))).order_id
+    await ask(exchange, seller, sell(3))
+    by_id = refused(await ask(exchange, buyer, m.Amend(4, order_id, qty="1")))
+    by_client_id = refused(buyer.say(m.Amend(5, client_id=8, qty="1")))
+    for reject in (by_id, by_client_id):
+        assert reject.code == Reject.UNKNOWN_ORDER and "it is filled" in reject.message
+
+
+@pytest.mark.parametrize(
+    ("change", "code"),
+    [
+        ({"price": "2.5", "post_only": True}, Reject.POST_ONLY_WOULD_TRADE),
+        ({"qty": "1000"}, Reject.INSUFFICIENT_BALANCE),
+    ],
+)
+async def test_a_rejected_amendment_leaves_the_order_as_it_was(
+    exchange: Exchange, change: dict[str, Any], code: Reject
+) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    await ask(exchange, seller, sell(3, "2.5"))
+    order_id = acked(await ask(exchange, buyer, buy(3))).order_id
+    before = exchange.desk.feed.open_orders(BUYER), exchange.port.balances(BUYER)
+    assert refused(await ask(exchange, buyer, m.Amend(4, order_id, **change))).code == code
+    assert (exchange.desk.feed.open_orders(BUYER), exchange.port.balances(BUYER)) == before
+
+
+async def test_an_amendment_that_crosses_trades_after_its_ack(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    await ask(exchange, seller, sell(3, "2.5", "1"))
+    order_id = acked(await ask(exchange, buyer, buy(3))).order_id
+    buyer.say(m.Subscribe(4, "account"))
+    buyer.say(m.Amend(5, order_id, price="2.5"))
+    await exchange.port.settled()
+    heard = buyer.heard()
+    assert [type(x) for x in heard] == [m.Ack, m.Order, m.Fill, m.Balance]
+    _, order, fill, _ = heard
+    assert isinstance(order, m.Order) and isinstance(fill, m.Fill)
+    assert (order.state, order.reason, order.price, order.left) == (
+        "open",
+        "AMENDED",
+        "2.5000",
+        "4",
+    )
+    assert (fill.order_id, fill.left, fill.liquidity) == (order_id, "3", "taker")
+
+
+async def test_a_market_order_trades_as_far_as_its_protection(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    for number, price in enumerate(("2.4", "2.45", "2.4501"), 3):
+        await ask(exchange, seller, sell(number, price, "1"))
+    ack = acked(await ask(exchange, buyer, market(3)))
+    assert ack.price == "2.4500"
+    order = acked(buyer.say(m.Query(4, "order", order_id=ack.order_id))).order
+    assert order is not None and (order.state, order.price) == ("cancelled", "2.4500")
+    assert exchange.port.balances(BUYER).pending_usdc6 == (24_000 + 24_500) * 100
+    assert exchange.desk.feed.market(TICKER).book.asks == [(24_501, 100)]
+
+
+async def test_an_order_till_a_time_is_told_when_it_expires(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    expires_s = exchange.clock.now_ns() // 10**9 + 60
+    await ask(exchange, buyer, buy(3, tif="gtt", expires_s=expires_s))
+    buyer.say(m.Subscribe(4, "account"))
+    exchange.clock.advance_to(expires_s * 10**9)
+    await ask(exchange, seller, sell(3))
+    [order, balance] = buyer.heard()
+    assert isinstance(order, m.Order) and isinstance(balance, m.Balance)
+    assert (order.state, order.reason, order.left) == ("cancelled", "EXPIRED", "0")
+    assert (balance.balances.held, balance.balances.pending) == ("0", "0")
+
+
+async def test_an_iceberg_is_shown_part_by_part_and_its_owner_told(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    buyer.say(m.Subscribe(2, "account"))
+    order_id = acked(await ask_among(exchange, buyer, buy(3, qty="4", display_qty="1.5"))).order_id
+    book = exchange.desk.feed.market(TICKER).book
+    told: list[tuple[str, str]] = []
+    for sold, shown in (("0.5", 100), ("1", 150), ("1.5", 100)):
+        await ask(exchange, seller, sell(3, qty=sold))
+        assert book.bids == [(24_150, shown)]
+        [order] = exchange.desk.feed.open_orders(BUYER)
+        told.append((order.left, order.shown))
+    assert told == [("3.5", "1"), ("2.5", "1.5"), ("1", "")]
+    reasons = [(x.reason, x.shown) for x in buyer.heard() if isinstance(x, m.Order)]
+    assert reasons == [("REFRESHED", "1.5"), ("REFRESHED", "")]
+    assert acked(await ask_among(exchange, buyer, m.Cancel(4, order_id))).qty == "1"
+    assert book.bids == []
+
+
+async def test_cancelling_an_iceberg_takes_all_of_it(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    order_id = acked(await ask(exchange, buyer, buy(3, display_qty="1"))).order_id
+    assert exchange.desk.feed.market(TICKER).book.bids == [(24_150, 100)]
+    assert acked(await ask(exchange, buyer, m.Amend(4, order_id, qty="3"))).lost_place is False
+    [order] = exchange.desk.feed.open_orders(BUYER)
+    assert (order.left, order.shown) == ("3", "1")
+    assert acked(await ask(exchange, buyer, m.Cancel(5, order_id))).qty == "3"
+    assert exchange.desk.feed.market(TICKER).book.bids == []
+    assert exchange.port.balances(BUYER).held_usdc6 == 0
+
+
+async def test_a_minimum_quantity_is_filled_at_once_or_nothing_is(exchange: Exchange) -> None:
+    buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    await ask(exchange, seller, sell(3, qty="2"))
+    reject = refused(await ask(exchange, buyer, buy(3, min_qty="2.01")))
+    assert reject.code == Reject.MINIMUM_NOT_FILLABLE
+    acked(await ask(exchange, buyer, buy(4, min_qty="2")))
+    assert [x.left for x in exchange.desk.feed.open_orders(BUYER)] == ["2"]
 
 
 async def test_an_ack_precedes_the_fills_of_its_order(exchange: Exchange) -> None:

@@ -6,7 +6,18 @@ import msgspec
 import pytest
 from compex_client import messages as m
 
-from engine.records import ALL_INSTRUMENTS, PRICE_TICKS_MAX, QTY_LOTS_MAX, CommandKind, Side
+from engine.records import (
+    ALL_INSTRUMENTS,
+    PRICE_TICKS_MAX,
+    QTY_LOTS_MAX,
+    Command,
+    CommandKind,
+    Flag,
+    OneSide,
+    Side,
+    TimeInForce,
+    command_array,
+)
 from engine.rejects import WORDS, Reject
 from gateway import translate, wire
 from gateway.wire import BadRequest
@@ -19,6 +30,18 @@ NEW: dict[str, Any] = {
 def refusal_of(frame: bytes | str) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
         wire.decode(frame)
+    return caught.value
+
+
+def command_of(frame: bytes) -> Command:
+    request = wire.decode(frame)
+    assert isinstance(request, m.New)
+    return translate.new_order(request, 1, 1)
+
+
+def refusal_of_order(frame: bytes) -> BadRequest:
+    with pytest.raises(BadRequest) as caught:
+        command_of(frame)
     return caught.value
 
 
@@ -38,6 +61,13 @@ def refusal_of(frame: bytes | str) -> BadRequest:
         ({"client_id": 1 << 53}, Reject.INVALID_FIELD, "client_id"),
         ({"client_id": "7"}, Reject.INVALID_FIELD, "client_id"),
         ({"post_only": 1}, Reject.INVALID_FIELD, "post_only"),
+        ({"type": "stop"}, Reject.INVALID_FIELD, "type"),
+        ({"protection": 0.05}, Reject.INVALID_FIELD, "protection"),
+        ({"expires_s": -1}, Reject.INVALID_FIELD, "expires_s"),
+        ({"expires_s": 1 << 32}, Reject.INVALID_FIELD, "expires_s"),
+        ({"expires_s": "1900000000"}, Reject.INVALID_FIELD, "expires_s"),
+        ({"min_qty": 4}, Reject.INVALID_FIELD, "min_qty"),
+        ({"display_qty": None}, Reject.INVALID_FIELD, "display_qty"),
         ({"postonly": True}, Reject.INVALID_FIELD, "postonly"),
         ({"market": "x" * 129}, Reject.INVALID_FIELD, "market"),
         ({"id": 0}, Reject.INVALID_FIELD, "id"),
@@ -52,7 +82,7 @@ def test_a_wrong_field_is_named(change: dict[str, Any], reject: Reject, field: s
 
 @pytest.mark.parametrize("field", ["t", "id", "market", "side", "price", "qty"])
 def test_a_missing_field_is_named(field: str) -> None:
-    bad = refusal_of(msgspec.json.encode({k: v for k, v in NEW.items() if k != field}))
+    bad = refusal_of_order(msgspec.json.encode({k: v for k, v in NEW.items() if k != field}))
     assert (bad.reject, bad.field) == (Reject.INVALID_FIELD, field)
 
 
@@ -89,7 +119,10 @@ def test_every_request_survives_the_wire() -> None:
     samples: list[m.ClientMessage] = [
         m.Login(1, "0x12", "0x34", "0x56"), m.Subscribe(2, "book", "X"), m.Unsubscribe(3, "book"),
         m.New(4, "X", "sell", "1", "2", 9, "fok", True, "decrement"), m.Cancel(5, 6),
-        m.CancelAll(7), m.Capacity(8, "X", "9"), m.Withdraw(9, "1.5", 3),
+        m.CancelAll(7, "X", "sell"), m.Amend(13, 0, 6, "1", "2", True, "cancel_both"),
+        m.New(14, "X", "buy", qty="2", tif="ioc", type="market", protection="0.5", min_qty="1"),
+        m.New(15, "X", "buy", "1", "2", tif="gtt", expires_s=m.EXPIRES_S_MAX, display_qty="1"),
+        m.Capacity(8, "X", "9"), m.Withdraw(9, "1.5", 3),
         m.Query(10, "order", client_id=4), m.Market(11, "list", "X", "0.01", "8"), m.Ping(12),
     ]  # fmt: skip
     assert {type(x) for x in samples} == set(get_args(m.ClientMessage))
@@ -131,8 +164,82 @@ def test_an_order_becomes_the_command_it_says() -> None:
     command.pack()
 
 
+def test_a_market_order_carries_its_protection_for_a_price() -> None:
+    request = m.New(1, "X", "buy", qty="2", tif="ioc", type="market", protection="0.05")
+    command = translate.new_order(request, 3, 5)
+    assert (command.flags, command.price_ticks, command.qty_lots) == (Flag.MARKET, 500, 200)
+    assert command.time_in_force == TimeInForce.IOC
+
+
+def test_the_terms_of_an_order_lie_where_the_engine_reads_them() -> None:
+    request = m.New(
+        1, "X", "buy", "1", "2", tif="gtt", expires_s=1_900_000_000, min_qty="0.5", display_qty="1"
+    )
+    command = translate.new_order(request, 3, 5)
+    [record] = command_array([command])
+    assert (record["display_lots"], record["min_lots"]) == (100, 50)
+    assert (record["expiry_s"], record["time_in_force"]) == (1_900_000_000, TimeInForce.GTT)
+
+
+@pytest.mark.parametrize(
+    ("more", "reject", "field"),
+    [
+        ({"protection": "0.05"}, Reject.INVALID_FIELD, "protection"),
+        ({"type": "market", "protection": "0.05"}, Reject.INVALID_FIELD, "price"),
+        ({"type": "market", "price": ""}, Reject.INVALID_FIELD, "protection"),
+        ({"type": "market", "price": "", "protection": "-1"}, 2001, "protection"),
+        ({"type": "market", "price": "", "protection": "1677.7215"}, 2001, "protection"),
+        ({"type": "market", "price": "", "protection": "0.00001"}, 2002, "protection"),
+        ({"min_qty": "0"}, Reject.QTY_OUT_OF_RANGE, "min_qty"),
+        ({"display_qty": "0.001"}, Reject.QTY_NOT_A_MULTIPLE, "display_qty"),
+        ({"display_qty": "all"}, Reject.INVALID_FIELD, "display_qty"),
+    ],
+)
+def test_a_wrong_term_is_refused_by_name(more: dict[str, Any], reject: int, field: str) -> None:
+    bad = refusal_of_order(msgspec.json.encode({**NEW, **more}))
+    assert (bad.reject, bad.field) == (reject, field)
+
+
+@pytest.mark.parametrize(
+    ("request_", "price_ticks", "qty_lots"),
+    [
+        (m.Amend(1, 7, price="2.5"), 25_000, 0),
+        (m.Amend(1, 7, qty="4"), 0, 400),
+        (m.Amend(1, 7, price="2.5", qty="4", post_only=True), 25_000, 400),
+    ],
+)
+def test_an_amendment_keeps_what_it_does_not_give(
+    request_: m.Amend, price_ticks: int, qty_lots: int
+) -> None:
+    command = translate.amend(request_, 3, 7)
+    assert (command.kind, command.account, command.order_id) == (CommandKind.AMEND, 3, 7)
+    assert (command.price_ticks, command.qty_lots) == (price_ticks, qty_lots)
+    assert command.flags == (Flag.POST_ONLY if request_.post_only else 0)
+
+
+@pytest.mark.parametrize(
+    ("more", "reject", "field"),
+    [
+        ({}, Reject.INVALID_FIELD, "price"),
+        ({"price": "0"}, Reject.PRICE_OUT_OF_RANGE, "price"),
+        ({"qty": "0"}, Reject.QTY_OUT_OF_RANGE, "qty"),
+    ],
+)
+def test_an_amendment_to_nothing_is_refused_by_name(
+    more: dict[str, Any], reject: Reject, field: str
+) -> None:
+    with pytest.raises(BadRequest) as caught:
+        translate.amend(m.Amend(1, 7, **more), 3, 7)
+    assert (caught.value.reject, caught.value.field) == (reject, field)
+
+
 def test_cancel_all_without_a_market_means_every_market() -> None:
     assert translate.cancel_all(3, ALL_INSTRUMENTS).instrument == ALL_INSTRUMENTS
+
+
+def test_cancel_all_means_one_side_or_both() -> None:
+    sides = [translate.cancel_all(3, 1, side).flags for side in ("", "buy", "sell")]
+    assert sides == [OneSide.BOTH, OneSide.BUYS, OneSide.SELLS]
 
 
 @pytest.mark.parametrize("amount", ["0", "-5", "1000000000.000001"])

@@ -147,7 +147,7 @@ class Client:
         tif: m.TimeInForce | None = None,
         post_only: bool = False,
         self_trade: m.SelfTrade = "cancel_taker",
-        type: m.OrderType = "limit",
+        type: m.OrderType = "limit",  # noqa: A002 - the name it has on the wire
         protection: Number = "",
         expires_s: int = 0,
         min_qty: Number = "",
