@@ -1,14 +1,57 @@
-"""The example of the client's README runs as it is printed."""
+"""The examples of the client's README run as they are printed."""
 
 import asyncio
 import re
 import sys
 from pathlib import Path
 
+import pytest
+from compex_client import connect
+
 from tests.exchange import TICKER, running_exchange, running_server, wallet
 
 README = Path(__file__).parents[2] / "gateway" / "client" / "README.md"
 RUN_S = 60.0
+ORDERS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
+# What becomes of each where 16 GPU-hours are offered at 2.5: (state, price, left, best bid, ask).
+NO_BID, ALL_OFFERED = (0, 0), (25_000, 1_600)
+OUTCOMES = {
+    "limit": ("open", "2.4150", "16", (24_150, 1_600), ALL_OFFERED),
+    "post-only": ("open", "2.4150", "16", (24_150, 1_600), ALL_OFFERED),
+    "immediate or cancel": ("cancelled", "2.5000", "0", NO_BID, (0, 0)),
+    "fill or kill": ("filled", "2.5000", "0", NO_BID, (0, 0)),
+    "good till time": ("open", "2.4150", "16", (24_150, 1_600), ALL_OFFERED),
+    "market": ("cancelled", "2.5500", "0", NO_BID, (0, 0)),
+    "minimum quantity": ("open", "2.5000", "8", (25_000, 800), (0, 0)),
+    "iceberg": ("open", "2.4150", "160", (24_150, 1_600), ALL_OFFERED),
+    "amended": ("open", "2.4200", "8", (24_200, 800), ALL_OFFERED),
+    "cancelled": ("cancelled", "1.0000", "0", NO_BID, ALL_OFFERED),
+}
+
+
+def test_every_kind_of_order_has_its_example() -> None:
+    assert [name for name, _ in ORDERS] == list(OUTCOMES)
+
+
+@pytest.mark.parametrize(("name", "example"), ORDERS, ids=[name for name, _ in ORDERS])
+async def test_each_order_of_the_readme_does_what_its_row_says(
+    tmp_path: Path, name: str, example: str
+) -> None:
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        await exchange.list_market()
+        maker = await exchange.open_account(1, bond_usdc6=10**9)
+        trader = await exchange.open_account(2, cash_usdc6=10**9)
+        await exchange.declare(1, 1, 10_000)
+        async with await connect(url, maker) as seller, await connect(url, trader) as client:
+            await seller.place(TICKER, "sell", "2.5", "16")
+            if "client_id=7" in example:
+                await client.place(TICKER, "buy", "1", "160", client_id=7)
+            # The text of our own README, which this test is about.
+            ack = await eval(example, {"client": client, "market": TICKER})
+            order = await client.order(ack.order_id)
+            book = (await client.book(TICKER)).book
+            best = book.bids[0] if book.bids else (0, 0), book.asks[0] if book.asks else (0, 0)
+            assert (order.state, order.price, order.left, *best) == OUTCOMES[name]
 
 
 async def test_the_readmes_example_trades(tmp_path: Path) -> None:

@@ -12,6 +12,8 @@ import pytest
 from compex_client import Client, Disconnected, Rejected, connect
 from compex_client import messages as m
 from compex_client.messages import CloseCode
+from compex_client.streams import BookStream
+from compex_client.units import parse_qty, qty_text
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosed
@@ -23,6 +25,7 @@ from gateway.limits import DEFAULT_LIMITS
 from gateway.server import GatewayServer
 from tests.exchange import (
     DOMAIN,
+    START_NS,
     SYMBOL,
     TICKER,
     Exchange,
@@ -32,6 +35,7 @@ from tests.exchange import (
 )
 
 SELLER, BUYER = wallet(101), wallet(102)
+TOLD_S = 10.0
 HALTED = "nv.h100-sxm-80g.x8.ib|us-w|B|SPOT"
 
 
@@ -101,6 +105,80 @@ async def test_two_clients_trade_and_each_hears_its_part(node: Node) -> None:
         assert book.resyncs == 0
 
 
+@pytest.mark.parametrize(
+    ("terms", "fills", "state"),
+    [
+        ({"price": "2.5"}, ["4", "4"], "open"),
+        ({"price": "2.5", "tif": "ioc"}, ["4", "4"], "cancelled"),
+        ({"price": "2.6", "tif": "fok"}, ["4", "4", "4"], "filled"),
+        ({"price": "2.5", "expires_s": START_NS // 10**9 + 60}, ["4", "4"], "open"),
+        ({"type": "market", "protection": "0"}, ["4"], "cancelled"),
+        ({"type": "market", "protection": "0.1"}, ["4", "4"], "cancelled"),
+        ({"type": "market", "protection": "0.2", "tif": "fok"}, ["4", "4", "4"], "filled"),
+        ({"price": "2.5", "min_qty": "8"}, ["4", "4"], "open"),
+        ({"price": "2.5", "display_qty": "1"}, ["4", "4"], "open"),
+    ],
+    ids=str,
+)
+async def test_an_order_of_each_type_trades(
+    node: Node, terms: dict[str, Any], fills: list[str], state: m.OrderState
+) -> None:
+    async with await connect(node.url, SELLER) as seller, await connect(node.url, BUYER) as buyer:
+        await seller.declare_capacity(TICKER, 100)
+        for price in ("2.4", "2.5", "2.6"):
+            await seller.place(TICKER, "sell", price, "4", display_qty="3")
+        bought = await buyer.fills()
+        ack = await buyer.place(TICKER, "buy", qty="12", **terms)
+        order = await buyer.order(ack.order_id)
+        assert (order.state, ack.price) == (state, order.price)
+        heard: list[m.Fill] = []
+        while sum(parse_qty(x.qty) for x in heard) < sum(map(parse_qty, fills)):
+            heard.append(await anext(bought))
+        prices = [x.price for x in heard]
+        assert prices == sorted(prices) and len(set(prices)) == len(fills)
+        assert heard[-1].left == qty_text(1_200 - sum(map(parse_qty, fills)))
+
+
+async def shows(book: BookStream, bids: list[tuple[int, int]]) -> None:
+    async with asyncio.timeout(TOLD_S):
+        while book.book.bids != bids:
+            await anext(book)
+
+
+async def test_an_order_is_amended_refilled_and_expires(node: Node) -> None:
+    async with await connect(node.url, SELLER) as seller, await connect(node.url, BUYER) as buyer:
+        await seller.declare_capacity(TICKER, 100)
+        updates, book = await buyer.order_updates(), await buyer.book(TICKER)
+        expires_s = START_NS // 10**9 + 60
+        placed = await buyer.place(
+            TICKER, "buy", "2.4", "12", client_id=7, expires_s=expires_s, display_qty="4"
+        )
+        await shows(book, [(24_000, 400)])
+        amended = await buyer.amend(client_id=7, price="2.5", qty="10")
+        assert (amended.order_id, amended.lost_place) == (placed.order_id, True)
+        await seller.place(TICKER, "sell", "2.5", "5", tif="ioc")
+        assert [x.shown for x in await buyer.open_orders()] == ["3"]
+        await shows(book, [(25_000, 300)])
+        node.exchange.clock.advance_to(expires_s * 10**9)
+        with pytest.raises(Rejected) as caught:
+            await seller.place(TICKER, "sell", "2.5", "1", tif="fok")
+        assert caught.value.code == Reject.FOK_NOT_FILLABLE
+        told = [await anext(updates) for _ in range(6)]
+        assert [x.reason for x in told] == [
+            "", "CONCEALED", "AMENDED", "CONCEALED", "REFRESHED", "EXPIRED",
+        ]  # fmt: skip
+        await shows(book, [])
+        assert book.resyncs == 0
+
+
+async def test_one_side_is_cancelled_and_the_other_stands(node: Node) -> None:
+    async with await connect(node.url, SELLER) as seller:
+        await seller.declare_capacity(TICKER, 100)
+        await seller.place(TICKER, "sell", "2.5", "4")
+        assert (await seller.cancel_all(TICKER, "buy")).count == 0
+        assert (await seller.cancel_all(side="sell")).count == 1
+
+
 async def test_a_thousand_orders_at_once_get_a_reply_each(node: Node) -> None:
     async with await connect(node.url, BUYER) as buyer:
         acks = await asyncio.gather(
@@ -157,6 +235,10 @@ async def test_a_wrong_signature_is_refused_with_what_was_checked(node: Node) ->
 
 
 ORDER: dict[str, Any] = {"t": "new", "market": TICKER, "side": "buy", "price": "1", "qty": "1"}
+MARKET_ORDER: dict[str, Any] = {
+    "t": "new", "market": TICKER, "side": "buy", "qty": "1", "type": "market",
+    "protection": "0.05", "tif": "ioc",
+}  # fmt: skip
 BAD_INPUT: list[tuple[str | dict[str, Any], Reject]] = [
     ("{", Reject.MALFORMED_FRAME),
     ("", Reject.MALFORMED_FRAME),
@@ -176,6 +258,20 @@ BAD_INPUT: list[tuple[str | dict[str, Any], Reject]] = [
     ({**ORDER, "qty": "9999"}, Reject.INSUFFICIENT_BALANCE),
     ({**ORDER, "side": "sell"}, Reject.INSUFFICIENT_CAPACITY),
     ({**ORDER, "post_only": True, "tif": "ioc"}, Reject.CONFLICTING_FLAGS),
+    ({**ORDER, "type": "market"}, Reject.INVALID_FIELD),
+    ({**ORDER, "protection": "1"}, Reject.INVALID_FIELD),
+    ({**ORDER, "tif": "gtt"}, Reject.INVALID_TERMS),
+    ({**ORDER, "tif": "gtt", "expires_s": 1}, Reject.INVALID_TERMS),
+    ({**ORDER, "min_qty": "2"}, Reject.INVALID_TERMS),
+    ({**ORDER, "min_qty": "1"}, Reject.MINIMUM_NOT_FILLABLE),
+    ({**ORDER, "display_qty": "0"}, Reject.QTY_OUT_OF_RANGE),
+    ({**MARKET_ORDER, "tif": "gtc"}, Reject.CONFLICTING_FLAGS),
+    (MARKET_ORDER, Reject.NOTHING_TO_TRADE_WITH),
+    ({"t": "amend", "order_id": 424242, "qty": "1"}, Reject.UNKNOWN_ORDER),
+    ({"t": "amend", "client_id": 9}, Reject.INVALID_FIELD),
+    ({"t": "amend", "client_id": 9, "qty": "9999"}, Reject.INSUFFICIENT_BALANCE),
+    ({"t": "amend", "client_id": 9, "price": "1677.7215"}, Reject.PRICE_OUT_OF_RANGE),
+    ({"t": "cancel_all", "side": "both"}, Reject.INVALID_FIELD),
     ({**ORDER, "market": HALTED}, Reject.MARKET_HALTED),
     ({"t": "cancel", "order_id": 424242}, Reject.UNKNOWN_ORDER),
     ({"t": "withdraw", "amount": "1000000"}, Reject.INSUFFICIENT_BALANCE),
