@@ -131,6 +131,7 @@ class Shard:
 
     def check(self) -> None:
         check_invariants(self.state)
+        assert self.state["total_usdc6"][0] == self.reference.total
         for account in self.reference.accounts:
             row = self.state["balances"][0, account].tolist()
             assert tuple(row) == tuple(self.reference.balances(account))

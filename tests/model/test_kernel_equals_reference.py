@@ -391,6 +391,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
     @invariant()
     def the_state_is_sound(self) -> None:
         check_invariants(self.matcher.state)
+        assert self.matcher.state["total_usdc6"][0] == self.reference.total
         for account in self.reference.accounts:
             row = self.matcher.state["balances"][0, account].tolist()
             assert row == list(self.reference.balances(account))

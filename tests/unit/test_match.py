@@ -471,6 +471,14 @@ def test_an_account_keeps_the_address_it_was_opened_with(shard: Shard) -> None:
     assert shard.state["identities"][0, 9]["owner"].tobytes() == owner
 
 
+def test_a_deposit_into_no_known_purse_is_cash(shard: Shard) -> None:
+    shard.do(
+        CommandKind.DEPOSIT, account=ALICE, client_id=shard.deposits + 1, price_ticks=5, side=2
+    )
+    assert shard.money(ALICE)["free_usdc6"] == CASH_USDC6 + 5
+    shard.check()
+
+
 def test_all_of_a_free_balance_may_be_withdrawn(shard: Shard) -> None:
     [reserved] = shard.do(CommandKind.WITHDRAW, account=ALICE, price_ticks=CASH_USDC6)
     assert reserved.kind == EventKind.WITHDRAWAL_RESERVED
