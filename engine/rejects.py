@@ -97,7 +97,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.POST_ONLY_WOULD_TRADE: "a post-only order would have traded",
     Reject.FOK_NOT_FILLABLE: "a fill-or-kill order could not be filled whole",
     Reject.UNKNOWN_COMMAND: "no command has this kind",
-    Reject.CONFLICTING_FLAGS: "post-only is for orders that may rest",
+    Reject.CONFLICTING_FLAGS: "post-only has to rest and a market order must not",
     Reject.CLIENT_ID_OUT_OF_RANGE: "a client id is a whole number from 1 to 2^53 - 1",
     Reject.INVALID_TERMS: "the order's terms contradict each other or its quantity",
     Reject.NOTHING_TO_TRADE_WITH: "a market order found nobody on the other side",
