@@ -138,6 +138,7 @@ STATE: Final = np.dtype(
         ("books", BOOK, (INSTRUMENTS_MAX,)),
         ("balances", "<i8", (ACCOUNTS_MAX, len(BALANCES.names or ()))),  # columns of BALANCES
         ("identities", IDENTITY, (ACCOUNTS_MAX,)),
+        ("resting", "<u4", (ACCOUNTS_MAX,)),  # open orders by account
         ("capacities", CAPACITY, (CAPACITY_SLOTS,)),
         ("nodes", NODE, (NODES_MAX,)),
         ("leaves", LEAF, (LEAVES_MAX,)),
@@ -366,6 +367,7 @@ def enqueue(s: Any, book: Any, side: Any, slot: Any, rank: Any, leaf: Any) -> No
     order.prev = tail
     queue.tail = slot
     book.open_orders += uint32(1)
+    s.resting[order.account] += uint32(1)
     if tail != 0:
         s.orders[tail].next = slot
         return
@@ -391,6 +393,7 @@ def unlink(s: Any, book: Any, side: Any, slot: Any) -> None:
     else:
         queue.tail = order.prev
     book.open_orders -= uint32(1)
+    s.resting[order.account] -= uint32(1)
     if queue.head == 0:
         drop_level(s, book, side, level)
 
@@ -456,6 +459,7 @@ def check_invariants(state: StateArray) -> None:
         assert on_book == book["open_orders"], "orders on the book"
         total_open += on_book
     assert total_open == s["open_orders"], "open orders"
+    assert total_open == s["resting"].sum(), "open orders by account"
     assert np.count_nonzero(s["orders"]["qty_lots"][: int(s["order_high"]) + 1]) == total_open
     _check_reserves(s, held, bond_held, offered)
 

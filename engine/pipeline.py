@@ -28,6 +28,7 @@ from engine.records import (
     COMMAND,
     Balances,
     Command,
+    CommandKind,
     EventArray,
     TimeInForce,
     decode_commands,
@@ -39,6 +40,8 @@ from engine.sequence import Sequencer
 from engine.snapshot import state_hash
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16
+# Taken even while a subscriber is far behind: they only lessen what is at risk.
+LESSENING: Final = (CommandKind.CANCEL, CommandKind.CANCEL_ALL)
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
 
 
@@ -53,6 +56,7 @@ class Pipeline:
         self._matcher = Matcher()
         self._subscribers: list[Subscriber] = []
         self._rooms: list[Callable[[], bool]] = []
+        self._stop_listeners: list[Callable[[str], None]] = []
         self._queue: deque[bytes] = deque()
         self._arrived = asyncio.Event()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
@@ -88,10 +92,15 @@ class Pipeline:
     def submit(self, command: Command) -> Sequenced:
         if self._stopped:
             raise Refused(Reject.STOPPED)
-        if len(self._queue) >= QUEUE_COMMANDS_MAX or not all(room() for room in self._rooms):
+        if len(self._queue) >= QUEUE_COMMANDS_MAX:
+            raise Refused(Reject.BUSY)
+        if not self._has_room() and command.kind not in LESSENING:
             raise Refused(Reject.BUSY)
         self._expire()
         return self._sequence(command)
+
+    def _has_room(self) -> bool:
+        return all(room() for room in self._rooms)
 
     def _sequence(self, command: Command) -> Sequenced:
         sequenced, stamped = self._sequencer.sequence(command)
@@ -123,10 +132,10 @@ class Pipeline:
                     await self._commit(b"".join(self._queue.popleft() for _ in range(size)))
                 self._arrived.clear()
         except JournalError as error:
-            self._stop(str(error))
+            self._fail(str(error))
         except Exception as error:
             # A broken invariant: nothing after it can be trusted, the journal has all before it.
-            self._stop(f"broken: {error!r}")
+            self._fail(f"broken: {error!r}")
             raise
 
     async def _commit(self, group: bytes) -> None:
@@ -154,6 +163,11 @@ class Pipeline:
         self._expiries.published(events)
         for subscriber in self._subscribers:
             subscriber(batch)
+
+    def _fail(self, reason: str) -> None:
+        self._stop(reason)
+        for listener in self._stop_listeners:
+            listener(reason)
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason
@@ -212,12 +226,16 @@ class Pipeline:
     def markets(self) -> list[Market]:
         return self._published.markets()
 
+    def when_stopped(self, listener: Callable[[str], None]) -> None:
+        self._stop_listeners.append(listener)
+
     def ready(self) -> Readiness:
         return Readiness(
             last_sequence=self._sequencer.last_sequence,
             durable_sequence=self._published_sequence,
             event_number=self._event_number,
             stopped=self._stopped,
+            has_room=self._has_room(),
         )
 
     def state_hash(self) -> str:

@@ -42,12 +42,16 @@ class Market(NamedTuple):
 
 
 class Readiness(NamedTuple):
-    """For `/ready`: `stopped` is empty while commands are taken, else the reason in words."""
+    """For `/ready`: `stopped` is empty while commands are taken, else the reason in words.
+
+    `has_room` is false while only cancels are taken, because a subscriber is far behind.
+    """
 
     last_sequence: int
     durable_sequence: int
     event_number: int
     stopped: str
+    has_room: bool = True
 
 
 class Subscriber(Protocol):
@@ -69,8 +73,14 @@ class Port(Protocol):
     def subscribe(self, subscriber: Subscriber, has_room: Callable[[], bool] | None = None) -> None:
         """Before start: the journal's events are delivered first, then live ones.
 
-        While `has_room` returns false, submit refuses with BUSY instead of queueing without end.
+        While `has_room` returns false, submit refuses with BUSY instead of queueing without end;
+        cancels are taken all the same, as they only lessen what is at risk.
         """
+        ...
+
+    def when_stopped(self, listener: Callable[[str], None]) -> None:
+        """Called once, with the reason, if the engine stops by itself. What became of commands
+        still in flight is then unknown: they are neither accepted nor refused."""
         ...
 
     async def settled(self) -> None:

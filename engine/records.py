@@ -37,6 +37,7 @@ INSTRUMENTS_MAX: Final = 1 << 16
 ORDER_SLOT_BITS: Final = 24
 ORDER_GENERATION_BITS: Final = 29
 OPEN_ORDERS_MAX: Final = (1 << 22) - 1
+ACCOUNT_ORDERS_MAX: Final = 1 << 16  # open orders of one account; the rest are for the others
 CAPACITIES_MAX: Final = 1 << 19  # (account, instrument) pairs with declared capacity
 CLIENT_ID_MAX: Final = (1 << 53) - 1  # exact in every JSON reader
 EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work between two commands

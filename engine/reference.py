@@ -13,6 +13,7 @@ from typing import Final
 from sortedcontainers import SortedDict
 
 from engine.records import (
+    ACCOUNT_ORDERS_MAX,
     ACCOUNTS_MAX,
     ALL_INSTRUMENTS,
     AMOUNT_USDC6_MAX,
@@ -321,6 +322,8 @@ class Reference:
         )
         may_rest = c.time_in_force == TimeInForce.GTC
         self._require(may_rest or c.flags != Flag.POST_ONLY, Reject.CONFLICTING_FLAGS)
+        mine = sum(order.account == c.account for order in self.orders.values())
+        self._require(mine < ACCOUNT_ORDERS_MAX, Reject.ACCOUNT_ORDERS_FULL)
         self._require(len(self.orders) < OPEN_ORDERS_MAX, Reject.TOO_MANY_OPEN_ORDERS)
         return book
 

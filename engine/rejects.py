@@ -38,6 +38,7 @@ class Reject(IntEnum):
     INVALID_TERMS = 2012
     NOTHING_TO_TRADE_WITH = 2013
     MINIMUM_NOT_FILLABLE = 2014
+    ACCOUNT_ORDERS_FULL = 2015
     # 3xxx: money and capacity
     UNKNOWN_ACCOUNT = 3001
     INSUFFICIENT_BALANCE = 3002
@@ -102,6 +103,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.INVALID_TERMS: "the order's terms contradict each other or its quantity",
     Reject.NOTHING_TO_TRADE_WITH: "a market order found nobody on the other side",
     Reject.MINIMUM_NOT_FILLABLE: "the order's minimum quantity could not be filled at once",
+    Reject.ACCOUNT_ORDERS_FULL: "this account has as many open orders as one account may",
     Reject.UNKNOWN_ACCOUNT: "no such account",
     Reject.INSUFFICIENT_BALANCE: "the free balance does not cover this",
     Reject.INSUFFICIENT_BOND: "the free bond does not cover this ask",

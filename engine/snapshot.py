@@ -22,6 +22,7 @@ def used_parts(state: StateArray) -> dict[str, "np.ndarray[tuple[int, ...], np.d
         "books": s["books"][: int(s["instrument_high"])],
         "balances": s["balances"][:accounts],
         "identities": s["identities"][:accounts],
+        "resting": s["resting"][:accounts],
         "capacities": capacities[capacities["key"] != 0],
         "nodes": s["nodes"][: int(s["node_high"]) + 1],
         "leaves": s["leaves"][:leaves],

@@ -39,6 +39,7 @@ from engine.kernel import (
 )
 from engine.outbox import emit, next_event, reject
 from engine.records import (
+    ACCOUNT_ORDERS_MAX,
     ACCOUNTS_MAX,
     ALL_INSTRUMENTS,
     EFFECTS_MAX,
@@ -161,6 +162,8 @@ def check_order(s: Any, c: Any) -> Any:
         return Reject.UNKNOWN_COMMAND
     if c.flags == Flag.POST_ONLY and c.time_in_force != TimeInForce.GTC:
         return Reject.CONFLICTING_FLAGS
+    if s.resting[c.account] >= ACCOUNT_ORDERS_MAX:
+        return Reject.ACCOUNT_ORDERS_FULL
     if s.open_orders >= OPEN_ORDERS_MAX:
         return Reject.TOO_MANY_OPEN_ORDERS
     if not has_room(s):
@@ -374,6 +377,7 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
                 continue
             behind = order.next
             s.levels[level].head = behind
+            s.resting[order.account] -= uint32(1)
             free_slot(s, slot)
             book.open_orders -= uint32(1)
             if behind != 0:
@@ -494,7 +498,8 @@ def cancel(s: Any, c: Any, out: Any) -> Any:
 def cancel_all(s: Any, c: Any, out: Any) -> Any:
     """Every open order of the account, in one market or in all, of one side or both.
 
-    O(slots ever used), in slot order.
+    O(slots ever used) at most, in slot order; O(1) for an account
+    that has none.
 
     Stops at EFFECTS_MAX orders; the terminal event then carries EFFECTS_LIMIT and the client asks
     again.
@@ -512,10 +517,14 @@ def clear(s: Any, c: Any, out: Any, every: Any, why: Any, done: Any) -> None:
     """Cancel the account's orders, for `why`; the terminal event, of kind `done`, counts them."""
     first = out.count
     reason = uint16(0)
+    resting = s.resting[c.account] if c.account < ACCOUNTS_MAX else uint32(0)
     for slot in range(uint32(1), s.order_high + uint32(1)):
+        if resting == 0:
+            break  # all have been seen
         order = s.orders[slot]
         if order.qty_lots == 0 or order.account != c.account:
             continue
+        resting -= uint32(1)
         leaf = s.leaves[order.level >> uint32(6)]
         if not every and leaf.instrument != c.instrument:
             continue

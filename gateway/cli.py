@@ -21,6 +21,7 @@ from rich.table import Table
 
 DEFAULT_DIRECTORY: Final = Path(".compex")
 DEFAULT_SEED: Final = 7
+DEMO_MARK: Final = "demonstration"
 
 console = Console(highlight=False)
 _Result = TypeVar("_Result")
@@ -29,12 +30,19 @@ _Result = TypeVar("_Result")
 def main(arguments: list[str] | None = None) -> int:
     """Entry of the console script; returns the exit status."""
     options = command_line().parse_args(arguments)
+    from compex_client import CompexClientError
+
     from engine.rejects import CompexError
     from settlement.errors import SettlementError
 
     try:
         return options.run(options)
-    except (CompexError, SettlementError, OSError) as error:  # OSError: a port in use, a full disk
+    except (
+        CompexError,
+        CompexClientError,
+        SettlementError,
+        OSError,
+    ) as error:  # OSError: a port in use, a full disk
         console.print(f"[red]compex: {error}[/red]")
         return 1
     except KeyboardInterrupt:
@@ -141,11 +149,26 @@ class Steps:
 
 
 def _demo(options: argparse.Namespace) -> int:
+    if options.json is not None and not options.once:
+        console.print("[red]compex: --json goes with --once[/red]")
+        return 2
     if options.once:
         with _owning(options.dir):
             return _demo_once(options)
     with _owning(options.dir):
         return _demo_live(options)
+
+
+def _clear(directory: Path) -> None:
+    """An empty directory for a demonstration; what another kind of run left is never erased."""
+    from engine.rejects import CompexError
+
+    mark = directory / DEMO_MARK
+    if directory.exists() and any(directory.iterdir()) and not mark.exists():
+        raise CompexError(f"{directory} was not made by a demonstration; nothing was erased")
+    shutil.rmtree(directory, ignore_errors=True)
+    directory.mkdir(parents=True)
+    mark.write_text("made by compex demo, which erases it at the next start\n", "utf-8")
 
 
 def _demo_once(options: argparse.Namespace) -> int:
@@ -156,8 +179,7 @@ def _demo_once(options: argparse.Namespace) -> int:
     wanted = {"seed": options.seed}
     resumed = mark.exists() and json.loads(mark.read_text("utf-8")) == wanted
     if not resumed:
-        shutil.rmtree(options.dir, ignore_errors=True)
-        options.dir.mkdir(parents=True)
+        _clear(options.dir)
         mark.write_text(json.dumps(wanted), "utf-8")
     else:
         console.print(f"going on with the run that was cut off in {options.dir}")
@@ -217,8 +239,7 @@ def _print_outcome(outcome: Any) -> None:
 
 
 def _demo_live(options: argparse.Namespace) -> int:
-    shutil.rmtree(options.dir, ignore_errors=True)
-    options.dir.mkdir(parents=True)
+    _clear(options.dir)
     return _run(_trade_live(options))
 
 
@@ -248,7 +269,7 @@ async def _serve(directory: Path, settings: Any) -> int:
     import signal
 
     from engine.clock import SystemClock
-    from gateway.node import Node, SettlementError
+    from gateway.node import Node
 
     stop = asyncio.Event()
     for name in (signal.SIGINT, signal.SIGTERM):
@@ -260,18 +281,12 @@ async def _serve(directory: Path, settings: Any) -> int:
     console.print(f"chain          {node.rpc_url or 'embedded, in process'}")
     console.print(f"contracts      {directory / 'contracts.json'}")
     settling = asyncio.create_task(node.run())
-    stopping = asyncio.create_task(stop.wait())
     try:
-        await asyncio.wait((settling, stopping), return_when=asyncio.FIRST_COMPLETED)
-        if settling.done() and not stop.is_set():
-            error = settling.exception()
-            console.print(f"[red]settlement halted, trading goes on: {error}[/red]")
-            await stopping
+        await stop.wait()
         return 0
     finally:
         settling.cancel()
-        with contextlib.suppress(asyncio.CancelledError, SettlementError, ExceptionGroup):
-            await settling
+        await asyncio.gather(settling, return_exceptions=True)
         await node.close()
 
 
@@ -283,9 +298,13 @@ def _settings(_options: argparse.Namespace) -> int:
 
 
 def _replay(options: argparse.Namespace) -> int:
+    from engine.rejects import JournalError
     from engine.replay import verify
 
-    found = verify(options.dir / "journal")
+    journal = options.dir / "journal"
+    if not journal.is_dir():
+        raise JournalError(f"{journal}: there is no journal")
+    found = verify(journal)
     console.print(f"sequence    {found.sequence}")
     console.print(f"events      {found.events}")
     console.print(f"state hash  {found.state_hash}")
@@ -300,9 +319,15 @@ def _fund(options: argparse.Namespace) -> int:
 async def _fund_wallet(options: argparse.Namespace) -> int:
     from compex_client import Wallet
 
-    from settlement.chain import Chain, Funding
+    from engine.rejects import CompexError
+    from settlement.chain import CONTRACTS_FILE, Chain, Funding
     from settlement.devchain import KEYS
 
+    contracts = options.dir / CONTRACTS_FILE
+    if not await asyncio.to_thread(contracts.exists):
+        raise CompexError(f"{contracts}: no node has deployed its contracts here; see --dir")
+    if options.cash < 0 or options.bond < 0 or options.cash + options.bond == 0:
+        raise CompexError("--cash and --bond are whole USDC, at least 1 together")
     wallet = Wallet(options.key) if options.key else Wallet.create()
     chain = await Chain.connect(options.rpc, KEYS)
     try:

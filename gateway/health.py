@@ -39,13 +39,15 @@ class Health:
     def ready(self) -> tuple[int, bytes]:
         """(200 or 503, JSON): commands are taken, or the reason why not, in words."""
         ready = self._port.ready()
+        taking = not ready.stopped and ready.has_room
         body = {
-            "ready": not ready.stopped,
+            "ready": taking,
             "role": self._role,
             "last_sequence": ready.last_sequence,
             "durable_sequence": ready.durable_sequence,
             "event_number": ready.event_number,
             "stopped": ready.stopped,
+            "has_room": ready.has_room,
             "settlement": self._settlement(),
         }
-        return (503 if ready.stopped else 200), msgspec.json.encode(body)
+        return (200 if taking else 503), msgspec.json.encode(body)

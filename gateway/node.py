@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import tomllib
-from collections.abc import Callable
+from collections.abc import Callable, Generator
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -30,6 +30,7 @@ from engine.clock import Clock
 from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
+from engine.rejects import CompexError
 from engine.replay import warm_up
 from gateway import translate
 from gateway.health import Health
@@ -72,6 +73,7 @@ class Node:
         self.settlement: Settlement
         self.server: GatewayServer
         self._stack = AsyncExitStack()
+        self._settlement_ended = ""
         self._told: dict[str, tuple[int, int]] = {}
 
     @classmethod
@@ -129,7 +131,8 @@ class Node:
             self._stack.push_async_callback(embedded.close)
             self.embedded = embedded
             if chain.embedded_rpc_port >= 0:
-                self.rpc_url = await embedded.serve_rpc(chain.embedded_rpc_port)
+                with _port_named("chain.embedded_rpc_port", chain.embedded_rpc_port):
+                    self.rpc_url = await embedded.serve_rpc(chain.embedded_rpc_port)
             self.chain = await Chain.connect(embedded.provider, embedded.keys)
         self._stack.push_async_callback(self.chain.close)
 
@@ -192,11 +195,12 @@ class Node:
         gateway = self.settings.gateway
         health = Health(self.engine, self._settlement_status)
         self.server = GatewayServer(self.desk, health, gateway.host, gateway.port)
-        await self.server.start()
+        with _port_named("gateway.port", gateway.port):
+            await self.server.start()
         self._stack.push_async_callback(self.server.stop)
 
     def _settlement_status(self) -> dict[str, Any]:
-        return {"halted": self.settlement.halted}
+        return {"halted": self.settlement.halted or self._settlement_ended}
 
     @property
     def url(self) -> str:
@@ -233,11 +237,21 @@ class Node:
             )
 
     async def run(self) -> None:
-        """Settle and publish until cancelled. Raises SettlementError when only a person can help;
-        trading goes on meanwhile, and `/ready` says why settlement does not."""
+        """Settle and publish the index until cancelled.
+
+        When settlement can only go on with a person's help, trading and the index go on without
+        it, and `/ready` says why.
+        """
         async with asyncio.TaskGroup() as tasks:
-            tasks.create_task(self.settlement.run())
+            tasks.create_task(self._settle_forever())
             tasks.create_task(self._tell_index_forever())
+
+    async def _settle_forever(self) -> None:
+        try:
+            await self.settlement.run()
+        except (SettlementError, CompexError) as error:
+            self._settlement_ended = f"{type(error).__name__}: {error}"
+            log.error("settlement has ended, trading goes on: %s", self._settlement_ended)
 
     async def _tell_index_forever(self) -> None:
         while True:
@@ -278,6 +292,14 @@ class Node:
     async def close(self) -> None:
         """Sockets first, then settlement, engine, chain and database."""
         await self._stack.aclose()
+
+
+@contextlib.contextmanager
+def _port_named(setting: str, port: int) -> Generator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise SettingsError(f"{setting} = {port} cannot be listened on: {error}") from error
 
 
 def _address(text: str) -> bytes | None:

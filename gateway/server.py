@@ -25,6 +25,7 @@ from gateway.session import Desk, Session
 CONNECTIONS_MAX: Final = 12_000
 PING_INTERVAL_S: Final = 15.0
 HEARTBEAT_S: Final = 5.0
+CLOSE_REASON_CHARS_MAX: Final = 120  # a close frame holds 123 bytes of reason
 CLOSE_TIMEOUT_S: Final = 2.0  # for a peer to answer a close frame
 WRITE_BUFFER_BYTES: Final = 64 << 10  # in the transport; the rest waits in the outbox
 SOCKET_BUFFER_BYTES: Final = 256 << 10  # else the system lets megabytes pile up for a slow reader
@@ -76,6 +77,17 @@ class GatewayServer:
             write_limit=WRITE_BUFFER_BYTES,
         )
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
+        self._desk.port.when_stopped(self._abandon)
+
+    def _abandon(self, reason: str) -> None:
+        """The engine stopped by itself. What became of requests in flight nobody knows, so they
+        are not answered; the connections end, and a client asks again after the restart."""
+        if self._server is not None:
+            why = f"the exchange has stopped: {reason}"[:CLOSE_REASON_CHARS_MAX]
+            for connection in list(self._server.connections):
+                task = asyncio.create_task(connection.close(CloseCode.INTERNAL_ERROR, why))
+                self._evictions.add(task)
+                task.add_done_callback(self._evictions.discard)
 
     @property
     def address(self) -> tuple[str, int]:

@@ -13,7 +13,7 @@ from compex_client.wallet import Domain, Wallet
 
 from engine.catalog import load_catalog
 from engine.clock import ScriptedClock
-from engine.journal import Journal, SystemDisk
+from engine.journal import Disk, Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.records import COMMAND_STRUCT, Command, CommandKind, Purse
 from gateway.health import Health
@@ -161,9 +161,10 @@ async def running_exchange(
     directory: Path,
     limits: m.Limits = DEFAULT_LIMITS,
     now_ns: Callable[[], int] = time.monotonic_ns,
+    disk: Disk | None = None,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
-    pipeline = Pipeline(Journal(directory / "journal", SystemDisk()), clock)
+    pipeline = Pipeline(Journal(directory / "journal", disk or SystemDisk()), clock)
     desk = open_desk(
         pipeline,
         load_catalog(),

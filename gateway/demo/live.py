@@ -220,11 +220,13 @@ your accounts, funded on chain:
   operator     {seller.address}  key {seller.export_secret()}
 
 five lines to try (uv run python):
-  from compex_client import Wallet, connect; import asyncio
-  async def buy():
-      async with await connect("{node.websocket_url}", Wallet("{buyer.export_secret()}")) as me:
-          print(await me.place("{ticker}", "buy", "{enough}", "1"), await me.balances())
-  asyncio.run(buy())
+
+from compex_client import Wallet, connect; import asyncio
+async def buy():
+    async with await connect("{node.websocket_url}", Wallet("{buyer.export_secret()}")) as me:
+        print(await me.place("{ticker}", "buy", "{enough}", "1"), await me.balances())
+
+asyncio.run(buy())
 
 stop with Ctrl-C
 """

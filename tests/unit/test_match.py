@@ -7,6 +7,7 @@ import pytest
 
 from engine.book import LEAVES_MAX, NODES_MAX
 from engine.records import (
+    ACCOUNT_ORDERS_MAX,
     ALL_INSTRUMENTS,
     AMOUNT_USDC6_MAX,
     CAPACITIES_MAX,
@@ -520,6 +521,19 @@ def test_a_full_exchange_refuses_and_takes_again_when_there_is_room(
     assert taken.kind != EventKind.REJECTED
 
 
+def test_one_account_cannot_take_all_the_room(shard: Shard) -> None:
+    """Put full by hand; the others trade on, and one place less lets it rest again."""
+    order = {"account": ALICE, "instrument": MARKET, "price_ticks": 5, "qty_lots": 1}
+    shard.state["resting"][0, ALICE] = ACCOUNT_ORDERS_MAX
+    [refused] = shard.matcher_only(CommandKind.NEW_ORDER, **order)
+    assert refused.reason == Reject.ACCOUNT_ORDERS_FULL
+    [taken] = shard.matcher_only(CommandKind.NEW_ORDER, **(order | {"account": BOB}))
+    assert taken.kind == EventKind.ACCEPTED
+    shard.state["resting"][0, ALICE] -= 1
+    [taken] = shard.matcher_only(CommandKind.NEW_ORDER, **order)
+    assert taken.kind == EventKind.ACCEPTED
+
+
 # --- every refusal ------------------------------------------------------------------------------
 
 Act = Callable[[Shard], list[Event]]
@@ -695,6 +709,7 @@ REFUSALS: list[tuple[Reject, Act]] = [
 ]
 # Shown by a scenario of their own above or below; the last three are said before sequencing.
 SHOWN_ELSEWHERE = {
+    Reject.ACCOUNT_ORDERS_FULL,
     Reject.INSUFFICIENT_BOND,
     Reject.CAPACITY_IN_USE,
     Reject.MARKET_HALTED,

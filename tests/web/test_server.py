@@ -23,6 +23,7 @@ from engine.rejects import Reject
 from gateway.health import Health
 from gateway.limits import DEFAULT_LIMITS
 from gateway.server import GatewayServer
+from tests.disks import FailingDisk
 from tests.exchange import (
     DOMAIN,
     START_NS,
@@ -396,6 +397,30 @@ async def test_a_stopped_engine_is_alive_and_not_ready(node: Node) -> None:
     assert (await get(node, "/live"))[0] == 200
     status, _, body = await get(node, "/ready")
     assert status == 503 and json.loads(body)["stopped"] == "closed"
+
+
+async def test_what_was_in_flight_when_the_disk_failed_ends_with_its_connection(
+    tmp_path: Path,
+) -> None:
+    """Nobody knows what became of it, so it is neither acked nor refused."""
+    disk = FailingDisk()
+    async with running_exchange(tmp_path, disk=disk) as exchange, running_server(exchange) as at:
+        await exchange.list_market()
+        buyer = await exchange.open_account(1, cash_usdc6=10**9)
+        client = await connect(at[1], buyer)
+        disk.fail_at = ("sync", 0)
+        with pytest.raises(Disconnected) as ended:
+            async with asyncio.timeout(20):
+                await client.place(TICKER, "buy", "1", "1")
+        assert ended.value.code == CloseCode.INTERNAL_ERROR
+        assert "the exchange has stopped" in ended.value.reason
+        await client.close()
+
+
+async def test_ready_is_false_while_only_cancels_are_taken(node: Node) -> None:
+    node.exchange.port.subscribe(lambda batch: None, has_room=lambda: False)
+    status, _, body = await get(node, "/ready")
+    assert (status, json.loads(body)["has_room"]) == (503, False)
 
 
 async def test_what_settlement_says_is_part_of_ready(node: Node) -> None:

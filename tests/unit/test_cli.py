@@ -1,0 +1,46 @@
+"""The command refuses what it should not do, in words and with a status, and does nothing."""
+
+from pathlib import Path
+
+import pytest
+
+from gateway.cli import DEMO_MARK, main
+
+
+@pytest.mark.parametrize("once", [[], ["--once"]])
+def test_a_demonstration_never_erases_what_another_run_left(
+    tmp_path: Path, once: list[str], capsys: pytest.CaptureFixture[str]
+) -> None:
+    key = tmp_path / "administrator.key"
+    key.write_text("precious")
+    assert main(["demo", *once, "--dir", str(tmp_path)]) == 1
+    assert key.read_text() == "precious"
+    assert "nothing was erased" in " ".join(capsys.readouterr().out.split())
+    assert not (tmp_path / DEMO_MARK).exists()
+
+
+def test_json_without_once_is_refused(tmp_path: Path) -> None:
+    assert main(["demo", "--json", str(tmp_path / "x.json"), "--dir", str(tmp_path / "d")]) == 2
+    assert not (tmp_path / "d").exists()
+
+
+def test_replay_of_no_journal_fails(tmp_path: Path) -> None:
+    assert main(["replay", "--dir", str(tmp_path)]) == 1
+
+
+def test_fund_deploys_nothing_where_no_node_has(tmp_path: Path) -> None:
+    assert main(["fund", "--dir", str(tmp_path)]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("wrong", [["--cash", "-5"], ["--cash", "0"], ["--key", "0x12"]])
+def test_fund_refuses_what_is_no_amount_or_no_key(tmp_path: Path, wrong: list[str]) -> None:
+    (tmp_path / "contracts.json").write_text("{}")
+    assert main(["fund", "--dir", str(tmp_path), *wrong]) == 1
+
+
+def test_an_unknown_setting_is_refused_before_anything_starts(tmp_path: Path) -> None:
+    settings = tmp_path / "compex.toml"
+    settings.write_text("[gateway]\nprot = 1\n")
+    assert main(["up", "--dir", str(tmp_path / "d"), "--settings", str(settings)]) == 1
+    assert not (tmp_path / "d").exists()
