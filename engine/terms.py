@@ -25,7 +25,7 @@ from engine.reserve import find_capacity, free_capacity, purse_of, unit_of
 from engine.trade import (
     check_access,
     check_order,
-    check_reserve,
+    check_placing,
     crosses,
     fillable,
     find_order,
@@ -130,13 +130,8 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
         return reject(out, command, reason)
     book = s.books[c.instrument]
     capacity = find_capacity(s, c.account, c.instrument, c.side)
-    reason = check_reserve(s, book, c, capacity)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
-    if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
-        reason = Reject.POST_ONLY_WOULD_TRADE
-    fok = c.time_in_force == TimeInForce.FOK
-    if reason == 0 and fok and not fillable(s, book, c, int64(c.qty_lots)):
-        reason = Reject.FOK_NOT_FILLABLE
+    reason = check_placing(s, book, c, capacity, crossing)
     if reason == 0 and c.min_lots != 0 and not fillable(s, book, c, int64(c.min_lots)):
         reason = Reject.MINIMUM_NOT_FILLABLE
     if reason != 0:

@@ -81,15 +81,15 @@ def is_expired(order: Any, time_ns: Any) -> Any:
 
 
 @inlined
-def _cancelled(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
-    """The CANCELLED event of a resting order; the caller takes it off the book."""
+def _event_of(s: Any, out: Any, c: Any, slot: Any, kind: Any, lots: Any, reason: Any) -> None:
+    """An event about a resting order."""
     order = s.orders[slot]
     leaf = s.leaves[order.level >> uint32(6)]
-    e = next_event(out, c, EventKind.CANCELLED)
+    e = next_event(out, c, kind)
     e.order_id = uint64(order_id(s, slot))
     e.client_id = order.client_id
     e.price_ticks = int64(order.price_ticks)
-    e.qty_lots = left_of(order)
+    e.qty_lots = lots
     e.account = order.account
     e.counter_account = uint32(0)
     e.instrument = leaf.instrument
@@ -302,17 +302,7 @@ def _refresh(s: Any, out: Any, c: Any, slot: Any) -> None:
     order.hidden_lots -= clip
     order.sequence = c.sequence
     move_to_back(s, slot)
-    leaf = s.leaves[order.level >> uint32(6)]
-    e = next_event(out, c, EventKind.REFRESHED)
-    e.order_id = uint64(order_id(s, slot))
-    e.client_id = order.client_id
-    e.price_ticks = int64(order.price_ticks)
-    e.qty_lots = int64(clip)
-    e.account = order.account
-    e.counter_account = uint32(0)
-    e.instrument = leaf.instrument
-    e.side = uint8(leaf.side)
-    e.reason = uint16(0)
+    _event_of(s, out, c, slot, EventKind.REFRESHED, int64(clip), 0)
 
 
 @inlined
@@ -414,21 +404,24 @@ def new_order(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, reason)
     book = s.books[c.instrument]
     capacity = find_capacity(s, c.account, c.instrument, c.side)
-    reason = check_reserve(s, book, c, capacity)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
-    if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
-        reason = Reject.POST_ONLY_WOULD_TRADE
-    if (
-        reason == 0
-        and c.time_in_force == TimeInForce.FOK
-        and not fillable(s, book, c, int64(c.qty_lots))
-    ):
-        reason = Reject.FOK_NOT_FILLABLE
+    reason = check_placing(s, book, c, capacity, crossing)
     if reason != 0:
         return reject(out, c, reason)
-
     place(s, book, c, out, capacity, crossing)
     return None
+
+
+@inlined
+def check_placing(s: Any, book: Any, c: Any, capacity: Any, crossing: Any) -> Any:
+    """The first reason to refuse an order that is right in itself: money, or the book; or 0."""
+    reason = check_reserve(s, book, c, capacity)
+    if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
+        reason = Reject.POST_ONLY_WOULD_TRADE
+    fok = c.time_in_force == TimeInForce.FOK
+    if reason == 0 and fok and not fillable(s, book, c, int64(c.qty_lots)):
+        reason = Reject.FOK_NOT_FILLABLE
+    return reason
 
 
 @inlined
@@ -469,7 +462,7 @@ def remove(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
     leaf = s.leaves[s.orders[slot].level >> uint32(6)]
     side = leaf.side
     book = s.books[leaf.instrument]
-    _cancelled(s, out, c, slot, reason)
+    _event_of(s, out, c, slot, EventKind.CANCELLED, left_of(s.orders[slot]), reason)
     release(s, book, side, slot, left_of(s.orders[slot]))
     dequeue(s, book, side, slot)
 
