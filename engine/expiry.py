@@ -5,13 +5,9 @@ book then. Invariant: before a command is sequenced, every order whose time has 
 command in the order before it. Only `pipeline` calls. Adding and taking are O(log n).
 """
 
-from typing import Final
-
 from sortedcontainers import SortedList
 
-from engine.records import Command, CommandKind, Event, EventKind, TimeInForce
-
-SECOND_NS: Final = 1_000_000_000
+from engine.records import SECOND_NS, Command, CommandKind, Event, EventKind, TimeInForce
 
 
 class Expiries:

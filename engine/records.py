@@ -27,6 +27,8 @@ LAYOUT_VERSION: Final = 2
 # Older layouts whose records mean the same in this one: their journals are read as they are.
 READABLE_LAYOUTS: Final = (1, 2)
 
+SECOND_NS: Final = 1_000_000_000
+
 # --- limits ------------------------------------------------------------------------------------
 PRICE_TICKS_MAX: Final = (1 << 24) - 2  # $1,677.7214 per GPU-hour: four 64-way trie levels
 QTY_LOTS_MAX: Final = 1_000_000_000  # ten million GPU-hours in one order

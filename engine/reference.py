@@ -22,6 +22,7 @@ from engine.records import (
     OPEN_ORDERS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
+    SECOND_NS,
     TOTAL_USDC6_MAX,
     Balances,
     CancelReason,
@@ -40,7 +41,6 @@ from engine.records import (
 from engine.rejects import Reject
 
 GENERATIONS: Final = 1 << 29
-SECOND_NS: Final = 1_000_000_000
 
 
 @dataclass(slots=True)

@@ -7,7 +7,7 @@ back or moves on with every lot that leaves it. Called by the kernel's other mod
 `reference.py` says the same rules slowly and plainly; model tests hold the two together.
 """
 
-from typing import Any, Final
+from typing import Any
 
 from engine.book import (
     BUY,
@@ -47,6 +47,7 @@ from engine.records import (
     OPEN_ORDERS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
+    SECOND_NS,
     CancelReason,
     EventKind,
     Flag,
@@ -65,8 +66,6 @@ from engine.reserve import (
     purse_of,
     unit_of,
 )
-
-SECOND_NS: Final = 1_000_000_000
 
 
 @inlined

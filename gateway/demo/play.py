@@ -18,6 +18,7 @@ from compex_client import messages as m
 from compex_client.units import price_text, qty_text
 
 from engine.clock import ScriptedClock
+from engine.records import SECOND_NS
 from engine.rejects import Reject
 from gateway.demo.prices import Skipped, load_quotes
 from gateway.demo.script import HOUR_NS, ROUNDS, START_NS, Actor, Script, Step, write_script
@@ -32,7 +33,6 @@ from gateway.settings import (
 
 STEPS_PER_PROGRESS: Final = 50
 TURNS_MAX: Final = 8  # of settlement after one round; two do, a third finds nothing to do
-SECOND_NS: Final = 1_000_000_000
 # What a step may be answered when it was performed before the run was cut off.
 REPEATED: Final = (Reject.UNKNOWN_ORDER,)
 Advance = Callable[[int, int], None]  # steps done, steps in all
