@@ -28,9 +28,11 @@ from engine.records import (
     BALANCES,
     CAPACITIES_MAX,
     COMMAND,
+    FEE_TIERS,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
     Side,
+    fee_usdc6,
 )
 
 LEAVES_MAX: Final = 1 << 20
@@ -59,9 +61,16 @@ ORDER: Final = np.dtype(
         ("hidden_lots", "<u4"),  # of an iceberg: what is not shown
         ("display_lots", "<u4"),  # ... and how much is shown at a time
         ("expiry_s", "<u4"),  # 0: never
-        ("unused", "<u4"),
+        ("fee_ppm", "<u2"),  # the rate its fills are charged: a maker's; a taker's while it waits
+        ("session", "u1"),
+        ("traits", "u1"),  # TRAIT_... below
     ]
 )
+# What an order is besides a price and a quantity; the lowest two bits are its SelfTrade mode, which
+# one that waits needs when it is triggered.
+TRAIT_SELF_TRADE: Final = 3
+TRAIT_ALL_OR_NONE: Final = 4
+TRAIT_ENDS: Final = 8  # once triggered, what is left does not rest
 LEVEL: Final = np.dtype([("head", "<u4"), ("tail", "<u4")])
 LEAF: Final = np.dtype(
     [
@@ -90,7 +99,7 @@ BOOK: Final = np.dtype(
         ("prefix", "<u4", (2,)),  # rank >> 6 * (height + 1) of everything below the root
         ("height", "u1", (2,)),
         ("status", "u1"),
-        ("unused", "u1"),
+        ("rules", "u1"),  # RULE_...: what makes its orders take the longer way; 0: nothing
         ("lot_multiple", "<u4"),
         ("bond_usdc6_per_lot", "<i8"),
         ("product", "<u8"),
@@ -98,6 +107,30 @@ BOOK: Final = np.dtype(
         ("open_orders", "<u4"),
     ]
 )
+RULE_GATE: Final = 1  # it closes at a time
+RULE_WAITING: Final = 2  # orders wait for a condition
+# What few markets need, apart from BOOK, so that books stay small: no page of it is touched until
+# one of its rules is. Its tries have the fields that a book's have, and lie where its `SIDES` say.
+MARKET: Final = np.dtype(
+    [
+        ("best", "<u4", (6,)),
+        ("best_leaf", "<u4", (6,)),
+        ("root", "<u4", (6,)),
+        ("prefix", "<u4", (6,)),
+        ("height", "u1", (6,)),
+        ("unused", "<u2"),
+        ("open_orders", "<u4"),  # that wait
+        ("closes_s", "<u4"),  # RULE_GATE: Unix seconds
+        ("spare", "u1", (80,)),
+    ]
+)
+# Orders that wait stand in tries of their own. A sell stop triggers when trades fall to it: the
+# highest first, as with bids; a buy stop the other way round. So the lowest bit of a trie's number
+# says which way its ranks run, and for stops it is the opposite of the order's own side.
+SELL_STOPS: Final = 2
+BUY_STOPS: Final = 3
+WHOLE_BUYS: Final = 4  # all-or-none orders, by their limits
+WHOLE_SELLS: Final = 5
 CAPACITY: Final = np.dtype(
     [
         ("key", "<u8"),  # account << 32 | instrument; 0: free
@@ -109,7 +142,8 @@ CAPACITY: Final = np.dtype(
 IDENTITY: Final = np.dtype(
     [
         ("owner", "u1", (20,)),
-        ("opened", "<u2"),  # UNKNOWN, TRADING or CLOSED
+        ("opened", "u1"),  # UNKNOWN, TRADING or CLOSED
+        ("fee_tier", "u1"),
         ("exits", "<u2"),  # confirmed ones: a week each at least, so this lasts 1,250 years
         ("last_batch", "<u8"),
     ]
@@ -135,7 +169,9 @@ STATE: Final = np.dtype(
         ("time_ns", "<i8"),
         ("last_void", "<u4"),
         ("header_unused", "u1", (36,)),
+        ("fees", "<u2", (FEE_TIERS, 2)),  # maker's and taker's rate by tier, parts per million
         ("books", BOOK, (INSTRUMENTS_MAX,)),
+        ("markets", MARKET, (INSTRUMENTS_MAX,)),
         ("balances", "<i8", (ACCOUNTS_MAX, len(BALANCES.names or ()))),  # columns of BALANCES
         ("identities", IDENTITY, (ACCOUNTS_MAX,)),
         ("resting", "<u4", (ACCOUNTS_MAX,)),  # open orders by account
@@ -144,14 +180,15 @@ STATE: Final = np.dtype(
         ("leaves", LEAF, (LEAVES_MAX,)),
         ("levels", LEVEL, (LEAVES_MAX * 64,)),
         ("orders", ORDER, (OPEN_ORDERS_MAX + 1,)),
-        # No state: an order as it is meant, where that differs from its command.
-        ("scratch", COMMAND, (1,)),
+        # No state: an order as it is meant where that differs from its command, and one triggered.
+        ("scratch", COMMAND, (2,)),
     ]
 )
 assert LEAF.itemsize == CAPACITY.itemsize == IDENTITY.itemsize == 32
 assert BOOK.itemsize == ORDER.itemsize == 64, "one cache line"
+assert MARKET.itemsize == 192
 assert STATE.fields is not None
-assert STATE.fields["books"][1] == 128, "books start on a cache line"
+assert STATE.fields["books"][1] == 192, "books start on a cache line"
 assert LEAVES_MAX * 64 < 1 << 32, "a level's number fits an order"
 
 StateArray = NDArray[np.void]  # shape (1,), dtype STATE, 64-byte aligned
@@ -172,7 +209,13 @@ def new_state() -> StateArray:
 @inlined
 def rank_of(side: Any, price: Any) -> Any:
     """The place of a price on a side: higher is better. Its own inverse."""
-    return price ^ (uint32(side) * uint32(RANK_MASK))
+    return price ^ ((uint32(side) & uint32(1)) * uint32(RANK_MASK))
+
+
+@inlined
+def side_of(trie: Any) -> Any:
+    """The side of the orders in a trie: that of its ranks, or for stops the other one."""
+    return (uint32(trie) ^ (uint32(trie) >> uint32(1))) & uint32(1)
 
 
 # --- the trie -----------------------------------------------------------------------------------
@@ -440,7 +483,7 @@ def check_invariants(state: StateArray) -> None:
     held: dict[int, int] = {}
     bond_held: dict[int, int] = {}
     offered: dict[tuple[int, int], int] = {}
-    total_open = 0
+    total_open = total_waiting = 0
     for instrument in range(int(s["instrument_high"])):
         book = s["books"][instrument]
         if book["status"] == 0:
@@ -453,20 +496,46 @@ def check_invariants(state: StateArray) -> None:
             for price, slots in prices.items():
                 on_book += len(slots)
                 for slot in slots:
-                    _add_reserve(s, slot, side, instrument, price, (held, bond_held, offered))
+                    assert s["orders"][slot]["price_ticks"] == price, "an order stands at its price"
+                    _add_reserve(s, slot, side, instrument, (held, bond_held, offered))
         best_bid, best_ask = int(book["best"][BUY]), int(book["best"][SELL]) ^ RANK_MASK
         assert best_bid < best_ask, "never crossed"
         assert on_book == book["open_orders"], "orders on the book"
         total_open += on_book
+        waiting = _check_waiting(s, instrument, (held, bond_held, offered))
+        assert waiting == s["markets"][instrument]["open_orders"], "orders that wait"
+        assert (waiting != 0) == bool(book["rules"] & RULE_WAITING), "a book knows whether some do"
+        total_waiting += waiting
+    total_open += total_waiting
     assert total_open == s["open_orders"], "open orders"
     assert total_open == s["resting"].sum(), "open orders by account"
     assert np.count_nonzero(s["orders"]["qty_lots"][: int(s["order_high"]) + 1]) == total_open
     _check_reserves(s, held, bond_held, offered)
 
 
+def _check_waiting(
+    s: Any,
+    instrument: int,
+    sums: tuple[dict[int, int], dict[int, int], dict[tuple[int, int], int]],
+) -> int:
+    """How many orders wait in a market, each in the trie where it belongs."""
+    count = 0
+    for trie in (SELL_STOPS, BUY_STOPS, WHOLE_BUYS, WHOLE_SELLS):
+        for price, slots in _check_side(s, instrument, trie).items():
+            for slot in slots:
+                order = s["orders"][slot]
+                whole = bool(order["traits"] & TRAIT_ALL_OR_NONE)
+                assert whole == (trie >= WHOLE_BUYS), "all-or-none orders stand apart"
+                assert not whole or order["price_ticks"] == price, "an order stands at its price"
+                assert order["hidden_lots"] == 0, "one that waits conceals nothing"
+                _add_reserve(s, slot, (trie ^ trie >> 1) & 1, instrument, sums)
+                count += 1
+    return count
+
+
 def _check_side(s: Any, instrument: int, side: int) -> dict[int, list[int]]:
-    """Walk one side's trie; price -> slots in queue order."""
-    book = s["books"][instrument]
+    """Walk one trie; price -> slots in queue order."""
+    book = s["books" if side <= SELL else "markets"][instrument]
     prices: dict[int, list[int]] = {}
 
     def walk(place: int, height: int, key: int, parent: int) -> None:
@@ -481,7 +550,7 @@ def _check_side(s: Any, instrument: int, side: int) -> dict[int, list[int]]:
                 queue = _check_queue(s, place << 6 | slot)
                 assert occupied == bool(queue), "the bitmap says which levels have orders"
                 if queue:
-                    prices[(key << 6 | slot) ^ (RANK_MASK * side)] = queue
+                    prices[(key << 6 | slot) ^ (RANK_MASK * (side & 1))] = queue
                 continue
             child = int(record["children"][slot])
             assert occupied == (child != 0), "the bitmap says which children exist"
@@ -522,15 +591,15 @@ def _add_reserve(
     slot: int,
     side: int,
     instrument: int,
-    price: int,
     sums: tuple[dict[int, int], dict[int, int], dict[tuple[int, int], int]],
 ) -> None:
     held, bond_held, offered = sums
     order = s["orders"][slot]
     account, qty = int(order["account"]), int(order["qty_lots"]) + int(order["hidden_lots"])
-    assert order["price_ticks"] == price, "an order stands at its price"
     if side == BUY:
-        held[account] = held.get(account, 0) + price * qty
+        notional = int(order["price_ticks"]) * qty
+        cost = notional + fee_usdc6(notional, int(order["fee_ppm"]))
+        held[account] = held.get(account, 0) + cost
         return
     bond = int(s["books"][instrument]["bond_usdc6_per_lot"]) * qty
     bond_held[account] = bond_held.get(account, 0) + bond

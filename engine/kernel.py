@@ -25,6 +25,7 @@ SOURCES: Final = (
     "reserve.py",
     "outbox.py",
     "trade.py",
+    "waiting.py",
     "terms.py",
     "money.py",
     "markets.py",
@@ -49,6 +50,7 @@ def cache_directory(sources: Path = Path(__file__).parent) -> Path:
 config.CACHE_DIR = str(cache_directory())  # pyright: ignore[reportAttributeAccessIssue]
 
 # numba's casts, untyped because numba publishes no types for them.
+int32: Final[Any] = numba.int32
 int64: Final[Any] = numba.int64
 uint8: Final[Any] = numba.uint8
 uint16: Final[Any] = numba.uint16

@@ -1,22 +1,27 @@
-"""Markets: listed, halted and resumed by sequenced commands.
+"""Markets: listed, halted, resumed and closed by sequenced commands.
 
-Invariant: a market's terms never change once it is listed; a halted one takes only cancels. Called
+Invariant: a market's terms never change once it is listed; a halted one takes only cancels, and a
+closed one nothing any more. Called
 by `match`.
 """
 
 from typing import Any
 
-from engine.kernel import kernel, uint8, uint32
-from engine.outbox import emit, reject
+from engine.book import RULE_GATE, SELL, SELL_STOPS, WHOLE_SELLS
+from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32
+from engine.outbox import emit, is_spent, reject
 from engine.records import (
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
+    SECOND_NS,
+    CancelReason,
     CommandKind,
     EventKind,
     MarketStatus,
 )
 from engine.rejects import Reject
+from engine.trade import remove
 
 
 @kernel
@@ -28,15 +33,20 @@ def list_market(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, Reject.ALREADY_LISTED)
     lot_fits = 0 < c.lot_multiple <= QTY_LOTS_MAX
     bond_fits = 0 < c.bond_usdc6_per_lot <= PRICE_TICKS_MAX
-    if c.product == 0 or not lot_fits or not bond_fits:
+    gate_fits = c.closes_s == 0 or int64(c.closes_s) * SECOND_NS > c.time_ns
+    if c.product == 0 or not lot_fits or not bond_fits or not gate_fits:
         return reject(out, c, Reject.INVALID_LISTING)
     book.status = uint8(MarketStatus.OPEN)
     book.product = c.product
     book.lot_multiple = uint32(c.lot_multiple)
     book.bond_usdc6_per_lot = c.bond_usdc6_per_lot
+    if c.closes_s != 0:
+        book.rules |= uint8(RULE_GATE)
+        s.markets[c.instrument].closes_s = c.closes_s
     s.instrument_high = max(s.instrument_high, c.instrument + uint32(1))
     e = emit(out, c, EventKind.MARKET_LISTED)
     e.product = c.product
+    e.closes_s = c.closes_s
 
 
 @kernel
@@ -55,3 +65,34 @@ def set_status(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, Reject.NOT_HALTED)
     book.status = uint8(MarketStatus.OPEN)
     emit(out, c, EventKind.MARKET_RESUMED)
+
+
+@inlined
+def _clear_trie(s: Any, c: Any, out: Any, book: Any, trie: Any) -> None:
+    """Cancel a trie's orders from the best on, as many as one command may."""
+    while book.root[trie] != 0 and not is_spent(out):
+        level = (book.best_leaf[trie] << uint32(6)) | (book.best[trie] & uint32(63))
+        remove(s, out, c, s.levels[level].head, CancelReason.MARKET_CLOSED)
+
+
+@kernel
+def close_market(s: Any, c: Any, out: Any) -> Any:
+    """Close a market for good and cancel every order in it: on the book, then those that wait.
+
+    Stops at EFFECTS_MAX orders; the terminal event then carries EFFECTS_LIMIT and the command is
+    given again. Harmless when repeated. O(orders cancelled).
+    """
+    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
+        return reject(out, c, Reject.UNKNOWN_INSTRUMENT)
+    book = s.books[c.instrument]
+    market = s.markets[c.instrument]
+    book.status = uint8(MarketStatus.CLOSED)
+    for side in range(uint32(SELL + 1)):
+        _clear_trie(s, c, out, book, side)
+    for trie in range(uint32(SELL_STOPS), uint32(WHOLE_SELLS + 1)):
+        _clear_trie(s, c, out, market, trie)
+    count = int32(out.count - out.first)
+    more = book.open_orders != 0 or market.open_orders != 0
+    e = emit(out, c, EventKind.MARKET_CLOSED)
+    e.qty_lots = count
+    e.reason = uint16(CancelReason.EFFECTS_LIMIT) if more else uint16(0)

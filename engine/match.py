@@ -10,7 +10,7 @@ from typing import Any, Final
 
 from engine.book import rank_of
 from engine.kernel import inlined, kernel, prefetch, uint8, uint32, uint64
-from engine.markets import list_market, set_status
+from engine.markets import close_market, list_market, set_status
 from engine.money import (
     answer_withdrawal,
     close_account,
@@ -20,6 +20,8 @@ from engine.money import (
     deposit,
     open_account,
     reopen_account,
+    set_fee_tier,
+    set_fees,
     void_fill,
     withdraw,
 )
@@ -27,8 +29,9 @@ from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX_EVENTS, reject
 from engine.records import INSTRUMENTS_MAX, OPEN_ORDERS_MAX, CommandKind, Flag, TimeInForce
 from engine.rejects import Reject
 from engine.reserve import capacity_home
-from engine.terms import amend, expire, new_order_with_terms
+from engine.terms import amend, expire, new_order_with_terms, stop_order
 from engine.trade import cancel, cancel_all, new_order
+from engine.waiting import wake
 
 # How many commands ahead their cache lines are asked for; the second look needs the first's answer.
 AHEAD: Final = 12
@@ -50,6 +53,8 @@ def _apply_rare(s: Any, c: Any, out: Any) -> Any:
     """The commands that are few; apart from the hot ones so that those stay small."""
     if c.kind == CommandKind.NEW_ORDER:
         return new_order_with_terms(s, c, out)
+    if c.kind == CommandKind.NEW_STOP:
+        return stop_order(s, c, out)
     if c.kind == CommandKind.AMEND:
         return amend(s, c, out)
     if c.kind == CommandKind.EXPIRE:
@@ -80,6 +85,12 @@ def _apply_rare(s: Any, c: Any, out: Any) -> Any:
         return list_market(s, c, out)
     if c.kind in (CommandKind.HALT_MARKET, CommandKind.RESUME_MARKET):
         return set_status(s, c, out)
+    if c.kind == CommandKind.CLOSE_MARKET:
+        return close_market(s, c, out)
+    if c.kind == CommandKind.SET_FEES:
+        return set_fees(s, c, out)
+    if c.kind == CommandKind.SET_FEE_TIER:
+        return set_fee_tier(s, c, out)
     return reject(out, c, Reject.UNKNOWN_COMMAND)
 
 
@@ -92,12 +103,16 @@ def apply(s: Any, c: Any, out: Any) -> None:
     """
     s.sequence = c.sequence
     s.time_ns = c.time_ns
+    out.first = out.count
     if c.kind == CommandKind.NEW_ORDER and is_plain(c):
         new_order(s, c, out)
     elif c.kind == CommandKind.CANCEL:
         cancel(s, c, out)
     else:
         _apply_rare(s, c, out)
+    if out.stirred != 0:
+        wake(s, out.stirred - uint32(1), out, c)
+        out.stirred = uint32(0)
 
 
 @inlined

@@ -12,6 +12,8 @@ from engine.outbox import emit, reject
 from engine.records import (
     ACCOUNTS_MAX,
     AMOUNT_USDC6_MAX,
+    FEE_PPM_MAX,
+    FEE_TIERS,
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
@@ -29,11 +31,12 @@ from engine.reserve import (
     FREE,
     LEAVING,
     PENDING,
+    fee_of,
     find_capacity,
     make_capacity,
     undo_fill,
 )
-from engine.trade import clear, known_account, why_not_trading
+from engine.trade import MAKER, TAKER, clear, known_account, why_not_trading
 
 
 @kernel
@@ -77,7 +80,7 @@ def open_account(s: Any, c: Any, out: Any) -> Any:
     identity = s.identities[c.account]
     if identity.opened != UNKNOWN:
         return reject(out, c, Reject.ACCOUNT_EXISTS)
-    identity.opened = uint16(TRADING)
+    identity.opened = uint8(TRADING)
     e = emit(out, c, EventKind.ACCOUNT_OPENED)
     for i in range(20):
         identity.owner[i] = c.owner[i]
@@ -91,7 +94,7 @@ def close_account(s: Any, c: Any, out: Any) -> Any:
     and repeated by the caller while the terminal event carries EFFECTS_LIMIT."""
     if not known_account(s, c.account):
         return reject(out, c, Reject.UNKNOWN_ACCOUNT)
-    s.identities[c.account].opened = uint16(CLOSED)
+    s.identities[c.account].opened = uint8(CLOSED)
     return clear(s, c, out, True, CancelReason.ACCOUNT_CLOSED, EventKind.ACCOUNT_CLOSED)
 
 
@@ -99,7 +102,7 @@ def close_account(s: Any, c: Any, out: Any) -> Any:
 def reopen_account(s: Any, c: Any, out: Any) -> Any:
     if not known_account(s, c.account):
         return reject(out, c, Reject.UNKNOWN_ACCOUNT)
-    s.identities[c.account].opened = uint16(TRADING)
+    s.identities[c.account].opened = uint8(TRADING)
     emit(out, c, EventKind.ACCOUNT_REOPENED)
 
 
@@ -173,9 +176,12 @@ def void_fill(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, Reject.PRICE_OUT_OF_RANGE)
     if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
         return reject(out, c, Reject.QTY_OUT_OF_RANGE)
+    if c.buyer_fee_ppm > FEE_PPM_MAX:
+        return reject(out, c, Reject.INVALID_FEES)
     if c.void_number <= s.last_void:
         return reject(out, c, Reject.VOID_OUT_OF_ORDER)
     amount = c.price_ticks * c.qty_lots
+    amount += fee_of(amount, c.buyer_fee_ppm)
     bond = s.books[c.instrument].bond_usdc6_per_lot * c.qty_lots
     capacity = find_capacity(s, seller, c.instrument, uint8(SELL))
     if (
@@ -188,6 +194,7 @@ def void_fill(s: Any, c: Any, out: Any) -> Any:
     undo_fill(s, c.account, amount, seller, capacity, c.qty_lots, bond)
     e = emit(out, c, EventKind.FILL_VOIDED)
     e.counter_account = seller
+    e.taker_fee_ppm = c.buyer_fee_ppm
 
 
 @kernel
@@ -207,3 +214,28 @@ def confirm_exit(s: Any, c: Any, out: Any) -> Any:
     s.total_usdc6 -= c.amount_usdc6
     s.balances[c.account, FREE] -= c.amount_usdc6
     emit(out, c, EventKind.EXIT_CONFIRMED)
+
+
+# --- fees ---------------------------------------------------------------------------------------
+
+
+@kernel
+def set_fees(s: Any, c: Any, out: Any) -> Any:
+    """The rates of a tier, for orders that come from now on: a resting one keeps its own."""
+    if c.fee_tier >= FEE_TIERS or not c.maker_fee_ppm <= c.taker_fee_ppm <= FEE_PPM_MAX:
+        return reject(out, c, Reject.INVALID_FEES)
+    s.fees[c.fee_tier, MAKER] = c.maker_fee_ppm
+    s.fees[c.fee_tier, TAKER] = c.taker_fee_ppm
+    e = emit(out, c, EventKind.FEES_SET)
+    e.maker_fee_ppm = c.maker_fee_ppm
+    e.taker_fee_ppm = c.taker_fee_ppm
+
+
+@kernel
+def set_fee_tier(s: Any, c: Any, out: Any) -> Any:
+    if not known_account(s, c.account):
+        return reject(out, c, Reject.UNKNOWN_ACCOUNT)
+    if c.fee_tier >= FEE_TIERS:
+        return reject(out, c, Reject.INVALID_FEES)
+    s.identities[c.account].fee_tier = c.fee_tier
+    emit(out, c, EventKind.FEE_TIER_SET)

@@ -8,16 +8,23 @@ from typing import Any, Final
 
 import numpy as np
 
-from engine.kernel import inlined, kernel, uint8, uint16, uint32, uint64
-from engine.records import EFFECTS_MAX, EVENT, EventKind
+from engine.kernel import inlined, int32, kernel, uint8, uint16, uint32, uint64
+from engine.records import EFFECTS_MAX, EVENT, PARTS_MAX, EventKind
 
-# Room a command needs beyond its fills: its terminal event, a remainder, a self-trade's pair.
-EFFECTS_SPARE: Final = 8
+# Room a command needs beyond its effects: its terminal event, a remainder and a self-trade's pair,
+# and for each of its parts as much.
+EFFECTS_SPARE: Final = 8 + 4 * PARTS_MAX
 # The outbox must have this much room left before a command starts.
 EVENTS_PER_COMMAND_MAX: Final = EFFECTS_MAX + EFFECTS_SPARE
 OUTBOX_EVENTS: Final = EVENTS_PER_COMMAND_MAX * 4
 OUTBOX: Final = np.dtype(
-    [("count", "<u8"), ("unused", "u1", (56,)), ("events", EVENT, (OUTBOX_EVENTS,))]
+    [
+        ("count", "<u8"),
+        ("first", "<u8"),  # of the running command
+        ("stirred", "<u4"),  # one more than the market in which it may have woken waiting orders
+        ("unused", "u1", (44,)),
+        ("events", EVENT, (OUTBOX_EVENTS,)),
+    ]
 )
 
 
@@ -33,13 +40,20 @@ def next_event(out: Any, c: Any, kind: Any) -> Any:
 
 
 @inlined
+def is_spent(out: Any) -> Any:
+    """Whether the running command has had as many effects as it may."""
+    return out.count - out.first >= uint64(EFFECTS_MAX)
+
+
+@inlined
 def emit(out: Any, c: Any, kind: Any) -> Any:
     """A new event with what most kinds take from their command; the caller changes the rest."""
     e = next_event(out, c, kind)
     e.order_id = uint64(0)
     e.counter_order_id = c.client_id
     e.price_ticks = c.price_ticks
-    e.qty_lots = c.qty_lots
+    e.qty_lots = int32(c.qty_lots)
+    e.expiry_s = uint32(0)
     e.account = c.account
     e.counter_account = uint32(0)
     e.instrument = c.instrument

@@ -23,9 +23,9 @@ QtyLots = NewType("QtyLots", int)
 AmountUsdc6 = NewType("AmountUsdc6", int)
 
 # A layout change raises this number; the journal header carries it and a mismatch refuses.
-LAYOUT_VERSION: Final = 2
+LAYOUT_VERSION: Final = 3
 # Older layouts whose records mean the same in this one: their journals are read as they are.
-READABLE_LAYOUTS: Final = (1, 2)
+READABLE_LAYOUTS: Final = (1, 2, 3)
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -42,8 +42,13 @@ OPEN_ORDERS_MAX: Final = (1 << 22) - 1
 ACCOUNT_ORDERS_MAX: Final = 1 << 16  # open orders of one account; the rest are for the others
 CAPACITIES_MAX: Final = 1 << 19  # (account, instrument) pairs with declared capacity
 CLIENT_ID_MAX: Final = (1 << 53) - 1  # exact in every JSON reader
+WHOLE_LOOKS_MAX: Final = 64  # all-or-none orders looked at after a command, best prices first
 EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work between two commands
 ALL_INSTRUMENTS: Final = (1 << 32) - 1  # cancel-all over every market of the account
+PARTS_MAX: Final = 168  # records that may follow a command of several: a block of a week's hours
+FEE_TIERS: Final = 16
+PPM: Final = 1_000_000  # rates are in parts per million of the notional
+FEE_PPM_MAX: Final = 50_000  # five per cent
 
 assert PRICE_TICKS_MAX * QTY_LOTS_MAX < TOTAL_USDC6_MAX < 1 << 62
 assert OPEN_ORDERS_MAX < 1 << ORDER_SLOT_BITS
@@ -73,8 +78,11 @@ class SelfTrade(IntEnum):
 
 
 class Flag(IntEnum):
+    """What else an order says; one at most."""
+
     POST_ONLY = 1
-    MARKET = 2  # `price_ticks` is how far from the best price it may trade
+    MARKET = 2  # `price_ticks` is how far from the best, or the stop price, it may trade
+    ALL_OR_NONE = 4  # trades whole or waits, unseen
 
 
 class Purse(IntEnum):
@@ -92,6 +100,7 @@ class CommandKind(IntEnum):
     WITHDRAW = 5
     AMEND = 6
     EXPIRE = 7  # sequenced by the engine itself, when an order's time has come
+    NEW_STOP = 8  # an order that waits until a trade reaches `stop_ticks`
     # below: sequenced by settlement or an administrator, never by a trading session
     OPEN_ACCOUNT = 16
     DEPOSIT = 17
@@ -105,13 +114,16 @@ class CommandKind(IntEnum):
     LIST_MARKET = 32
     HALT_MARKET = 33
     RESUME_MARKET = 34
+    CLOSE_MARKET = 35  # for good; sequenced by the engine itself, too, when the gate closes
+    SET_FEES = 40
+    SET_FEE_TIER = 41
 
 
 class EventKind(IntEnum):
-    """ACCEPTED to MARKET_RESUMED. Each command causes exactly one event with a terminal kind.
+    """What happened. Each command causes exactly one event with a terminal kind.
 
-    FILL, DECREMENTED, CONCEALED and REFRESHED are never terminal; CANCELLED is terminal only for
-    a CANCEL or an EXPIRE command.
+    FILL, DECREMENTED, CONCEALED, REFRESHED, WAITING and TRIGGERED are never terminal; CANCELLED is
+    terminal only for a CANCEL or an EXPIRE command.
     """
 
     ACCEPTED = 1
@@ -125,6 +137,8 @@ class EventKind(IntEnum):
     AMENDED = 9  # the order's new price and what is left of it; `reason` 1: it lost its place
     CONCEALED = 10  # so many lots of a resting iceberg are not shown
     REFRESHED = 11  # so many concealed lots are shown now, behind all others of their price
+    WAITING = 12  # an order just accepted is off the book until its condition holds
+    TRIGGERED = 13  # it holds: the order is at work now, its limit and what is left of it
     ACCOUNT_OPENED = 16
     DEPOSITED = 17
     ESCROW_CONFIRMED = 18
@@ -137,6 +151,9 @@ class EventKind(IntEnum):
     MARKET_LISTED = 32
     MARKET_HALTED = 33
     MARKET_RESUMED = 34
+    MARKET_CLOSED = 35
+    FEES_SET = 40
+    FEE_TIER_SET = 41
 
 
 class CancelReason(IntEnum):
@@ -149,6 +166,7 @@ class CancelReason(IntEnum):
     EFFECTS_LIMIT = 5
     ACCOUNT_CLOSED = 6
     EXPIRED = 7
+    MARKET_CLOSED = 8
 
 
 class OneSide(IntEnum):
@@ -163,6 +181,7 @@ class MarketStatus(IntEnum):
     UNLISTED = 0
     OPEN = 1
     HALTED = 2
+    CLOSED = 3  # for good
 
 
 def _overlaid(size: int, fields: list[tuple[str, Any, int]]) -> np.dtype[np.void]:
@@ -188,7 +207,9 @@ _COMMAND_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("time_in_force", "u1", 58),
     ("self_trade", "u1", 59),
     ("flags", "u1", 60),
-    ("reserved", ("u1", 3), 61),
+    ("session", "u1", 61),  # which of its account's sessions an order belongs to
+    ("parts", "u1", 62),  # so many records after this one belong to it
+    ("reserved", "u1", 63),
 ]
 COMMAND: Final = _overlaid(
     64,
@@ -200,13 +221,19 @@ COMMAND: Final = _overlaid(
         ("product", "<u8", 24),  # LIST_MARKET: the packed product (catalog.pack_product)
         ("amount_usdc6", "<i8", 32),
         ("bond_usdc6_per_lot", "<i8", 32),  # LIST_MARKET
-        ("lot_multiple", "<i8", 40),  # LIST_MARKET: quantities are multiples of this
+        ("lot_multiple", "<i4", 40),  # LIST_MARKET: quantities are multiples of this
+        ("closes_s", "<u4", 44),  # LIST_MARKET: when the gate closes, Unix seconds; 0: never
+        ("stop_ticks", "<u4", 24),  # NEW_STOP
         ("owner", ("u1", 20), 24),  # OPEN_ACCOUNT: the wallet's address
         ("counter_account", "<u4", 24),  # VOID_FILL: the seller; `reference` is the fill's number
         ("void_number", "<u4", 28),  # VOID_FILL: above every one used before
+        ("buyer_fee_ppm", "<u2", 44),  # VOID_FILL: the rate the buyer was charged
+        ("maker_fee_ppm", "<u2", 24),  # SET_FEES, of the tier `fee_tier`
+        ("taker_fee_ppm", "<u2", 26),  # SET_FEES
+        ("fee_tier", "u1", 57),  # SET_FEES, SET_FEE_TIER
     ],
 )
-COMMAND_STRUCT: Final = struct.Struct("<QqQQqiIIIBBBBB3x")
+COMMAND_STRUCT: Final = struct.Struct("<QqQQqiIIIBBBBBBBx")
 
 _EVENT_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("sequence", "<u8", 0),  # of the command that caused it
@@ -214,7 +241,9 @@ _EVENT_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("order_id", "<u8", 16),  # FILL: the taker's
     ("counter_order_id", "<u8", 24),  # FILL and DECREMENTED: the maker's
     ("price_ticks", "<i8", 32),  # FILL: the maker's price; else the order's limit
-    ("qty_lots", "<i8", 40),
+    ("qty_lots", "<i4", 40),
+    ("maker_fee_ppm", "<u2", 44),  # FILL: each side's rate; `fee_usdc6` makes it an amount
+    ("taker_fee_ppm", "<u2", 46),
     ("account", "<u4", 48),  # FILL: the taker's
     ("counter_account", "<u4", 52),
     ("instrument", "<u4", 56),
@@ -231,11 +260,14 @@ EVENT: Final = _overlaid(
         ("product", "<u8", 16),
         ("amount_usdc6", "<i8", 32),
         ("bond_usdc6_per_lot", "<i8", 32),
-        ("lot_multiple", "<i8", 40),
+        ("lot_multiple", "<i4", 40),
+        ("closes_s", "<u4", 44),  # MARKET_LISTED
+        ("expiry_s", "<u4", 44),  # ACCEPTED
+        ("stop_ticks", "<u4", 52),  # WAITING: 0 if it does not wait for a price
         ("owner", ("u1", 20), 16),
     ],
 )
-EVENT_STRUCT: Final = struct.Struct("<QqQQqqIIIBBH")
+EVENT_STRUCT: Final = struct.Struct("<QqQQqiHHIIIBBH")
 
 # --- engine state that others may read ----------------------------------------------------------
 BALANCES: Final = np.dtype(
@@ -285,9 +317,16 @@ class Command(NamedTuple):
     time_in_force: int = 0
     self_trade: int = 0
     flags: int = 0
+    session: int = 0
+    parts: int = 0
 
     def pack(self) -> bytes:
         return COMMAND_STRUCT.pack(*self)
+
+
+def fee_usdc6(notional_usdc6: int, fee_ppm: int) -> int:
+    """What a fill of this notional costs beyond it: rounded down, in favour of who pays."""
+    return notional_usdc6 * fee_ppm // PPM
 
 
 def order_terms(*, display_lots: int = 0, min_lots: int = 0) -> int:
@@ -304,6 +343,8 @@ class Event(NamedTuple):
     counter_order_id: int
     price_ticks: int
     qty_lots: int
+    maker_fee_ppm: int
+    taker_fee_ppm: int
     account: int
     counter_account: int
     instrument: int
@@ -334,6 +375,18 @@ class Event(NamedTuple):
     @property
     def lot_multiple(self) -> int:
         return self.qty_lots
+
+    @property
+    def expiry_s(self) -> int:
+        return self.maker_fee_ppm | self.taker_fee_ppm << 16
+
+    @property
+    def closes_s(self) -> int:
+        return self.expiry_s
+
+    @property
+    def stop_ticks(self) -> int:
+        return self.counter_account
 
     @property
     def owner(self) -> bytes:

@@ -39,6 +39,7 @@ class Reject(IntEnum):
     NOTHING_TO_TRADE_WITH = 2013
     MINIMUM_NOT_FILLABLE = 2014
     ACCOUNT_ORDERS_FULL = 2015
+    WAITING_NOT_AMENDABLE = 2016
     # 3xxx: money and capacity
     UNKNOWN_ACCOUNT = 3001
     INSUFFICIENT_BALANCE = 3002
@@ -54,6 +55,7 @@ class Reject(IntEnum):
     NOT_HALTED = 4004
     NOT_OPEN = 4005
     INVALID_LISTING = 4006
+    MARKET_CLOSED = 4007
     # 5xxx: settlement and administration
     ACCOUNT_EXISTS = 5001
     DEPOSIT_OUT_OF_ORDER = 5002
@@ -65,6 +67,7 @@ class Reject(IntEnum):
     VOID_EXCEEDS_FILLS = 5008
     EXIT_OUT_OF_ORDER = 5009
     EXIT_EXCEEDS_FREE = 5010
+    INVALID_FEES = 5011
     # 6xxx: the node
     TOO_MANY_OPEN_ORDERS = 6001
     BUSY = 6002
@@ -104,6 +107,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.NOTHING_TO_TRADE_WITH: "a market order found nobody on the other side",
     Reject.MINIMUM_NOT_FILLABLE: "the order's minimum quantity could not be filled at once",
     Reject.ACCOUNT_ORDERS_FULL: "this account has as many open orders as one account may",
+    Reject.WAITING_NOT_AMENDABLE: "an order that waits for its condition cannot be amended",
     Reject.UNKNOWN_ACCOUNT: "no such account",
     Reject.INSUFFICIENT_BALANCE: "the free balance does not cover this",
     Reject.INSUFFICIENT_BOND: "the free bond does not cover this ask",
@@ -116,7 +120,8 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.ALREADY_LISTED: "this market is listed already",
     Reject.NOT_HALTED: "the market is not halted",
     Reject.NOT_OPEN: "the market is not open",
-    Reject.INVALID_LISTING: "a listing needs a product, a lot multiple and a bond",
+    Reject.INVALID_LISTING: "a listing needs a product, a lot multiple, a bond and a later gate",
+    Reject.MARKET_CLOSED: "the market is closed for good",
     Reject.ACCOUNT_EXISTS: "this account is open already",
     Reject.DEPOSIT_OUT_OF_ORDER: "deposits are credited once each, in the vault's order",
     Reject.ESCROW_OUT_OF_ORDER: "this account's batch was confirmed already",
@@ -127,6 +132,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.VOID_EXCEEDS_FILLS: "more voided than the two accounts have filled and not settled",
     Reject.EXIT_OUT_OF_ORDER: "an account's exits are confirmed once each, in order",
     Reject.EXIT_EXCEEDS_FREE: "more left with the exit than is free",
+    Reject.INVALID_FEES: "no such tier, or its rates are not maker <= taker <= 50000",
     Reject.TOO_MANY_OPEN_ORDERS: "the exchange holds as many open orders as it can",
     Reject.BUSY: "the exchange has as much work queued as it takes; nothing was sequenced",
     Reject.STOPPED: "the exchange has stopped taking commands",

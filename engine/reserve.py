@@ -1,18 +1,18 @@
 """Hold before match, release after: nobody trades what they do not have.
 
-A buy holds price_ticks * qty_lots of free balance; an ask holds the market's bond per lot and the
-operator's declared capacity. Both are the same steps on other columns: a purse of three, free, held
-and filled, and a capacity, which for buys is slot 0, where there is always enough. So no code here
-asks for the side, which no processor could predict. Invariant: every µUSDC deposited and not
-withdrawn lies in exactly one field of exactly one account, and held amounts are the sum over open
-orders. Only `match` calls.
+A buy holds price_ticks * qty_lots and its fee of free balance; an ask holds the market's bond per
+lot and the operator's declared capacity. Both are the same steps on other columns: a purse of
+three, free, held and filled, and a capacity, which for buys is slot 0, where there is always
+enough. So no code here asks for the side, which no processor could predict. Invariant: every µUSDC
+deposited and not withdrawn lies in exactly one field of exactly one account, and held amounts are
+the sum over open orders. Only `match` calls.
 """
 
 from typing import Any, Final
 
 from engine.book import BUY, CAPACITY_SLOTS
-from engine.kernel import inlined, kernel, uint32, uint64
-from engine.records import BALANCES, CAPACITIES_MAX
+from engine.kernel import inlined, int64, kernel, uint32, uint64
+from engine.records import BALANCES, CAPACITIES_MAX, PPM
 
 _COLUMNS: Final = BALANCES.names or ()
 FREE: Final = _COLUMNS.index("free_usdc6")
@@ -82,6 +82,27 @@ def unit_of(book: Any, side: Any, price: Any) -> Any:
 
 
 @inlined
+def fee_of(notional_usdc6: Any, fee_ppm: Any) -> Any:
+    """`records.fee_usdc6`, in two steps so that no product leaves 64 bits."""
+    whole = notional_usdc6 // int64(PPM)
+    rest = notional_usdc6 - whole * int64(PPM)
+    return whole * int64(fee_ppm) + rest * int64(fee_ppm) // int64(PPM)
+
+
+@inlined
+def held_for(book: Any, side: Any, price: Any, lots: Any, fee_ppm: Any) -> Any:
+    """What an order holds for so many lots: their price and the fee, or the bond.
+
+    Fees are rounded down for each fill, so that those of the parts are never more than that of the
+    whole, which is held.
+    """
+    amount = unit_of(book, side, price) * lots
+    if fee_ppm != 0:
+        amount += fee_of(amount, fee_ppm) * (int64(1) - int64(side))
+    return amount
+
+
+@inlined
 def hold(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any, lots: Any) -> None:
     """free -> held, when an order comes to rest; with negative amounts, back when it leaves."""
     purse = purse_of(side)
@@ -101,9 +122,21 @@ def fill_held(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any,
     row.sold_lots += lots
 
 
+@kernel
+def fill_charged(s: Any, book: Any, side: Any, order: Any, lots: Any) -> None:
+    """`fill_held` for an order that pays a fee; what its rounding leaves over is free again."""
+    price = int64(order.price_ticks)
+    left = int64(order.qty_lots) + int64(order.hidden_lots)
+    held = held_for(book, side, price, left, order.fee_ppm)
+    held -= held_for(book, side, price, left - lots, order.fee_ppm)
+    paid = held_for(book, side, price, lots, order.fee_ppm)
+    hold(s, order.account, side, paid - held, order.capacity, int64(0))
+    fill_held(s, order.account, side, paid, order.capacity, lots)
+
+
 @inlined
 def fill_free(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any, lots: Any) -> None:
-    """free -> pending or locked: a taker's fills, at the makers' prices."""
+    """free -> pending or locked: a taker's fills, at the makers' prices, with its fees."""
     purse = purse_of(side)
     s.balances[account, purse] -= amount_usdc6
     s.balances[account, purse + uint32(FILLED)] += amount_usdc6

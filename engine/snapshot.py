@@ -20,6 +20,7 @@ def used_parts(state: StateArray) -> dict[str, "np.ndarray[tuple[int, ...], np.d
     capacities = s["capacities"]
     return {
         "books": s["books"][: int(s["instrument_high"])],
+        "markets": s["markets"][: int(s["instrument_high"])],
         "balances": s["balances"][:accounts],
         "identities": s["identities"][:accounts],
         "resting": s["resting"][:accounts],

@@ -1,4 +1,5 @@
-"""Orders with terms of their own: market, good till time, minimum quantity, iceberg, amended.
+"""Orders with terms of their own: market, good till time, minimum quantity, all-or-none, iceberg,
+amended.
 
 Each is turned into a plain limit order, checked and worked by `trade`; what is left to do is here.
 Invariant: an order with contradictory terms is refused before anything changes. Called by `match`.
@@ -9,7 +10,7 @@ Cost: that of the plain order, and for a minimum quantity one look at the orders
 from typing import Any
 
 from engine.book import BUY, NO_ORDERS, SELL, order_id, rank_of, unlink
-from engine.kernel import inlined, int64, kernel, uint8, uint16, uint32, uint64
+from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, reject
 from engine.records import (
     PRICE_TICKS_MAX,
@@ -21,7 +22,7 @@ from engine.records import (
     TimeInForce,
 )
 from engine.rejects import Reject
-from engine.reserve import find_capacity, free_capacity, purse_of, unit_of
+from engine.reserve import find_capacity, free_capacity, held_for, purse_of
 from engine.trade import (
     check_access,
     check_order,
@@ -34,29 +35,33 @@ from engine.trade import (
     place,
     release,
     remove,
+    room_for_fills,
+    taker_ppm_of,
     work,
 )
+from engine.waiting import new_stop, place_whole
 
 
 @inlined
-def _meant(s: Any, c: Any) -> Any:
+def meant(s: Any, c: Any) -> Any:
     """A copy of the command that may be changed into the plain order it means."""
-    meant = s.scratch[0]
-    meant.sequence = c.sequence
-    meant.time_ns = c.time_ns
-    meant.client_id = c.client_id
-    meant.order_id = c.order_id
-    meant.price_ticks = c.price_ticks
-    meant.qty_lots = c.qty_lots
-    meant.expiry_s = c.expiry_s
-    meant.account = c.account
-    meant.instrument = c.instrument
-    meant.kind = c.kind
-    meant.side = c.side
-    meant.time_in_force = c.time_in_force
-    meant.self_trade = c.self_trade
-    meant.flags = c.flags
-    return meant
+    copy = s.scratch[0]
+    copy.sequence = c.sequence
+    copy.time_ns = c.time_ns
+    copy.client_id = c.client_id
+    copy.order_id = c.order_id
+    copy.price_ticks = c.price_ticks
+    copy.qty_lots = c.qty_lots
+    copy.expiry_s = c.expiry_s
+    copy.account = c.account
+    copy.instrument = c.instrument
+    copy.kind = c.kind
+    copy.side = c.side
+    copy.time_in_force = c.time_in_force
+    copy.self_trade = c.self_trade
+    copy.flags = c.flags
+    copy.session = c.session
+    return copy
 
 
 @kernel
@@ -68,8 +73,13 @@ def _check_terms(s: Any, c: Any) -> Any:
     market = c.flags == Flag.MARKET
     till_time = c.time_in_force == TimeInForce.GTT
     rests = till_time or c.time_in_force == TimeInForce.GTC
-    if c.flags > Flag.MARKET or (market and rests):
+    whole = c.flags == Flag.ALL_OR_NONE
+    if c.flags > Flag.MARKET and not whole:
         return Reject.CONFLICTING_FLAGS
+    if (market and rests) or (whole and not rests):
+        return Reject.CONFLICTING_FLAGS
+    if whole and (c.display_lots != 0 or c.min_lots != 0):
+        return Reject.INVALID_TERMS
     if till_time != (c.expiry_s != 0) or (till_time and is_expired(c, c.time_ns)):
         return Reject.INVALID_TERMS
     if int64(c.display_lots) > c.qty_lots or int64(c.min_lots) > c.qty_lots:
@@ -109,6 +119,7 @@ def _to_limit(s: Any, c: Any) -> Any:
         if price == 0:
             return Reject.NOTHING_TO_TRADE_WITH
         c.price_ticks = price
+    if c.flags != Flag.POST_ONLY:
         c.flags = uint8(0)
     if c.time_in_force == TimeInForce.GTT:
         c.time_in_force = uint8(TimeInForce.GTC)
@@ -116,9 +127,14 @@ def _to_limit(s: Any, c: Any) -> Any:
 
 
 @kernel
+def stop_order(s: Any, command: Any, out: Any) -> Any:
+    return new_stop(s, command, meant(s, command), out)
+
+
+@kernel
 def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     """A new order that says more than side, price, quantity and what to do with the rest."""
-    c = _meant(s, command)
+    c = meant(s, command)
     reason = check_access(s, c)
     if reason == 0:
         reason = _check_terms(s, c)
@@ -131,11 +147,15 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     book = s.books[c.instrument]
     capacity = find_capacity(s, c.account, c.instrument, c.side)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
-    reason = check_placing(s, book, c, capacity, crossing)
-    if reason == 0 and c.min_lots != 0 and not fillable(s, book, c, int64(c.min_lots)):
+    reason = check_placing(s, book, c, out, capacity, crossing)
+    room = room_for_fills(out)
+    if reason == 0 and c.min_lots != 0 and not fillable(s, book, c, int64(c.min_lots), room):
         reason = Reject.MINIMUM_NOT_FILLABLE
     if reason != 0:
         return reject(out, command, reason)
+    whole = command.flags == Flag.ALL_OR_NONE
+    if whole and not fillable(s, book, c, int64(c.qty_lots), room):
+        return place_whole(s, c, out, capacity)
     slot = place(s, book, c, out, capacity, crossing)
     if slot != 0:
         s.orders[slot].expiry_s = c.expiry_s
@@ -155,7 +175,7 @@ def _conceal(s: Any, out: Any, c: Any, slot: Any, display_lots: Any) -> None:
     order.qty_lots = display_lots
     e = emit(out, c, EventKind.CONCEALED)
     e.order_id = uint64(order_id(s, slot))
-    e.qty_lots = int64(order.hidden_lots)
+    e.qty_lots = int32(order.hidden_lots)
 
 
 # --- changed and ended --------------------------------------------------------------------------
@@ -173,7 +193,10 @@ def amend(s: Any, command: Any, out: Any) -> Any:
         return reject(out, command, Reject.UNKNOWN_ORDER)
     order = s.orders[slot]
     leaf = s.leaves[order.level >> uint32(6)]
-    c = _meant(s, command)
+    if leaf.side > SELL:
+        return reject(out, command, Reject.WAITING_NOT_AMENDABLE)
+    c = meant(s, command)
+    c.session = order.session
     c.instrument = leaf.instrument
     c.side = uint8(leaf.side)
     c.client_id = order.client_id
@@ -216,8 +239,9 @@ def _check_new_reserve(s: Any, book: Any, c: Any, order: Any) -> Any:
     left = left_of(order)
     if free_capacity(s, order.capacity) + left < c.qty_lots:
         return Reject.INSUFFICIENT_CAPACITY
-    held = unit_of(book, c.side, int64(order.price_ticks)) * left
-    need = unit_of(book, c.side, c.price_ticks) * int64(c.qty_lots)
+    held = held_for(book, c.side, int64(order.price_ticks), left, order.fee_ppm)
+    lots = int64(c.qty_lots)
+    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account))
     if need > s.balances[c.account, purse_of(c.side)] + held:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0
@@ -253,7 +277,7 @@ def _replace(s: Any, book: Any, c: Any, out: Any, slot: Any, crossing: Any) -> N
     unlink(s, book, side, slot)
     order.qty_lots = uint32(0)
     _amended(out, c, 1)
-    if work(s, book, c, out, slot, capacity, crossing) != 0:
+    if work(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account)) != 0:
         order.expiry_s = expiry_s
         if display_lots != 0:
             _conceal(s, out, c, slot, display_lots)

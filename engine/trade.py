@@ -7,11 +7,13 @@ back or moves on with every lot that leaves it. Called by the kernel's other mod
 `reference.py` says the same rules slowly and plainly; model tests hold the two together.
 """
 
-from typing import Any
+from typing import Any, Final
 
 from engine.book import (
     BUY,
     NO_ORDERS,
+    RULE_GATE,
+    RULE_WAITING,
     SELL,
     TRADING,
     UNKNOWN,
@@ -24,11 +26,14 @@ from engine.book import (
     move_to_back,
     order_id,
     rank_of,
+    side_of,
     take_slot,
+    unlink,
 )
 from engine.kernel import (
     highest_bit,
     inlined,
+    int32,
     int64,
     kernel,
     prefetch,
@@ -37,7 +42,7 @@ from engine.kernel import (
     uint32,
     uint64,
 )
-from engine.outbox import emit, next_event, reject
+from engine.outbox import emit, is_spent, next_event, reject
 from engine.records import (
     ACCOUNT_ORDERS_MAX,
     ACCOUNTS_MAX,
@@ -58,14 +63,20 @@ from engine.records import (
 )
 from engine.rejects import Reject
 from engine.reserve import (
+    fee_of,
+    fill_charged,
     fill_free,
     fill_held,
     find_capacity,
     free_capacity,
+    held_for,
     hold,
     purse_of,
     unit_of,
 )
+
+MAKER: Final = 0  # columns of the fee schedule
+TAKER: Final = 1
 
 
 @inlined
@@ -80,7 +91,7 @@ def is_expired(order: Any, time_ns: Any) -> Any:
 
 
 @inlined
-def _event_of(s: Any, out: Any, c: Any, slot: Any, kind: Any, lots: Any, reason: Any) -> None:
+def event_of(s: Any, out: Any, c: Any, slot: Any, kind: Any, lots: Any, reason: Any) -> None:
     """An event about a resting order."""
     order = s.orders[slot]
     leaf = s.leaves[order.level >> uint32(6)]
@@ -88,11 +99,12 @@ def _event_of(s: Any, out: Any, c: Any, slot: Any, kind: Any, lots: Any, reason:
     e.order_id = uint64(order_id(s, slot))
     e.client_id = order.client_id
     e.price_ticks = int64(order.price_ticks)
-    e.qty_lots = lots
+    e.qty_lots = int32(lots)
+    e.expiry_s = uint32(0)
     e.account = order.account
     e.counter_account = uint32(0)
     e.instrument = leaf.instrument
-    e.side = uint8(leaf.side)
+    e.side = uint8(side_of(leaf.side))
     e.reason = uint16(reason)
 
 
@@ -101,7 +113,7 @@ def remainder(out: Any, c: Any, taker_id: Any, left: Any, reason: Any) -> Any:
     """The CANCELLED event of what is left of a taker that may not rest."""
     e = emit(out, c, EventKind.CANCELLED)
     e.order_id = taker_id
-    e.qty_lots = left
+    e.qty_lots = int32(left)
     e.reason = uint16(reason)
 
 
@@ -112,8 +124,15 @@ def remainder(out: Any, c: Any, taker_id: Any, left: Any, reason: Any) -> Any:
 def release(s: Any, book: Any, side: Any, slot: Any, lots: Any) -> None:
     """Give back what a resting order holds for this much of it."""
     order = s.orders[slot]
-    amount = unit_of(book, side, int64(order.price_ticks)) * lots
+    price = int64(order.price_ticks)
+    amount = held_for(book, side, price, left_of(order), order.fee_ppm)
+    amount -= held_for(book, side, price, left_of(order) - lots, order.fee_ppm)
     hold(s, order.account, side, -amount, order.capacity, -lots)
+
+
+@inlined
+def taker_ppm_of(s: Any, account: Any) -> Any:
+    return s.fees[s.identities[account].fee_tier, TAKER]
 
 
 @inlined
@@ -126,6 +145,19 @@ def why_not_trading(s: Any, account: Any) -> Any:
     return Reject.ACCOUNT_CLOSED if known_account(s, account) else Reject.UNKNOWN_ACCOUNT
 
 
+@kernel
+def is_gate_shut(s: Any, c: Any) -> Any:
+    """Whether the market's time to close has come, be it closed already or about to be."""
+    book = s.books[c.instrument]
+    closes_s = s.markets[c.instrument].closes_s
+    return book.rules & RULE_GATE != 0 and int64(closes_s) * SECOND_NS <= c.time_ns
+
+
+@kernel
+def _why_not_open(book: Any) -> Any:
+    return Reject.MARKET_CLOSED if book.status == MarketStatus.CLOSED else Reject.MARKET_HALTED
+
+
 @inlined
 def check_access(s: Any, c: Any) -> Any:
     """Whether this account may trade in this market now; 0 if it may."""
@@ -133,7 +165,9 @@ def check_access(s: Any, c: Any) -> Any:
         return Reject.UNKNOWN_INSTRUMENT
     book = s.books[c.instrument]
     if book.status != MarketStatus.OPEN:
-        return Reject.MARKET_HALTED
+        return _why_not_open(book)
+    if book.rules != 0 and is_gate_shut(s, c):
+        return Reject.MARKET_CLOSED
     if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened != TRADING:
         return why_not_trading(s, c.account)
     return 0
@@ -175,7 +209,8 @@ def check_reserve(s: Any, book: Any, c: Any, capacity: Any) -> Any:
     """Whether the account has what the order must hold."""
     if free_capacity(s, capacity) < c.qty_lots:
         return Reject.INSUFFICIENT_CAPACITY
-    need = unit_of(book, c.side, c.price_ticks) * int64(c.qty_lots)
+    lots = int64(c.qty_lots)
+    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account))
     if need > s.balances[c.account, purse_of(c.side)]:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0
@@ -189,7 +224,7 @@ def crosses(book: Any, side: Any, limit: Any) -> Any:
 
 
 @kernel
-def _next_rank(s: Any, book: Any, side: Any, rank: Any) -> Any:
+def next_rank(s: Any, book: Any, side: Any, rank: Any) -> Any:
     """The next occupied rank of a side below `rank`; 0 past the last."""
     key = rank >> uint32(6)
     place = book.root[side]
@@ -225,9 +260,15 @@ def _below(bits: Any, slot: Any) -> Any:
     return bits & ((uint64(1) << uint64(slot)) - uint64(1))
 
 
+@inlined
+def room_for_fills(out: Any) -> Any:
+    """How many effects an order may have that has not yet been said to be accepted."""
+    return int64(EFFECTS_MAX) - int64(1) - int64(out.count - out.first)
+
+
 @kernel
-def fillable(s: Any, book: Any, c: Any, need: Any) -> Any:
-    """Whether an order fills so many lots at once, within the limit on effects. O(orders it meets).
+def fillable(s: Any, book: Any, c: Any, need: Any, room: Any) -> Any:
+    """Whether an order fills so many lots at once, with `room` effects. O(orders it meets).
 
     Orders of the same account fill nothing: under CANCEL_MAKER they are passed over (they will be
     cancelled), under the other modes they end the order before it is filled.
@@ -245,7 +286,7 @@ def fillable(s: Any, book: Any, c: Any, need: Any) -> Any:
             if order.hidden_lots != 0:
                 # Each further clip is shown, then filled.
                 effects += int64(2) * (int64(order.hidden_lots) // int64(order.display_lots) + 1)
-            if effects > EFFECTS_MAX:
+            if effects > room:
                 return False
             if is_expired(order, c.time_ns):
                 pass
@@ -256,7 +297,7 @@ def fillable(s: Any, book: Any, c: Any, need: Any) -> Any:
             elif c.self_trade != SelfTrade.CANCEL_MAKER:
                 return False
             slot = order.next
-        rank = _next_rank(s, book, side, rank)
+        rank = next_rank(s, book, side, rank)
     return False
 
 
@@ -274,7 +315,7 @@ def _self_trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, l
         e.order_id = taker_id
         e.counter_order_id = uint64(order_id(s, slot))
         e.price_ticks = int64(s.orders[slot].price_ticks)
-        e.qty_lots = both
+        e.qty_lots = int32(both)
         e.counter_account = c.account
         release(s, book, side, slot, both)
         if both < maker_qty:
@@ -301,18 +342,22 @@ def _refresh(s: Any, out: Any, c: Any, slot: Any) -> None:
     order.hidden_lots -= clip
     order.sequence = c.sequence
     move_to_back(s, slot)
-    _event_of(s, out, c, slot, EventKind.REFRESHED, int64(clip), 0)
+    event_of(s, out, c, slot, EventKind.REFRESHED, int64(clip), 0)
 
 
 @inlined
-def _fill(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, qty: Any) -> None:
+def fill(
+    s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any, slot: Any, qty: Any
+) -> None:
     """One trade at the maker's price; the maker's reserve moves, the taker's is the caller's."""
     order = s.orders[slot]
     e = next_event(out, c, EventKind.FILL)
     e.order_id = taker_id
     e.counter_order_id = (uint64(order.generation) << uint64(24)) | uint64(slot)
     e.price_ticks = int64(order.price_ticks)
-    e.qty_lots = qty
+    e.qty_lots = int32(qty)
+    e.maker_fee_ppm = order.fee_ppm
+    e.taker_fee_ppm = taker_ppm
     e.account = c.account
     e.counter_account = order.account
     e.instrument = c.instrument
@@ -320,14 +365,16 @@ def _fill(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, qty: An
     e.reason = uint16(0)
     book.last_ticks = order.price_ticks
     side = SELL - c.side
+    if order.fee_ppm != 0:
+        fill_charged(s, book, side, order, qty)
+        return
     amount = unit_of(book, side, int64(order.price_ticks)) * qty
     fill_held(s, order.account, side, amount, order.capacity, qty)
 
 
 @kernel
-def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
-    """Match against the other side: (lots left, lots filled, cost in µUSDC)."""
-    first = out.count
+def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any) -> Any:
+    """Match against the other side: (lots left, lots filled, cost with fees in µUSDC)."""
     side = uint32(SELL - c.side)
     limit = uint32(c.price_ticks)
     left = int64(c.qty_lots)
@@ -339,7 +386,7 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
         level = (book.best_leaf[side] << uint32(6)) | (rank & uint32(63))
         slot = s.levels[level].head
         while slot != 0 and left > 0:
-            if out.count - first >= uint64(EFFECTS_MAX):
+            if is_spent(out):
                 remainder(out, c, taker_id, left, CancelReason.EFFECTS_LIMIT)
                 return int64(0), filled, cost
             order = s.orders[slot]
@@ -353,10 +400,12 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any) -> Any:
                 break
             maker_qty = int64(order.qty_lots)
             qty = min(left, maker_qty)
-            _fill(s, book, out, c, taker_id, slot, qty)
+            fill(s, book, out, c, taker_id, taker_ppm, slot, qty)
             left -= qty
             filled += qty
             cost += int64(price) * qty
+            if taker_ppm != 0:
+                cost += fee_of(int64(price) * qty, taker_ppm)
             if qty < maker_qty:
                 order.qty_lots = uint32(maker_qty - qty)
                 break
@@ -390,10 +439,14 @@ def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
     order.hidden_lots = uint32(0)
     order.display_lots = uint32(0)
     order.expiry_s = uint32(0)
+    order.fee_ppm = s.fees[s.identities[c.account].fee_tier, MAKER]
+    order.session = c.session
+    order.traits = uint8(0)
     side = uint32(c.side)
     rank = rank_of(side, order.price_ticks)
     enqueue(s, book, side, slot, rank, leaf_for(s, book, c.instrument, side, rank))
-    hold(s, c.account, side, unit_of(book, side, c.price_ticks) * qty, capacity, qty)
+    amount = held_for(book, side, c.price_ticks, qty, order.fee_ppm)
+    hold(s, c.account, side, amount, capacity, qty)
 
 
 @inlined
@@ -404,7 +457,7 @@ def new_order(s: Any, c: Any, out: Any) -> Any:
     book = s.books[c.instrument]
     capacity = find_capacity(s, c.account, c.instrument, c.side)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
-    reason = check_placing(s, book, c, capacity, crossing)
+    reason = check_placing(s, book, c, out, capacity, crossing)
     if reason != 0:
         return reject(out, c, reason)
     place(s, book, c, out, capacity, crossing)
@@ -412,13 +465,13 @@ def new_order(s: Any, c: Any, out: Any) -> Any:
 
 
 @inlined
-def check_placing(s: Any, book: Any, c: Any, capacity: Any, crossing: Any) -> Any:
+def check_placing(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: Any) -> Any:
     """The first reason to refuse an order that is right in itself: money, or the book; or 0."""
     reason = check_reserve(s, book, c, capacity)
     if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
         reason = Reject.POST_ONLY_WOULD_TRADE
     fok = c.time_in_force == TimeInForce.FOK
-    if reason == 0 and fok and not fillable(s, book, c, int64(c.qty_lots)):
+    if reason == 0 and fok and not fillable(s, book, c, int64(c.qty_lots), room_for_fills(out)):
         reason = Reject.FOK_NOT_FILLABLE
     return reason
 
@@ -430,16 +483,21 @@ def place(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: Any) -> 
     slot = take_slot(s)
     e = emit(out, c, EventKind.ACCEPTED)
     e.order_id = uint64(order_id(s, slot))
-    return work(s, book, c, out, slot, capacity, crossing)
+    e.expiry_s = c.expiry_s
+    return work(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account))
 
 
 @inlined
-def work(s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing: Any) -> Any:
+def work(
+    s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing: Any, taker_ppm: Any
+) -> Any:
     """Trade with what is there, then rest what is left or end it. The slot if it rests, or 0."""
     taker_id = uint64(order_id(s, slot))
     left = int64(c.qty_lots)
+    if book.rules != 0:
+        out.stirred = c.instrument + uint32(1)
     if crossing:
-        left, filled, cost = trade(s, book, out, c, taker_id)
+        left, filled, cost = trade(s, book, out, c, taker_id, taker_ppm)
         if filled > 0:
             paid = cost if c.side == BUY else book.bond_usdc6_per_lot * filled
             fill_free(s, c.account, c.side, paid, capacity, filled)
@@ -459,11 +517,24 @@ def work(s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing
 def remove(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
     """Take a resting order off its book, with its event and its reserve given back."""
     leaf = s.leaves[s.orders[slot].level >> uint32(6)]
-    side = leaf.side
+    trie = leaf.side
     book = s.books[leaf.instrument]
-    _event_of(s, out, c, slot, EventKind.CANCELLED, left_of(s.orders[slot]), reason)
-    release(s, book, side, slot, left_of(s.orders[slot]))
-    dequeue(s, book, side, slot)
+    event_of(s, out, c, slot, EventKind.CANCELLED, left_of(s.orders[slot]), reason)
+    release(s, book, side_of(trie), slot, left_of(s.orders[slot]))
+    if trie <= SELL:
+        dequeue(s, book, trie, slot)
+    else:
+        leave(s, leaf.instrument, trie, slot)
+        free_slot(s, slot)
+
+
+@kernel
+def leave(s: Any, instrument: Any, trie: Any, slot: Any) -> None:
+    """Take an order that waits for its condition off its trie; it keeps its slot."""
+    market = s.markets[instrument]
+    unlink(s, market, trie, slot)
+    if market.open_orders == 0:
+        s.books[instrument].rules &= ~uint8(RULE_WAITING)
 
 
 @inlined
@@ -488,7 +559,8 @@ def cancel(s: Any, c: Any, out: Any) -> Any:
 
 @kernel
 def cancel_all(s: Any, c: Any, out: Any) -> Any:
-    """Every open order of the account, in one market or in all, of one side or both.
+    """Every open order of the account: in one market or all, of one side or both, of one session
+    or (0) all.
 
     O(slots ever used) at most, in slot order; O(1) for an account
     that has none.
@@ -509,6 +581,7 @@ def clear(s: Any, c: Any, out: Any, every: Any, why: Any, done: Any) -> None:
     """Cancel the account's orders, for `why`; the terminal event, of kind `done`, counts them."""
     first = out.count
     reason = uint16(0)
+    every_session = c.session == 0
     resting = s.resting[c.account] if c.account < ACCOUNTS_MAX else uint32(0)
     for slot in range(uint32(1), s.order_high + uint32(1)):
         if resting == 0:
@@ -520,13 +593,15 @@ def clear(s: Any, c: Any, out: Any, every: Any, why: Any, done: Any) -> None:
         leaf = s.leaves[order.level >> uint32(6)]
         if not every and leaf.instrument != c.instrument:
             continue
-        if c.flags != OneSide.BOTH and leaf.side != c.flags - uint8(OneSide.BUYS):
+        if c.flags != OneSide.BOTH and side_of(leaf.side) != c.flags - uint8(OneSide.BUYS):
             continue
-        if out.count - first >= uint64(EFFECTS_MAX):
+        if not every_session and order.session != c.session:
+            continue
+        if is_spent(out):
             reason = uint16(CancelReason.EFFECTS_LIMIT)
             break
         remove(s, out, c, uint32(slot), why)
-    count = int64(out.count - first)
+    count = int32(out.count - first)
     e = emit(out, c, done)
     e.qty_lots = count
     e.reason = reason

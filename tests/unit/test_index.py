@@ -31,7 +31,9 @@ assert START_NS % DAY_NS == 0
 
 
 def listed(instrument: int, product: int) -> Event:
-    return Event(1, START_NS, product, 0, 0, 8, 0, 0, instrument, EventKind.MARKET_LISTED, 0, 0)
+    return Event(
+        1, START_NS, product, 0, 0, 8, 0, 0, 0, 0, instrument, EventKind.MARKET_LISTED, 0, 0
+    )
 
 
 def fill(
@@ -45,7 +47,7 @@ def fill(
 ) -> Event:
     account, counter = (buyer, seller) if taker == Side.BUY else (seller, buyer)
     return Event(
-        9, time_ns, 5, 6, price_ticks, qty_lots, account, counter, instrument,
+        9, time_ns, 5, 6, price_ticks, qty_lots, 0, 0, account, counter, instrument,
         EventKind.FILL, taker, 0,
     )  # fmt: skip
 

@@ -13,6 +13,8 @@ from engine.records import (
     CAPACITIES_MAX,
     CLIENT_ID_MAX,
     EFFECTS_MAX,
+    FEE_PPM_MAX,
+    FEE_TIERS,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
     PRICE_TICKS_MAX,
@@ -258,28 +260,29 @@ def test_decrement_takes_the_smaller_from_both(
 def test_an_order_that_meets_more_than_the_limit_has_its_remainder_cancelled(shard: Shard) -> None:
     rest_many(shard, BOB, SELL, 100, EFFECTS_MAX + 1)
     events = shard.buy(ALICE, 100, EFFECTS_MAX + 9)
-    assert len(fills(events)) == EFFECTS_MAX
+    assert len(fills(events)) == EFFECTS_MAX - 1, "that it is accepted is an effect, too"
     assert kinds(events[:1] + events[-1:]) == [EventKind.ACCEPTED, EventKind.CANCELLED]
-    assert (events[-1].qty_lots, events[-1].reason) == (9, CancelReason.EFFECTS_LIMIT)
-    assert len(events) == EFFECTS_MAX + 2
+    assert (events[-1].qty_lots, events[-1].reason) == (10, CancelReason.EFFECTS_LIMIT)
+    assert len(events) == EFFECTS_MAX + 1
     assert (shard.best(BUY), shard.best(SELL)) == (None, 100)
     shard.check()
 
 
 def test_an_order_that_meets_just_the_limit_is_filled_whole(shard: Shard) -> None:
-    rest_many(shard, BOB, SELL, 100, EFFECTS_MAX)
-    refused = shard.refuses(lambda: shard.buy(ALICE, 100, EFFECTS_MAX + 1, time_in_force=FOK))
+    rest_many(shard, BOB, SELL, 100, EFFECTS_MAX - 1)
+    refused = shard.refuses(lambda: shard.buy(ALICE, 100, EFFECTS_MAX, time_in_force=FOK))
     assert refused == Reject.FOK_NOT_FILLABLE
-    assert len(fills(shard.buy(ALICE, 100, EFFECTS_MAX + 1))) == EFFECTS_MAX
+    assert len(fills(shard.buy(ALICE, 100, EFFECTS_MAX))) == EFFECTS_MAX - 1
     assert shard.best(BUY) == 100, "the remainder rests: nothing is left to meet"
     shard.check()
 
 
 def test_a_fok_is_held_to_the_limit_before_it_trades(shard: Shard) -> None:
-    rest_many(shard, BOB, SELL, 100, EFFECTS_MAX + 1)
-    refused = shard.refuses(lambda: shard.buy(ALICE, 100, EFFECTS_MAX + 1, time_in_force=FOK))
+    rest_many(shard, BOB, SELL, 100, EFFECTS_MAX)
+    refused = shard.refuses(lambda: shard.buy(ALICE, 100, EFFECTS_MAX, time_in_force=FOK))
     assert refused == Reject.FOK_NOT_FILLABLE
-    assert len(fills(shard.buy(ALICE, 100, EFFECTS_MAX, time_in_force=FOK))) == EFFECTS_MAX
+    filled = fills(shard.buy(ALICE, 100, EFFECTS_MAX - 1, time_in_force=FOK))
+    assert len(filled) == EFFECTS_MAX - 1
 
 
 def test_cancel_all_beyond_the_limit_says_so_and_is_asked_again(shard: Shard) -> None:
@@ -669,6 +672,7 @@ REFUSALS: list[tuple[Reject, Act]] = [
     (Reject.UNKNOWN_INSTRUMENT, _any(CommandKind.HALT_MARKET, instrument=1)),
     (Reject.UNKNOWN_INSTRUMENT, _any(CommandKind.RESUME_MARKET, instrument=INSTRUMENTS_MAX)),
     (Reject.UNKNOWN_INSTRUMENT, _any(CommandKind.CANCEL_ALL, account=ALICE, instrument=1)),
+    (Reject.UNKNOWN_INSTRUMENT, _any(CommandKind.CLOSE_MARKET, instrument=1)),
     (Reject.UNKNOWN_INSTRUMENT, _void(instrument=1)),
     (Reject.ALREADY_LISTED, lambda s: s.list_market(MARKET)),
     (Reject.NOT_HALTED, _any(CommandKind.RESUME_MARKET, instrument=MARKET)),
@@ -703,6 +707,12 @@ REFUSALS: list[tuple[Reject, Act]] = [
         Reject.EXIT_EXCEEDS_FREE,
         _of_alice(CommandKind.CONFIRM_EXIT, price_ticks=CASH_USDC6, client_id=1),
     ),
+    (Reject.INVALID_FEES, _any(CommandKind.SET_FEES, order_id=2 | 1 << 16)),
+    (Reject.INVALID_FEES, _any(CommandKind.SET_FEES, order_id=(FEE_PPM_MAX + 1) << 16)),
+    (Reject.INVALID_FEES, _any(CommandKind.SET_FEES, side=FEE_TIERS)),
+    (Reject.INVALID_FEES, _any(CommandKind.SET_FEE_TIER, account=ALICE, side=FEE_TIERS)),
+    (Reject.INVALID_FEES, _void(expiry_s=FEE_PPM_MAX + 1)),
+    (Reject.UNKNOWN_ACCOUNT, _any(CommandKind.SET_FEE_TIER, account=8)),
     (Reject.TOO_MANY_ACCOUNTS, _any(CommandKind.OPEN_ACCOUNT)),
     (Reject.TOO_MANY_ACCOUNTS, _any(CommandKind.OPEN_ACCOUNT, account=1 << 20)),
     (Reject.TOO_MANY_INSTRUMENTS, lambda s: s.list_market(INSTRUMENTS_MAX)),
@@ -711,6 +721,8 @@ REFUSALS: list[tuple[Reject, Act]] = [
 SHOWN_ELSEWHERE = {
     Reject.ACCOUNT_ORDERS_FULL,
     Reject.INSUFFICIENT_BOND,
+    Reject.MARKET_CLOSED,
+    Reject.WAITING_NOT_AMENDABLE,
     Reject.CAPACITY_IN_USE,
     Reject.MARKET_HALTED,
     Reject.NOT_OPEN,

@@ -25,9 +25,11 @@ U8, U16, U32 = st.integers(0, 255), st.integers(0, 65535), st.integers(0, (1 << 
 U64, I64 = st.integers(0, (1 << 64) - 1), st.integers(-(1 << 63), (1 << 63) - 1)
 I32 = st.integers(-(1 << 31), (1 << 31) - 1)
 COMMANDS = st.builds(
-    Command, U64, I64, U64, U64, I64, I32, U32, U32, U32, U8, U8, U8, U8, U8
+    Command, U64, I64, U64, U64, I64, I32, U32, U32, U32, U8, U8, U8, U8, U8, U8, U8
 )  # fmt: skip
-EVENTS = st.builds(Event, U64, I64, U64, U64, I64, I64, U32, U32, U32, U8, U8, U16)
+EVENTS = st.builds(
+    Event, U64, I64, U64, U64, I64, I32, U16, U16, U32, U32, U32, U8, U8, U16
+)  # fmt: skip
 
 
 def test_records_are_one_cache_line_each() -> None:
@@ -52,15 +54,17 @@ def test_the_layout_is_the_one_that_journals_are_written_in() -> None:
         time_in_force=0x83,
         self_trade=0x84,
         flags=0x85,
+        session=0x86,
+        parts=0x87,
     )
     assert command.pack().hex(" ", -8) == (
         "0807060504030201 1817161514131211 2827262524232221 3837363534333231 "
-        "4847464544434241 5453525158575655 6463626174737271 8182838485000000"
+        "4847464544434241 5453525158575655 6463626174737271 8182838485868700"
     )
-    event = Event(1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12)
+    event = Event(*range(1, 15))
     assert event.pack().hex(" ", -8) == (
         "0100000000000000 0200000000000000 0300000000000000 0400000000000000 "
-        "0500000000000000 0600000000000000 0700000008000000 090000000a0b0c00"
+        "0500000000000000 0600000007000800 090000000a000000 0b0000000c0d0e00"
     )
 
 
@@ -85,7 +89,8 @@ def test_an_event_reads_back_by_every_way(event: Event) -> None:
 @given(EVENTS)
 def test_the_names_that_share_bytes_read_the_same_from_tuple_and_array(event: Event) -> None:
     row: Any = np.frombuffer(event.pack(), EVENT)[0]
-    for name in ("client_id", "reference", "product", "amount_usdc6", "lot_multiple"):
+    shared = ("client_id", "reference", "product", "amount_usdc6", "lot_multiple", "stop_ticks")
+    for name in (*shared, "expiry_s", "closes_s"):
         assert row[name] == getattr(event, name), name
     assert row["bond_usdc6_per_lot"] == event.bond_usdc6_per_lot
     assert row["owner"].tobytes() == event.owner
@@ -107,7 +112,7 @@ def test_plain_fields_cover_every_byte_once() -> None:
 
 
 def test_many_events_decode_in_order() -> None:
-    events = [Event(i, *range(11)) for i in range(1000)]
+    events = [Event(i, *range(13)) for i in range(1000)]
     array = np.frombuffer(b"".join(e.pack() for e in events), EVENT)
     assert decode_events(array) == events
     assert decode_events(array[:0]) == []

@@ -37,7 +37,7 @@ def sequencer() -> Sequencer:
 
 
 def event(sequence: int, kind: EventKind, order_id: int = 0) -> Event:
-    return Event(sequence, START_NS, order_id, 5, 7, 9, 1, 0, 0, kind, 0, 0)
+    return Event(sequence, START_NS, order_id, 5, 7, 9, 0, 0, 1, 0, 0, kind, 0, 0)
 
 
 def refusal(sequencer: Sequencer, command: Command) -> Reject:

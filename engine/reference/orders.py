@@ -1,29 +1,20 @@
-"""The rules of the exchange, said slowly and plainly: the executable specification.
+"""The rules of orders and of what they hold: how they trade, rest, change and leave.
 
-One class, sorted dictionaries, ordinary integers; written for reading, not for speed. Invariant: on
-any sequence of commands it gives the same events, number for number, as the kernel in `match`.
-Nothing in the product calls it; model tests drive it beside the kernel.
+Invariant: an order holds what its remainder needs, to the µUSDC. The other rules build on this.
 """
 
 from collections import deque
-from collections.abc import Iterator
-from dataclasses import dataclass, field
-from typing import Final
-
-from sortedcontainers import SortedDict
+from collections.abc import Callable
 
 from engine.records import (
     ACCOUNT_ORDERS_MAX,
-    ACCOUNTS_MAX,
     ALL_INSTRUMENTS,
-    AMOUNT_USDC6_MAX,
     EFFECTS_MAX,
-    INSTRUMENTS_MAX,
+    FEE_TIERS,
     OPEN_ORDERS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
-    TOTAL_USDC6_MAX,
     Balances,
     CancelReason,
     Command,
@@ -33,118 +24,30 @@ from engine.records import (
     Flag,
     MarketStatus,
     OneSide,
-    Purse,
     SelfTrade,
     Side,
     TimeInForce,
+    fee_usdc6,
 )
+from engine.reference.state import Account, Book, Capacity, Order, OrderIds, RejectedError
 from engine.rejects import Reject
 
-GENERATIONS: Final = 1 << 29
+Rule = Callable[[Command], None]
 
 
-@dataclass(slots=True)
-class Order:
-    order_id: int
-    client_id: int
-    account: int
-    instrument: int
-    side: Side
-    price_ticks: int
-    qty_lots: int  # what is left and shown
-    hidden_lots: int = 0  # of an iceberg: what is left and not shown
-    display_lots: int = 0  # ... and how much is shown at a time
-    expiry_s: int = 0  # 0: never
-
-    @property
-    def left(self) -> int:
-        return self.qty_lots + self.hidden_lots
-
-    def is_expired(self, time_ns: int) -> bool:
-        return self.expiry_s != 0 and self.expiry_s * SECOND_NS <= time_ns
+def _halves(expiry_s: int) -> dict[str, int]:
+    """An event's time lies where a fill's rates do."""
+    return {"maker_fee_ppm": expiry_s & 0xFFFF, "taker_fee_ppm": expiry_s >> 16}
 
 
-@dataclass(slots=True)
-class Account:
-    owner: bytes
-    closed: bool = False
-    exits: int = 0
-    last_batch: int = 0
-    free: int = 0
-    held: int = 0
-    pending: int = 0
-    escrow: int = 0
-    leaving: int = 0
-    bond_free: int = 0
-    bond_held: int = 0
-    bond_locked: int = 0
-
-
-@dataclass(slots=True)
-class Capacity:
-    declared: int = 0
-    held: int = 0
-    sold: int = 0
-
-
-@dataclass(slots=True)
-class Book:
-    product: int
-    lot_multiple: int
-    bond_per_lot: int
-    status: MarketStatus = MarketStatus.OPEN
-    sides: tuple["SortedDict[int, deque[Order]]", "SortedDict[int, deque[Order]]"] = field(
-        default_factory=lambda: (SortedDict(), SortedDict())
-    )
-
-    def best(self, side: Side) -> int | None:
-        """The highest bid or the lowest ask."""
-        levels = self.sides[side]
-        if not levels:
-            return None
-        return levels.peekitem(-1 if side is Side.BUY else 0)[0]
-
-    def prices(self, side: Side) -> Iterator[int]:
-        """Best first."""
-        levels = self.sides[side]
-        return reversed(levels) if side is Side.BUY else iter(levels)
-
-
-class OrderIds:
-    """Slots taken last freed, first taken; the id is the slot and how often it was reused."""
-
-    def __init__(self) -> None:
-        self._free: list[int] = []
-        self._generations = [0]
-
-    def take(self) -> int:
-        if self._free:
-            slot = self._free.pop()
-        else:
-            slot = len(self._generations)
-            self._generations.append(0)
-        return self._generations[slot] << 24 | slot
-
-    def give_back(self, order_id: int) -> None:
-        slot = order_id & 0xFFFFFF
-        self._generations[slot] = (self._generations[slot] + 1) % GENERATIONS
-        self._free.append(slot)
-
-
-class _RejectedError(Exception):
-    def __init__(self, reject: Reject) -> None:
-        self.reject = reject
-
-
-class Reference:
-    """One shard. `apply` takes commands in sequence order and returns each one's events."""
-
+class Orders:
     def __init__(self) -> None:
         self.accounts: dict[int, Account] = {}
         self.books: dict[int, Book] = {}
         self.capacities: dict[tuple[int, int], Capacity] = {}
         self.orders: dict[int, Order] = {}
         self.ids = OrderIds()
+        self.fees = [(0, 0)] * FEE_TIERS  # maker's and taker's rate, parts per million
         self.last_deposit = 0
         self.last_withdrawal = 0
         self.last_void = 0
@@ -153,35 +56,30 @@ class Reference:
     def apply(self, command: Command) -> list[Event]:
         self._meant = command  # changed where an order means another than it says
         self._events: list[Event] = []
-        rules = {
-            CommandKind.NEW_ORDER: self._new_order,
-            CommandKind.CANCEL: self._cancel,
-            CommandKind.CANCEL_ALL: self._cancel_all,
-            CommandKind.DECLARE_CAPACITY: self._declare_capacity,
-            CommandKind.WITHDRAW: self._withdraw,
-            CommandKind.AMEND: self._amend,
-            CommandKind.EXPIRE: self._expire,
-            CommandKind.OPEN_ACCOUNT: self._open_account,
-            CommandKind.DEPOSIT: self._deposit,
-            CommandKind.CONFIRM_ESCROW: self._confirm_escrow,
-            CommandKind.CONFIRM_WITHDRAWAL: self._confirm_withdrawal,
-            CommandKind.CLOSE_ACCOUNT: self._close_account,
-            CommandKind.REOPEN_ACCOUNT: self._reopen_account,
-            CommandKind.CANCEL_WITHDRAWAL: self._cancel_withdrawal,
-            CommandKind.VOID_FILL: self._void_fill,
-            CommandKind.CONFIRM_EXIT: self._confirm_exit,
-            CommandKind.LIST_MARKET: self._list_market,
-            CommandKind.HALT_MARKET: self._halt_market,
-            CommandKind.RESUME_MARKET: self._resume_market,
-        }
+        rules = self._rules()
+        self._stirred: Book | None = None
         try:
             if command.kind not in rules:
-                raise _RejectedError(Reject.UNKNOWN_COMMAND)
+                raise RejectedError(Reject.UNKNOWN_COMMAND)
             rules[CommandKind(command.kind)](command)
-        except _RejectedError as error:
+            self._wake(command)
+        except RejectedError as error:
             self._meant = command
             self._emit(EventKind.REJECTED, order_id=command.order_id, reason=error.reject)
         return self._events
+
+    def _rules(self) -> dict[CommandKind, Rule]:
+        """What each kind of command does."""
+        return {
+            CommandKind.NEW_ORDER: self._new_order,
+            CommandKind.CANCEL: self._cancel,
+            CommandKind.CANCEL_ALL: self._cancel_all,
+            CommandKind.AMEND: self._amend,
+            CommandKind.EXPIRE: self._expire,
+        }
+
+    def _wake(self, c: Command) -> None:
+        """After a command's own effects: what waited for them (`waiting`)."""
 
     def balances(self, account: int) -> Balances:
         a = self.accounts[account]
@@ -201,6 +99,8 @@ class Reference:
             counter_order_id=c.client_id,
             price_ticks=c.price_ticks,
             qty_lots=c.qty_lots,
+            maker_fee_ppm=0,
+            taker_fee_ppm=0,
             account=c.account,
             counter_account=0,
             instrument=c.instrument,
@@ -212,7 +112,7 @@ class Reference:
 
     def _require(self, condition: bool, reject: Reject) -> None:
         if not condition:
-            raise _RejectedError(reject)
+            raise RejectedError(reject)
 
     def _account(self, account: int) -> Account:
         self._require(account in self.accounts, Reject.UNKNOWN_ACCOUNT)
@@ -243,22 +143,73 @@ class Reference:
         if minimum:
             self._require(self._fillable(c, book, minimum), Reject.MINIMUM_NOT_FILLABLE)
 
-        self._meant = c
-        order_id = self.ids.take()
-        self._emit(EventKind.ACCEPTED, order_id=order_id)
-        self._work(order_id, c, book, display, c.expiry_s)
+        self._meant = c._replace(flags=0)
+        if c.flags == Flag.ALL_OR_NONE and not self._fillable(c, book, c.qty_lots):
+            self._wait(self._accept(c), c, stop_ticks=0)
+            return
+        self._work(self._accept(c), c, book, display, c.expiry_s)
 
-    def _work(self, order_id: int, c: Command, book: Book, display: int, expiry_s: int) -> None:
+    def _accept(self, c: Command) -> int:
+        order_id = self.ids.take()
+        self._emit(EventKind.ACCEPTED, order_id=order_id, **_halves(c.expiry_s))
+        return order_id
+
+    def _wait(self, order_id: int, c: Command, stop_ticks: int) -> None:
+        """Off the book, until its condition holds."""
+        order = Order(
+            order_id,
+            c.client_id,
+            c.account,
+            c.instrument,
+            Side(c.side),
+            c.price_ticks,
+            c.qty_lots,
+            expiry_s=c.expiry_s,
+            fee_ppm=self._taker_ppm(c.account),
+            session=c.session,
+            sequence=c.sequence,
+            waits=True,
+            stop_ticks=stop_ticks,
+            self_trade=SelfTrade(c.self_trade),
+            ends=c.time_in_force == TimeInForce.IOC,
+        )
+        self.orders[order_id] = order
+        self.books[c.instrument].waiting.append(order)
+        self._hold(order, order.qty_lots)
+        self._emit(EventKind.WAITING, order_id=order_id, counter_account=stop_ticks)
+
+    def _work(
+        self,
+        order_id: int,
+        c: Command,
+        book: Book,
+        display: int = 0,
+        expiry_s: int = 0,
+        taker_ppm: int | None = None,
+    ) -> None:
         """Trade with what is there, then rest what is left or end it."""
         side = Side(c.side)
         taker = Order(
-            order_id, c.client_id, c.account, c.instrument, side, c.price_ticks, c.qty_lots
+            order_id,
+            c.client_id,
+            c.account,
+            c.instrument,
+            side,
+            c.price_ticks,
+            c.qty_lots,
+            fee_ppm=self._taker_ppm(c.account) if taker_ppm is None else taker_ppm,
+            session=c.session,
+            sequence=c.sequence,
         )
+        self._stirred = book
         self._hold(taker, taker.qty_lots)
         self._trade(c, book, taker)
         if taker.qty_lots and c.time_in_force == TimeInForce.GTC:
             book.sides[side].setdefault(taker.price_ticks, deque()).append(taker)
             self.orders[order_id] = taker
+            self._release(taker, taker.qty_lots)
+            taker.fee_ppm = self._maker_ppm(c.account)
+            self._hold(taker, taker.qty_lots)
             taker.expiry_s, taker.display_lots = expiry_s, display
             if display and taker.qty_lots > display:
                 taker.hidden_lots = taker.qty_lots - display
@@ -276,8 +227,11 @@ class Reference:
         till_time = c.time_in_force == TimeInForce.GTT
         rests = till_time or c.time_in_force == TimeInForce.GTC
         market = c.flags == Flag.MARKET
-        self._require(c.flags <= Flag.MARKET, Reject.CONFLICTING_FLAGS)
+        whole = c.flags == Flag.ALL_OR_NONE
+        self._require(c.flags <= Flag.MARKET or whole, Reject.CONFLICTING_FLAGS)
         self._require(not (market and rests), Reject.CONFLICTING_FLAGS)
+        self._require(rests or not whole, Reject.CONFLICTING_FLAGS)
+        self._require(not whole or not (display or minimum), Reject.INVALID_TERMS)
         over = c.expiry_s * SECOND_NS <= c.time_ns
         self._require(till_time == (c.expiry_s != 0), Reject.INVALID_TERMS)
         self._require(not (till_time and over), Reject.INVALID_TERMS)
@@ -297,14 +251,17 @@ class Reference:
         self._require(0 <= c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
         best = book.best(Side(1 - c.side))
         if best is None:
-            raise _RejectedError(Reject.NOTHING_TO_TRADE_WITH)
+            raise RejectedError(Reject.NOTHING_TO_TRADE_WITH)
         if c.side == Side.BUY:
             return min(best + c.price_ticks, PRICE_TICKS_MAX)
         return max(best - c.price_ticks, 1)
 
     def _check_access(self, c: Command) -> Book:
         book = self._book(c.instrument)
+        self._require(book.status is not MarketStatus.CLOSED, Reject.MARKET_CLOSED)
         self._require(book.status is MarketStatus.OPEN, Reject.MARKET_HALTED)
+        shut = book.closes_s and book.closes_s * SECOND_NS <= c.time_ns
+        self._require(not shut, Reject.MARKET_CLOSED)
         self._trading_account(c.account)
         return book
 
@@ -317,7 +274,7 @@ class Reference:
             c.side in tuple(Side)
             and c.time_in_force <= TimeInForce.FOK
             and c.self_trade in tuple(SelfTrade)
-            and c.flags in {0, Flag.POST_ONLY},
+            and c.flags in {0, Flag.POST_ONLY, Flag.ALL_OR_NONE},
             Reject.UNKNOWN_COMMAND,
         )
         may_rest = c.time_in_force == TimeInForce.GTC
@@ -332,8 +289,10 @@ class Reference:
         account = self.accounts[c.account]
         old_left = old.left if old else 0
         if c.side == Side.BUY:
-            held = old.price_ticks * old_left if old else 0
-            enough = c.price_ticks * c.qty_lots <= account.free + held
+            held = self._cost(old, old_left) if old else 0
+            notional = c.price_ticks * c.qty_lots
+            need = notional + fee_usdc6(notional, self._taker_ppm(c.account))
+            enough = need <= account.free + held
             self._require(enough, Reject.INSUFFICIENT_BALANCE)
             return
         capacity = self.capacities.get((c.account, c.instrument), Capacity())
@@ -355,6 +314,7 @@ class Reference:
         Own orders fill nothing: passed over under CANCEL_MAKER, else they end the order.
         """
         other = Side(1 - c.side)
+        room = EFFECTS_MAX - 1 - len(self._events)  # one says that the order is accepted
         met = 0
         for price in book.prices(other):
             if (price > c.price_ticks) if c.side == Side.BUY else (price < c.price_ticks):
@@ -363,7 +323,7 @@ class Reference:
                 met += 1
                 if maker.hidden_lots:
                     met += 2 * (maker.hidden_lots // maker.display_lots + 1)
-                if met > EFFECTS_MAX:
+                if met > room:
                     return False
                 if maker.is_expired(c.time_ns):
                     continue
@@ -377,9 +337,8 @@ class Reference:
 
     def _trade(self, c: Command, book: Book, taker: Order) -> None:
         other = Side(1 - taker.side)
-        first = len(self._events)
         while taker.qty_lots and self._crosses(book, taker.side, taker.price_ticks):
-            if len(self._events) - first >= EFFECTS_MAX:
+            if len(self._events) >= EFFECTS_MAX:
                 self._end_taker(taker, CancelReason.EFFECTS_LIMIT)
                 return
             best = book.best(other)
@@ -399,7 +358,10 @@ class Reference:
                 price_ticks=maker.price_ticks,
                 qty_lots=qty,
                 counter_account=maker.account,
+                maker_fee_ppm=maker.fee_ppm,
+                taker_fee_ppm=taker.fee_ppm,
             )
+            book.last_ticks = maker.price_ticks
             self._settle_fill(taker, qty, maker.price_ticks)
             self._settle_fill(maker, qty, maker.price_ticks)
             taker.qty_lots -= qty
@@ -448,6 +410,7 @@ class Reference:
         queue = self.books[maker.instrument].sides[maker.side][maker.price_ticks]
         queue.remove(maker)
         queue.append(maker)
+        maker.sequence = self._meant.sequence
         self._emit_of(EventKind.REFRESHED, maker, maker.qty_lots, 0)
 
     def _unlink(self, order: Order) -> None:
@@ -455,11 +418,14 @@ class Reference:
         self.ids.give_back(order.order_id)
 
     def _off_the_book(self, order: Order) -> None:
+        del self.orders[order.order_id]
+        if order.waits:
+            self.books[order.instrument].waiting.remove(order)
+            return
         levels = self.books[order.instrument].sides[order.side]
         levels[order.price_ticks].remove(order)
         if not levels[order.price_ticks]:
             del levels[order.price_ticks]
-        del self.orders[order.order_id]
 
     def _remove(self, order: Order, reason: CancelReason) -> None:
         self._emit_of(EventKind.CANCELLED, order, order.left, reason)
@@ -483,7 +449,7 @@ class Reference:
     def _own_order(self, c: Command) -> Order:
         order = self.orders.get(c.order_id)
         if order is None or order.account != c.account:
-            raise _RejectedError(Reject.UNKNOWN_ORDER)
+            raise RejectedError(Reject.UNKNOWN_ORDER)
         return order
 
     def _cancel(self, c: Command) -> None:
@@ -498,6 +464,7 @@ class Reference:
         """Less at the same price keeps its place; all else is cancelled and placed again."""
         order = self._own_order(c)
         self._require(not order.is_expired(c.time_ns), Reject.UNKNOWN_ORDER)
+        self._require(not order.waits, Reject.WAITING_NOT_AMENDABLE)
         book = self.books[order.instrument]
         c = c._replace(
             instrument=order.instrument,
@@ -506,6 +473,7 @@ class Reference:
             price_ticks=c.price_ticks or order.price_ticks,
             qty_lots=c.qty_lots or order.left,
             time_in_force=TimeInForce.GTC,
+            session=order.session,
         )
         self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
         self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
@@ -542,6 +510,7 @@ class Reference:
             if order.account == c.account
             and instrument in {ALL_INSTRUMENTS, order.instrument}
             and (c.flags == OneSide.BOTH or order.side == c.flags - OneSide.BUYS)
+            and c.session in {0, order.session}
         ]
         mine.sort(key=lambda order: order.order_id & 0xFFFFFF)
         for order in mine[:EFFECTS_MAX]:
@@ -554,11 +523,29 @@ class Reference:
 
     # --- reserve --------------------------------------------------------------------------------
 
+    def _maker_ppm(self, account: int) -> int:
+        return self.fees[self.accounts[account].fee_tier][0]
+
+    def _taker_ppm(self, account: int) -> int:
+        return self.fees[self.accounts[account].fee_tier][1]
+
+    def _cost(self, order: Order, qty: int) -> int:
+        """What a buy pays for so many lots at its limit: their price and the fee."""
+        notional = order.price_ticks * qty
+        return notional + fee_usdc6(notional, order.fee_ppm)
+
     def _hold(self, order: Order, qty: int) -> None:
+        """What an order of so many lots needs, from free to held."""
+        self._change_held(order, 0, qty)
+
+    def _change_held(self, order: Order, before: int, after: int) -> None:
+        """An order has so many lots left now: it holds what these need, no more."""
         account = self.accounts[order.account]
+        qty = after - before
         if order.side is Side.BUY:
-            account.free -= order.price_ticks * qty
-            account.held += order.price_ticks * qty
+            change = self._cost(order, after) - self._cost(order, before)
+            account.free -= change
+            account.held += change
             return
         bond = self.books[order.instrument].bond_per_lot * qty
         account.bond_free -= bond
@@ -566,156 +553,19 @@ class Reference:
         self.capacities[order.account, order.instrument].held += qty
 
     def _release(self, order: Order, qty: int) -> None:
-        self._hold(order, -qty)
+        """So many of the lots that are left no longer need anything."""
+        self._change_held(order, order.left, order.left - qty)
 
     def _settle_fill(self, order: Order, qty: int, price: int) -> None:
         """What was held becomes pending or locked; a buyer's improvement is free again."""
         self._release(order, qty)
         account = self.accounts[order.account]
         if order.side is Side.BUY:
-            account.free -= price * qty
-            account.pending += price * qty
+            paid = price * qty + fee_usdc6(price * qty, order.fee_ppm)
+            account.free -= paid
+            account.pending += paid
             return
         bond = self.books[order.instrument].bond_per_lot * qty
         account.bond_free -= bond
         account.bond_locked += bond
         self.capacities[order.account, order.instrument].sold += qty
-
-    # --- money and capacity ---------------------------------------------------------------------
-
-    def _declare_capacity(self, c: Command) -> None:
-        self._book(c.instrument)
-        self._trading_account(c.account)
-        self._require(0 <= c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
-        capacity = self.capacities.setdefault((c.account, c.instrument), Capacity())
-        promised = capacity.held + capacity.sold
-        self._require(c.qty_lots >= promised, Reject.CAPACITY_IN_USE)
-        capacity.declared = c.qty_lots
-        self._emit(EventKind.CAPACITY_DECLARED)
-
-    def _withdraw(self, c: Command) -> None:
-        account = self._account(c.account)
-        amount = c.price_ticks
-        self._require(0 < amount <= AMOUNT_USDC6_MAX, Reject.AMOUNT_OUT_OF_RANGE)
-        self._require(amount <= account.free, Reject.INSUFFICIENT_BALANCE)
-        account.free -= amount
-        account.leaving += amount
-        self._emit(EventKind.WITHDRAWAL_RESERVED, counter_order_id=c.sequence)
-
-    def _open_account(self, c: Command) -> None:
-        self._require(0 < c.account < ACCOUNTS_MAX, Reject.TOO_MANY_ACCOUNTS)
-        self._require(c.account not in self.accounts, Reject.ACCOUNT_EXISTS)
-        owner = c.pack()[24:44]
-        self.accounts[c.account] = Account(owner)
-        self._emit(EventKind.ACCOUNT_OPENED)
-        raw = bytearray(self._events[-1].pack())
-        raw[16:36] = owner
-        self._events[-1] = Event.unpack(bytes(raw))
-
-    def _deposit(self, c: Command) -> None:
-        account = self._account(c.account)
-        amount = c.price_ticks
-        fits = 0 < amount <= AMOUNT_USDC6_MAX and self.total + amount <= TOTAL_USDC6_MAX
-        self._require(fits, Reject.AMOUNT_OUT_OF_RANGE)
-        self._require(c.client_id == self.last_deposit + 1, Reject.DEPOSIT_OUT_OF_ORDER)
-        self.last_deposit = c.client_id
-        self.total += amount
-        if c.side == Purse.BOND:
-            account.bond_free += amount
-        else:
-            account.free += amount
-        self._emit(EventKind.DEPOSITED)
-
-    def _confirm_escrow(self, c: Command) -> None:
-        account = self._account(c.account)
-        amount, batch = c.price_ticks, c.client_id
-        self._require(amount > 0, Reject.AMOUNT_OUT_OF_RANGE)
-        self._require(batch > account.last_batch, Reject.ESCROW_OUT_OF_ORDER)
-        self._require(amount <= account.pending, Reject.ESCROW_EXCEEDS_PENDING)
-        account.last_batch = batch
-        account.pending -= amount
-        account.escrow += amount
-        self._emit(EventKind.ESCROW_CONFIRMED)
-
-    def _close_account(self, c: Command) -> None:
-        self._account(c.account).closed = True
-        self._clear(c, ALL_INSTRUMENTS, CancelReason.ACCOUNT_CLOSED, EventKind.ACCOUNT_CLOSED)
-
-    def _reopen_account(self, c: Command) -> None:
-        self._account(c.account).closed = False
-        self._emit(EventKind.ACCOUNT_REOPENED)
-
-    def _confirm_withdrawal(self, c: Command) -> None:
-        account = self._answer_withdrawal(c)
-        self.total -= c.price_ticks
-        account.leaving -= c.price_ticks
-        self._emit(EventKind.WITHDRAWAL_CONFIRMED)
-
-    def _cancel_withdrawal(self, c: Command) -> None:
-        account = self._answer_withdrawal(c)
-        account.leaving -= c.price_ticks
-        account.free += c.price_ticks
-        self._emit(EventKind.WITHDRAWAL_CANCELLED)
-
-    def _answer_withdrawal(self, c: Command) -> Account:
-        account = self._account(c.account)
-        amount, withdrawal = c.price_ticks, c.client_id
-        self._require(amount > 0, Reject.AMOUNT_OUT_OF_RANGE)
-        self._require(withdrawal > self.last_withdrawal, Reject.WITHDRAWAL_OUT_OF_ORDER)
-        self._require(amount <= account.leaving, Reject.WITHDRAWAL_EXCEEDS_LEAVING)
-        self.last_withdrawal = withdrawal
-        return account
-
-    def _void_fill(self, c: Command) -> None:
-        seller_number, void_number = c.order_id & 0xFFFFFFFF, c.order_id >> 32
-        buyer, seller = self._account(c.account), self._account(seller_number)
-        book = self._book(c.instrument)
-        self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
-        self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
-        self._require(void_number > self.last_void, Reject.VOID_OUT_OF_ORDER)
-        amount, bond = c.price_ticks * c.qty_lots, book.bond_per_lot * c.qty_lots
-        capacity = self.capacities.get((seller_number, c.instrument), Capacity())
-        filled = amount <= buyer.pending and bond <= seller.bond_locked
-        self._require(filled and c.qty_lots <= capacity.sold, Reject.VOID_EXCEEDS_FILLS)
-        self.last_void = void_number
-        buyer.pending -= amount
-        buyer.free += amount
-        seller.bond_locked -= bond
-        seller.bond_free += bond
-        capacity.sold -= c.qty_lots
-        self._emit(EventKind.FILL_VOIDED, counter_account=seller_number)
-
-    def _confirm_exit(self, c: Command) -> None:
-        account = self._account(c.account)
-        amount, number = c.price_ticks, c.client_id
-        self._require(amount > 0, Reject.AMOUNT_OUT_OF_RANGE)
-        self._require(number == account.exits + 1, Reject.EXIT_OUT_OF_ORDER)
-        self._require(amount <= account.free, Reject.EXIT_EXCEEDS_FREE)
-        account.exits = number
-        self.total -= amount
-        account.free -= amount
-        self._emit(EventKind.EXIT_CONFIRMED)
-
-    # --- markets --------------------------------------------------------------------------------
-
-    def _list_market(self, c: Command) -> None:
-        self._require(c.instrument < INSTRUMENTS_MAX, Reject.TOO_MANY_INSTRUMENTS)
-        self._require(c.instrument not in self.books, Reject.ALREADY_LISTED)
-        product, lot_multiple, bond = c.order_id, c.qty_lots, c.price_ticks
-        lot_fits = 0 < lot_multiple <= QTY_LOTS_MAX
-        bond_fits = 0 < bond <= PRICE_TICKS_MAX
-        self._require(product > 0 and lot_fits and bond_fits, Reject.INVALID_LISTING)
-        self.books[c.instrument] = Book(product, lot_multiple, bond)
-        self._emit(EventKind.MARKET_LISTED, order_id=product)
-
-    def _halt_market(self, c: Command) -> None:
-        book = self._book(c.instrument)
-        self._require(book.status is MarketStatus.OPEN, Reject.NOT_OPEN)
-        book.status = MarketStatus.HALTED
-        self._emit(EventKind.MARKET_HALTED)
-
-    def _resume_market(self, c: Command) -> None:
-        book = self._book(c.instrument)
-        self._require(book.status is MarketStatus.HALTED, Reject.NOT_HALTED)
-        book.status = MarketStatus.OPEN
-        self._emit(EventKind.MARKET_RESUMED)

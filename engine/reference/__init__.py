@@ -1,0 +1,13 @@
+"""The rules of the exchange, said slowly and plainly: the executable specification.
+
+Invariant: on any sequence of commands it gives the same events, number for number, as the kernel
+in `match`. Nothing in the product calls it; model tests drive it beside the kernel.
+"""
+
+from engine.reference.markets import Markets
+from engine.reference.money import Money
+from engine.reference.waiting import Waiting
+
+
+class Reference(Waiting, Money, Markets):
+    """One shard. `apply` takes commands in sequence order and returns each one's events."""
