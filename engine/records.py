@@ -263,6 +263,7 @@ EVENT: Final = _overlaid(
         ("lot_multiple", "<i4", 40),
         ("closes_s", "<u4", 44),  # MARKET_LISTED
         ("expiry_s", "<u4", 44),  # ACCEPTED
+        ("session", "<u2", 62),  # ACCEPTED
         ("stop_ticks", "<u4", 52),  # WAITING: 0 if it does not wait for a price
         ("owner", ("u1", 20), 16),
     ],
@@ -383,6 +384,10 @@ class Event(NamedTuple):
     @property
     def closes_s(self) -> int:
         return self.expiry_s
+
+    @property
+    def session(self) -> int:
+        return self.reason
 
     @property
     def stop_ticks(self) -> int:

@@ -477,13 +477,19 @@ def check_placing(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: 
 
 
 @inlined
+def accept(s: Any, c: Any, out: Any, slot: Any) -> None:
+    e = emit(out, c, EventKind.ACCEPTED)
+    e.order_id = uint64(order_id(s, slot))
+    e.expiry_s = c.expiry_s
+    e.session = uint16(c.session)
+
+
+@inlined
 def place(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: Any) -> Any:
     """Accept an order that passed every check: trade, then rest or end. The slot if it rests."""
     # Taken before matching, so that makers leaving the book cannot change the taker's id.
     slot = take_slot(s)
-    e = emit(out, c, EventKind.ACCEPTED)
-    e.order_id = uint64(order_id(s, slot))
-    e.expiry_s = c.expiry_s
+    accept(s, c, out, slot)
     return work(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account))
 
 

@@ -45,6 +45,7 @@ from engine.records import (
 from engine.rejects import Reject
 from engine.reserve import find_capacity, held_for, hold
 from engine.trade import (
+    accept,
     check_access,
     check_order,
     check_reserve,
@@ -120,9 +121,7 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
     if reason != 0:
         return reject(out, command, reason)
     slot = take_slot(s)
-    e = emit(out, c, EventKind.ACCEPTED)
-    e.order_id = uint64(order_id(s, slot))
-    e.expiry_s = c.expiry_s
+    accept(s, c, out, slot)
     last = book.last_ticks
     stop = command.stop_ticks
     if last != 0 and (last >= stop if c.side == BUY else last <= stop):
@@ -141,9 +140,7 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
 def place_whole(s: Any, c: Any, out: Any, capacity: Any) -> None:
     """Let an all-or-none order wait that cannot be filled now; every other check is passed."""
     slot = take_slot(s)
-    e = emit(out, c, EventKind.ACCEPTED)
-    e.order_id = uint64(order_id(s, slot))
-    e.expiry_s = c.expiry_s
+    accept(s, c, out, slot)
     trie = uint32(WHOLE_BUYS) + uint32(c.side)
     wait(s, c, out, slot, capacity, trie, uint32(0), uint8(TRAIT_ALL_OR_NONE))
 

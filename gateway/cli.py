@@ -82,8 +82,10 @@ def command_line() -> argparse.ArgumentParser:
     fund.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
     fund.set_defaults(run=_fund)
 
-    market = commands.add_parser("market", help="list, halt or resume a market (administrator)")
-    market.add_argument("action", choices=("list", "halt", "resume"))
+    market = commands.add_parser(
+        "market", help="list, halt, resume or close a market (administrator)"
+    )
+    market.add_argument("action", choices=("list", "halt", "resume", "close"))
     market.add_argument("symbol")
     market.add_argument("--url", default="ws://127.0.0.1:8765/ws")
     market.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")

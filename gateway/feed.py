@@ -16,7 +16,15 @@ from compex_client.wallet import address_text
 
 from engine.catalog import Catalog
 from engine.port import Batch, Port
-from engine.records import Balances, CancelReason, Event, EventKind, MarketStatus, Purse
+from engine.records import (
+    Balances,
+    CancelReason,
+    Event,
+    EventKind,
+    MarketStatus,
+    Purse,
+    fee_usdc6,
+)
 from engine.rejects import Reject
 from gateway import translate
 from gateway.mirror import AccountState, Change, MarketState, Mirror, OpenOrder
@@ -92,6 +100,10 @@ class Feed:
             case EventKind.REFRESHED:
                 order = self.mirror.hide(event, -event.qty_lots)
                 self._tell_order(order, event, EventKind.REFRESHED.name)
+            case EventKind.WAITING:
+                self._tell_order(self.mirror.wait(event), event, EventKind.WAITING.name)
+            case EventKind.TRIGGERED:
+                self._tell_order(self.mirror.trigger(event), event, EventKind.TRIGGERED.name)
             case EventKind.DECREMENTED:
                 for order_id in (event.counter_order_id, event.order_id):
                     order = self.mirror.take(event.account, order_id, event.qty_lots, "cancelled")
@@ -125,6 +137,8 @@ class Feed:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.HALTED))
             case EventKind.MARKET_RESUMED:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.OPEN))
+            case EventKind.MARKET_CLOSED:
+                self._tell_status(self.mirror.set_status(event, MarketStatus.CLOSED))
             case _:
                 pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
 
@@ -154,6 +168,8 @@ class Feed:
                 state=order.state,
                 reason=reason,
                 shown=order.shown(),
+                stop=order.stop(),
+                waiting=order.waits,
                 sequence=event.sequence,
                 time_us=self._time_us,
             )
@@ -167,9 +183,11 @@ class Feed:
         )
         taker = self.mirror.take(event.account, event.order_id, event.qty_lots, "filled")
         price, qty = price_text(event.price_ticks), qty_text(event.qty_lots)
-        for order in (maker, taker):
+        notional_usdc6 = event.price_ticks * event.qty_lots
+        for order, fee_ppm in ((maker, event.maker_fee_ppm), (taker, event.taker_fee_ppm)):
+            fee = usdc_text(fee_usdc6(notional_usdc6, fee_ppm)) if fee_ppm else ""
 
-            def make(aseq: int, order: OpenOrder = order) -> m.Fill:
+            def make(aseq: int, order: OpenOrder = order, fee: str = fee) -> m.Fill:
                 return m.Fill(
                     aseq=aseq,
                     trade_id=number,
@@ -183,6 +201,7 @@ class Feed:
                     liquidity="maker" if order is maker else "taker",
                     sequence=event.sequence,
                     time_us=self._time_us,
+                    fee=fee,
                 )
 
             self._tell_account(order.account, make)

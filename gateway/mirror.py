@@ -3,12 +3,13 @@
 Invariant: after the events of a whole command, every level is the sum of what the open orders at
 its price show, and no book is crossed. Only the feed changes it; sessions read it through the feed.
 
-How a book follows from events: ACCEPTED adds the order's quantity at its side and limit; FILL
-takes from the maker at the maker's price and from the taker at the taker's own limit; DECREMENTED
-takes what it says. So a taker that never rests nets to nothing. CONCEALED takes off what an iceberg
-that has come to rest does not show, REFRESHED adds what it shows next, and CANCELLED takes what
-was still shown. AMENDED takes from where the order stood, concealed lots first; if it lost its
-place (`reason` 1) it comes again, whole, at its new price.
+How a book follows from events: ACCEPTED adds the order's quantity at its side and limit; FILL takes
+from the maker at the maker's price and from the taker at the taker's own limit; DECREMENTED takes
+what it says. WAITING takes an order off, whole, until it is TRIGGERED. So a taker that never rests
+nets to nothing. CONCEALED takes off what an iceberg that has come to rest does not show, REFRESHED
+adds what it shows next, and CANCELLED takes what was still shown. AMENDED takes from where the
+order stood, concealed lots first; if it lost its place (`reason` 1) it comes again, whole, at its
+new price.
 """
 
 from collections import deque
@@ -42,7 +43,11 @@ class OpenOrder(msgspec.Struct):
     left_lots: int
     time_us: int
     state: m.OrderState = "open"
-    hidden_lots: int = 0  # of what is left, an iceberg's part that the book does not show
+    hidden_lots: int = 0  # of what is left, the part that the book does not show
+    waits: bool = False  # off the book, until its condition holds
+    stop_ticks: int = 0  # ... which is a trade at this price; 0: that it can be filled whole
+    expires_s: int = 0
+    session: int = 0
 
     @property
     def shown_lots(self) -> int:
@@ -51,6 +56,9 @@ class OpenOrder(msgspec.Struct):
     def shown(self) -> str:
         """As the wire has it: empty where all is shown."""
         return qty_text(self.shown_lots) if self.hidden_lots else ""
+
+    def stop(self) -> str:
+        return price_text(self.stop_ticks) if self.stop_ticks else ""
 
 
 class MarketState(msgspec.Struct):
@@ -67,6 +75,7 @@ class MarketState(msgspec.Struct):
     trades: deque[m.Trade]
     status_sequence: int
     status_time_us: int
+    closes_s: int = 0  # 0: it stays open
 
     def info(self) -> m.MarketInfo:
         return m.MarketInfo(
@@ -75,6 +84,7 @@ class MarketState(msgspec.Struct):
             status=STATUS_NAMES[self.status],
             lot=qty_text(self.lot_multiple),
             bond=usdc_text(self.bond_usdc6_per_lot),
+            closes_s=self.closes_s,
         )
 
     def status_message(self) -> m.MarketStatus:
@@ -163,6 +173,10 @@ class Mirror:
             state=order.state,
             time_us=order.time_us,
             shown=order.shown(),
+            stop=order.stop(),
+            waiting=order.waits,
+            expires_s=order.expires_s,
+            session=order.session,
         )
 
     # --- applying events -----------------------------------------------------------------------
@@ -185,6 +199,7 @@ class Mirror:
             trades=deque(maxlen=TRADES_KEPT),
             status_sequence=event.sequence,
             status_time_us=translate.time_us(event.time_ns),
+            closes_s=event.closes_s,
         )
         self.markets[event.instrument] = market
         self._instrument_of[ticker] = self._instrument_of[symbol] = event.instrument
@@ -208,6 +223,8 @@ class Mirror:
             qty_lots=event.qty_lots,
             left_lots=event.qty_lots,
             time_us=translate.time_us(event.time_ns),
+            expires_s=event.expiry_s,
+            session=event.session,
         )
         state = self.account(event.account)
         assert order.order_id not in state.orders, "an order id is accepted once"
@@ -253,8 +270,19 @@ class Mirror:
         """An iceberg conceals `lots` more of what is left or, if negative, shows them."""
         order = self.accounts[event.account].orders[event.order_id]
         order.hidden_lots += lots
-        assert 0 <= order.hidden_lots < order.left_lots, "an open order shows something"
+        assert 0 <= order.hidden_lots <= order.left_lots, "no more is concealed than is left"
         self._move(order, -lots)
+        return order
+
+    def wait(self, event: Event) -> OpenOrder:
+        """The order is off the book until its condition holds."""
+        order = self.hide(event, event.qty_lots)
+        order.waits, order.stop_ticks = True, event.stop_ticks
+        return order
+
+    def trigger(self, event: Event) -> OpenOrder:
+        order = self.hide(event, -event.qty_lots)
+        order.waits, order.stop_ticks = False, 0
         return order
 
     def _move(self, order: OpenOrder, lots: int) -> None:
@@ -287,7 +315,10 @@ class Mirror:
             for order_id, order in state.orders.items():
                 assert order.account == account and order.order_id == order_id
                 assert order.state == "open" and 0 < order.left_lots <= order.qty_lots
-                assert 0 <= order.hidden_lots < order.left_lots
+                assert (order.hidden_lots == order.left_lots) == order.waits
+                assert 0 <= order.hidden_lots <= order.left_lots
+                if order.waits:
+                    continue
                 key = (order.instrument, order.side, order.price_ticks)
                 sums[key] = sums.get(key, 0) + order.shown_lots
             with_ids = [x for x in state.orders.values() if x.client_id]

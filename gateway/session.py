@@ -26,9 +26,14 @@ from gateway.feed import EVERY_MARKET, Feed, Topic
 from gateway.limits import BUSY_RETRY_MS, DEFAULT_LIMITS, Outbox, TokenBucket
 from gateway.wire import BadRequest
 
-_NEVER_TERMINAL: Final = frozenset(
-    {EventKind.FILL, EventKind.DECREMENTED, EventKind.CONCEALED, EventKind.REFRESHED}
-)
+_NEVER_TERMINAL: Final = frozenset({
+    EventKind.FILL,
+    EventKind.DECREMENTED,
+    EventKind.CONCEALED,
+    EventKind.REFRESHED,
+    EventKind.WAITING,
+    EventKind.TRIGGERED,
+})  # fmt: skip
 
 
 class Asked(NamedTuple):
@@ -144,6 +149,7 @@ class Session:
         self._cancels = TokenBucket(limits.cancels_per_s, limits.cancels_burst, desk.now_ns)
         self._topics: set[Topic] = set()
         self.wallet = b""  # 20 bytes once logged in
+        self.number = 0  # which of its account's sessions; the client's own choice
 
     # --- the server's side ---------------------------------------------------------------------
     def open(self) -> None:
@@ -246,6 +252,7 @@ class Session:
         if self.wallet:
             raise BadRequest(Reject.ALREADY_LOGGED_IN)
         self.wallet = self._challenge.verify(request)
+        self.number = request.session
         self._ack(m.Ack(request.id, account=self._account(), wallet=address_text(self.wallet)))
 
     def _account(self) -> int:
@@ -300,7 +307,7 @@ class Session:
     def _new(self, request: m.New) -> None:
         account = self._trader()
         market = self._desk.feed.market(request.market)
-        command = translate.new_order(request, account, market.instrument)
+        command = translate.new_order(request, account, market.instrument, self.number)
         self._submit(request, command, market.ticker)
 
     def _change(self, request: m.Cancel | m.Amend) -> None:
@@ -343,7 +350,7 @@ class Session:
         if request.market:
             market = self._desk.feed.market(request.market)
             instrument, ticker = market.instrument, market.ticker
-        command = translate.cancel_all(account, instrument, request.side)
+        command = translate.cancel_all(account, instrument, request.side, request.session)
         self._submit(request, command, ticker)
 
     # --- reading -------------------------------------------------------------------------------
@@ -412,6 +419,8 @@ class Session:
             bond = translate.amount_usdc6(request.bond, "bond")
         if request.lot:
             lot = translate.qty_lots(request.lot, "lot")
-        command = translate.list_market(desk.next_instrument(), product, bond, lot)
+        command = translate.list_market(
+            desk.next_instrument(), product, bond, lot, request.closes_s
+        )
         if self._submit(request, command, desk.catalog.ticker(product)):
             desk.listing.add(product)

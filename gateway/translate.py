@@ -46,6 +46,7 @@ SIDE_NAMES: Final[tuple[m.Side, m.Side]] = ("buy", "sell")
 STATUS_NAMES: Final[dict[int, m.Status]] = {
     MarketStatus.OPEN: "open",
     MarketStatus.HALTED: "halted",
+    MarketStatus.CLOSED: "closed",
 }
 _TIMES: Final[dict[m.TimeInForce, TimeInForce]] = {
     "gtc": TimeInForce.GTC,
@@ -58,6 +59,11 @@ _SELF_TRADES: Final[dict[m.SelfTrade, SelfTrade]] = {
     "cancel_maker": SelfTrade.CANCEL_MAKER,
     "cancel_both": SelfTrade.CANCEL_BOTH,
     "decrement": SelfTrade.DECREMENT,
+}
+_STATUS_COMMANDS: Final[dict[str, CommandKind]] = {
+    "halt": CommandKind.HALT_MARKET,
+    "resume": CommandKind.RESUME_MARKET,
+    "close": CommandKind.CLOSE_MARKET,
 }
 _ONE_SIDES: Final[dict[str, OneSide]] = {
     "": OneSide.BOTH,
@@ -106,36 +112,51 @@ def amount_usdc6(text: str, field: str = "amount") -> int:
 
 
 # --- requests → commands -----------------------------------------------------------------------
-def new_order(message: m.New, account: int, instrument: int) -> Command:
-    """Terms that contradict each other are left to the engine to refuse."""
+def new_order(message: m.New, account: int, instrument: int, session: int = 0) -> Command:
+    """Terms that contradict each other are left to the engine to refuse, if it can see them."""
+    stop = _stop(message)
     lots = qty_lots(message.qty)
     min_lots = qty_lots(message.min_qty, "min_qty") if message.min_qty else 0
     display_lots = qty_lots(message.display_qty, "display_qty") if message.display_qty else 0
     flags = Flag.POST_ONLY if message.post_only else 0
+    flags |= Flag.ALL_OR_NONE if message.all_or_none else 0
+    if stop and (min_lots or display_lots):
+        words = "a stop has no minimum and conceals nothing"
+        raise BadRequest(Reject.INVALID_TERMS, "stop", words)
     return Command(
-        kind=CommandKind.NEW_ORDER,
+        kind=CommandKind.NEW_STOP if stop else CommandKind.NEW_ORDER,
         account=account,
         instrument=instrument,
         client_id=message.client_id,
-        order_id=order_terms(display_lots=display_lots, min_lots=min_lots),
+        order_id=stop or order_terms(display_lots=display_lots, min_lots=min_lots),
         side=SIDES[message.side],
         price_ticks=_limit_or_protection(message),
         qty_lots=lots,
         expiry_s=message.expires_s,
         time_in_force=_TIMES[message.tif],
         self_trade=_SELF_TRADES[message.self_trade],
-        flags=flags | Flag.MARKET if message.type == "market" else flags,
+        flags=flags | Flag.MARKET if message.type in {"market", "stop"} else flags,
+        session=session,
     )
 
 
+def _stop(message: m.New) -> int:
+    """The stop's price in ticks; 0 for an order without."""
+    if message.type in {"stop", "stop_limit"}:
+        return price_ticks(message.stop, "stop")
+    if message.stop:
+        raise BadRequest(Reject.INVALID_FIELD, "stop", "it belongs to a stop order")
+    return 0
+
+
 def _limit_or_protection(message: m.New) -> int:
-    if message.type == "limit":
+    if message.type in {"limit", "stop_limit"}:
         if message.protection:
-            words = "it belongs to a market order"
+            words = "it belongs to an order without a limit"
             raise BadRequest(Reject.INVALID_FIELD, "protection", words)
         return price_ticks(message.price)
     if message.price:
-        words = "a market order has none; its limit is the protection"
+        words = "an order of this type has none; its limit is the protection"
         raise BadRequest(Reject.INVALID_FIELD, "price", words)
     return price_ticks(message.protection, "protection", least=0)
 
@@ -158,13 +179,14 @@ def cancel(account: int, order_id: int) -> Command:
     return Command(kind=CommandKind.CANCEL, account=account, order_id=order_id)
 
 
-def cancel_all(account: int, instrument: int, side: str = "") -> Command:
-    """`instrument` may be ALL_INSTRUMENTS; `side` "" means both."""
+def cancel_all(account: int, instrument: int, side: str = "", session: int = 0) -> Command:
+    """`instrument` may be ALL_INSTRUMENTS; `side` "" means both, `session` 0 all."""
     return Command(
         kind=CommandKind.CANCEL_ALL,
         account=account,
         instrument=instrument,
         flags=_ONE_SIDES[side],
+        session=session,
     )
 
 
@@ -186,19 +208,21 @@ def withdraw(message: m.Withdraw, account: int) -> Command:
     )
 
 
-def list_market(instrument: int, product: int, bond_usdc6: int, lot_multiple: int) -> Command:
+def list_market(
+    instrument: int, product: int, bond_usdc6: int, lot_multiple: int, closes_s: int = 0
+) -> Command:
     return Command(
         kind=CommandKind.LIST_MARKET,
         instrument=instrument,
         order_id=product,  # the bytes of product
         price_ticks=bond_usdc6,  # the bytes of bond_usdc6_per_lot
         qty_lots=lot_multiple,  # the bytes of lot_multiple
+        expiry_s=closes_s,  # the bytes of closes_s
     )
 
 
 def set_status(action: m.MarketAction, instrument: int) -> Command:
-    kind = CommandKind.HALT_MARKET if action == "halt" else CommandKind.RESUME_MARKET
-    return Command(kind=kind, instrument=instrument)
+    return Command(kind=_STATUS_COMMANDS[action], instrument=instrument)
 
 
 # --- events → replies --------------------------------------------------------------------------
@@ -216,7 +240,7 @@ def ack_of(request: int, event: Event, market: str) -> m.Ack:
         case EventKind.CANCELLED:
             ack.order_id, ack.client_id = event.order_id, event.client_id
             ack.qty = qty_text(event.qty_lots)
-        case EventKind.CANCEL_ALL_DONE:
+        case EventKind.CANCEL_ALL_DONE | EventKind.MARKET_CLOSED:
             ack.count = event.qty_lots
             ack.partial = event.reason == CancelReason.EFFECTS_LIMIT
         case EventKind.CAPACITY_DECLARED:

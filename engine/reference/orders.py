@@ -151,7 +151,8 @@ class Orders:
 
     def _accept(self, c: Command) -> int:
         order_id = self.ids.take()
-        self._emit(EventKind.ACCEPTED, order_id=order_id, **_halves(c.expiry_s))
+        halves = _halves(c.expiry_s)
+        self._emit(EventKind.ACCEPTED, order_id=order_id, reason=c.session, **halves)
         return order_id
 
     def _wait(self, order_id: int, c: Command, stop_ticks: int) -> None:

@@ -90,7 +90,7 @@ def test_an_event_reads_back_by_every_way(event: Event) -> None:
 def test_the_names_that_share_bytes_read_the_same_from_tuple_and_array(event: Event) -> None:
     row: Any = np.frombuffer(event.pack(), EVENT)[0]
     shared = ("client_id", "reference", "product", "amount_usdc6", "lot_multiple", "stop_ticks")
-    for name in (*shared, "expiry_s", "closes_s"):
+    for name in (*shared, "expiry_s", "closes_s", "session"):
         assert row[name] == getattr(event, name), name
     assert row["bond_usdc6_per_lot"] == event.bond_usdc6_per_lot
     assert row["owner"].tobytes() == event.owner

@@ -61,7 +61,7 @@ def refusal_of_order(frame: bytes) -> BadRequest:
         ({"client_id": 1 << 53}, Reject.INVALID_FIELD, "client_id"),
         ({"client_id": "7"}, Reject.INVALID_FIELD, "client_id"),
         ({"post_only": 1}, Reject.INVALID_FIELD, "post_only"),
-        ({"type": "stop"}, Reject.INVALID_FIELD, "type"),
+        ({"type": "trailing"}, Reject.INVALID_FIELD, "type"),
         ({"protection": 0.05}, Reject.INVALID_FIELD, "protection"),
         ({"expires_s": -1}, Reject.INVALID_FIELD, "expires_s"),
         ({"expires_s": 1 << 32}, Reject.INVALID_FIELD, "expires_s"),

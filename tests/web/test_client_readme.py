@@ -24,6 +24,9 @@ OUTCOMES = {
     "market": ("cancelled", "2.5500", "0", NO_BID, (0, 0)),
     "minimum quantity": ("open", "2.5000", "8", (25_000, 800), (0, 0)),
     "iceberg": ("open", "2.4150", "160", (24_150, 1_600), ALL_OFFERED),
+    "stop": ("open", "2.6500", "8", NO_BID, ALL_OFFERED),
+    "stop-limit": ("open", "2.6000", "8", NO_BID, ALL_OFFERED),
+    "all-or-none": ("open", "2.5000", "24", NO_BID, ALL_OFFERED),
     "amended": ("open", "2.4200", "8", (24_200, 800), ALL_OFFERED),
     "cancelled": ("cancelled", "1.0000", "0", NO_BID, ALL_OFFERED),
 }

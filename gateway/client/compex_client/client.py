@@ -36,12 +36,13 @@ PrivateMessage: TypeAlias = m.AccountSnapshot | m.Order | m.Fill | m.Transfer | 
 _Private: Final = (m.AccountSnapshot, m.Order, m.Fill, m.Transfer, m.Balance)
 
 
-async def connect(url: str, wallet: Wallet | None = None) -> "Client":
+async def connect(url: str, wallet: Wallet | None = None, *, session: int = 0) -> "Client":
     """Open a connection and, with a wallet, log in; `async with await connect(...) as client`.
 
     `url` is the exchange's websocket, such as ws://127.0.0.1:8080/ws. Without a wallet only
-    public data may be read. Raises Disconnected if there is no exchange, Rejected if the login
-    is refused.
+    public data may be read. `session`, 0 to 255, is a number of your own for the orders placed
+    here, so that `cancel_all` can mean just those. Raises Disconnected if there is no exchange,
+    Rejected if the login is refused.
     """
     try:
         socket = await connect_socket(
@@ -58,7 +59,7 @@ async def connect(url: str, wallet: Wallet | None = None) -> "Client":
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             await client.start()
             if wallet is not None:
-                await client.login(wallet)
+                await client.login(wallet, session)
     except TimeoutError as error:
         await client.close()
         raise Disconnected(0, f"{url}: no greeting") from error
@@ -110,12 +111,13 @@ class Client:
         """What the server said first: limits, units, the EIP-712 domain."""
         return self._greeted.result()
 
-    async def login(self, wallet: Wallet) -> m.Ack:
+    async def login(self, wallet: Wallet, session: int = 0) -> m.Ack:
         """Prove the ownership of the wallet; once per connection, by `connect` as a rule."""
         domain = Domain(self.hello.chain_id, parse_hex(self.hello.vault, ADDRESS_BYTES))
         signature = wallet.sign_login(domain, parse_hex(self._nonce, NONCE_BYTES))
         nonce = self._nonce
-        ack = await self._ask(lambda i: m.Login(i, wallet.address, nonce, "0x" + signature.hex()))
+        proof = "0x" + signature.hex()
+        ack = await self._ask(lambda i: m.Login(i, wallet.address, nonce, proof, session))
         self.wallet, self.account = wallet, ack.account
         return ack
 
@@ -152,17 +154,20 @@ class Client:
         expires_s: int = 0,
         min_qty: Number = "",
         display_qty: Number = "",
+        stop: Number = "",
+        all_or_none: bool = False,
     ) -> m.Ack:
         """Place an order; the ack has its `order_id`. With a `client_id` the same call may be
         repeated for ever and places one order.
 
         A limit order needs a `price`; a market order none, but a `protection`: how far beyond the
-        best price it may trade. `expires_s` is in Unix seconds, for the `tif` "gtt". Without a
-        `tif` a market order is "ioc", one that expires "gtt", any other "gtc"; `messages.New`
-        tells what each means.
+        best price it may trade; a "stop" waits until a trade reaches its `stop` and is a market
+        order then, a "stop_limit" a limit order. `expires_s` is in Unix seconds, for the `tif`
+        "gtt". Without a `tif` a market order or stop is "ioc", one that expires "gtt", any other
+        "gtc"; `messages.New` tells what each means.
         """
         if tif is None:
-            tif = "ioc" if type == "market" else "gtt" if expires_s else "gtc"
+            tif = "ioc" if type in {"market", "stop"} else "gtt" if expires_s else "gtc"
         order = m.New(
             id=1,  # until it is sent
             market=market,
@@ -178,6 +183,8 @@ class Client:
             expires_s=expires_s,
             min_qty=_decimal(min_qty),
             display_qty=_decimal(display_qty),
+            stop=_decimal(stop),
+            all_or_none=all_or_none,
         )
         return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
 
@@ -205,10 +212,12 @@ class Client:
         """Cancel an order by exactly one of its ids; the ack has the `qty` removed."""
         return await self._ask(lambda i: m.Cancel(i, order_id, client_id))
 
-    async def cancel_all(self, market: str = "", side: Literal["", "buy", "sell"] = "") -> m.Ack:
-        """Cancel all open orders of the account, or those in one market or of one side; the ack
-        has `count`."""
-        return await self._ask(lambda i: m.CancelAll(i, market, side))
+    async def cancel_all(
+        self, market: str = "", side: Literal["", "buy", "sell"] = "", session: int = 0
+    ) -> m.Ack:
+        """Cancel all open orders of the account, or those in one market, of one side, or of one
+        session; the ack has `count`."""
+        return await self._ask(lambda i: m.CancelAll(i, market, side, session))
 
     async def declare_capacity(self, market: str, qty: Number) -> m.Ack:
         """Set the total GPU-hours the account can deliver under a market."""
@@ -251,17 +260,23 @@ class Client:
         return reply
 
     # --- administration ------------------------------------------------------------------------
-    async def list_market(self, market: str, *, bond: Number = "", lot: Number = "") -> m.Ack:
+    async def list_market(
+        self, market: str, *, bond: Number = "", lot: Number = "", closes_s: int = 0
+    ) -> m.Ack:
         """`bond` in USDC per 0.01 GPU-hour; quantities will be multiples of `lot` GPU-hours;
-        by default as the catalog has them."""
+        by default as the catalog has them. `closes_s`, in Unix seconds, is its gate closure."""
         b, q = _decimal(bond), _decimal(lot)
-        return await self._ask(lambda i: m.Market(i, "list", market, b, q))
+        return await self._ask(lambda i: m.Market(i, "list", market, b, q, closes_s))
 
     async def halt_market(self, market: str) -> m.Ack:
         return await self._ask(lambda i: m.Market(i, "halt", market))
 
     async def resume_market(self, market: str) -> m.Ack:
         return await self._ask(lambda i: m.Market(i, "resume", market))
+
+    async def close_market(self, market: str) -> m.Ack:
+        """For good; every order in it is cancelled. `count`, and `partial` as for cancel_all."""
+        return await self._ask(lambda i: m.Market(i, "close", market))
 
     # --- streams -------------------------------------------------------------------------------
     async def book(self, market: str) -> BookStream:

@@ -27,6 +27,7 @@ from msgspec import Meta, Struct
 PROTOCOL_VERSION: Final = 1
 ID_MAX: Final = (1 << 53) - 1
 EXPIRES_S_MAX: Final = (1 << 32) - 1
+SESSION_MAX: Final = 255
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
 DECIMAL_CHARS_MAX: Final = 32
@@ -34,17 +35,19 @@ CHECKSUM_LEVELS: Final = 10  # of each side
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
 OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
+UnixSeconds: TypeAlias = Annotated[int, Meta(ge=0, le=EXPIRES_S_MAX)]
+SessionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=SESSION_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 Decimal: TypeAlias = Annotated[str, Meta(max_length=DECIMAL_CHARS_MAX)]
 Side: TypeAlias = Literal["buy", "sell"]
-OrderType: TypeAlias = Literal["limit", "market"]
+OrderType: TypeAlias = Literal["limit", "market", "stop", "stop_limit"]
 TimeInForce: TypeAlias = Literal["gtc", "ioc", "fok", "gtt"]
 SelfTrade: TypeAlias = Literal["cancel_taker", "cancel_maker", "cancel_both", "decrement"]
 Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" removes the level
 OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
-Status: TypeAlias = Literal["open", "halted"]
+Status: TypeAlias = Literal["open", "halted", "closed"]
 What: TypeAlias = Literal["orders", "order", "balances", "markets"]
-MarketAction: TypeAlias = Literal["list", "halt", "resume"]
+MarketAction: TypeAlias = Literal["list", "halt", "resume", "close"]
 TransferKind: TypeAlias = Literal[
     "deposit",
     "bond_deposit",
@@ -83,11 +86,14 @@ class Login(Request, tag="login"):
     `signature` is the 65 bytes r | s | v, in hex, of the EIP-712 digest that
     `wallet.login_digest` defines, over `hello.nonce`, which is good for one attempt; a refused
     login's reject carries the next nonce. Answered by an ack with `account` (0: no deposit yet).
+    `session` is a number of the client's own choice: orders of this connection belong to it, over
+    every reconnection, and `cancel_all` can mean just those.
     """
 
     wallet: Text
     nonce: Text
     signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS_MAX)]
+    session: SessionNumber = 0
 
 
 class Subscribe(Request, tag="subscribe"):
@@ -118,6 +124,11 @@ class New(Request, tag="new"):
       "fok" trades whole or not at all.
     - `type` "market" has no `price` but a `protection`: how far beyond the best price of the other
       side, as it is when the order's turn comes, it may trade. It is "ioc" or "fok".
+    - `type` "stop_limit" waits off the book until a trade is at its `stop` or beyond it (a buy: at
+      or above, a sell: at or below), then is the limit order that `price` and `tif` say; a stop
+      that the last trade has reached already works at once. `type` "stop" has no `price` but a
+      `protection`, how far beyond its `stop` it may trade, and is "ioc".
+    - `all_or_none` trades whole, or waits off the book, unseen, until it can.
     - `min_qty`: at least so much trades at once, or the order is rejected.
     - `display_qty` makes what rests an iceberg: the book shows so much of it at a time; each time
       that is filled the next part is shown, behind all others of its price.
@@ -133,9 +144,11 @@ class New(Request, tag="new"):
     self_trade: SelfTrade = "cancel_taker"
     type: OrderType = "limit"
     protection: Decimal = ""  # in dollars per GPU-hour, like a price; "0": the best price only
-    expires_s: Annotated[int, Meta(ge=0, le=EXPIRES_S_MAX)] = 0  # Unix seconds, of a "gtt"
+    expires_s: UnixSeconds = 0  # of a "gtt"
     min_qty: Decimal = ""
     display_qty: Decimal = ""
+    stop: Decimal = ""
+    all_or_none: bool = False
 
 
 class Amend(Request, tag="amend"):
@@ -164,10 +177,11 @@ class Cancel(Request, tag="cancel"):
 
 class CancelAll(Request, tag="cancel_all"):
     """Cancel every open order of the account, in one market or, without one, in all; of one
-    side or, without one, of both."""
+    side or, without one, of both; of one `session` or, without one, of all."""
 
     market: Text = ""
     side: Literal["", "buy", "sell"] = ""
+    session: SessionNumber = 0
 
 
 class Capacity(Request, tag="capacity"):
@@ -198,12 +212,15 @@ class Query(Request, tag="query"):
 
 class Market(Request, tag="market"):
     """Administrator only. `list` takes `bond` (USDC per lot of 0.01 GPU-hour) and `lot` (a
-    quantity is a multiple of it, in GPU-hours); what is left out is as the catalog has it."""
+    quantity is a multiple of it, in GPU-hours); what is left out is as the catalog has it. A
+    market whose `closes_s` has come takes no order any more, and those it has are cancelled;
+    `close` does so now. Both are for good."""
 
     action: MarketAction
     market: Text
     bond: Decimal = ""
     lot: Decimal = ""
+    closes_s: UnixSeconds = 0  # 0: it stays open
 
 
 class Ping(Request, tag="ping"):
@@ -269,7 +286,11 @@ class OrderInfo(Struct, omit_defaults=True):
     state: OrderState
     time_us: int  # when it was accepted
     client_id: int = 0
-    shown: str = ""  # of `left`, if the book shows less: an iceberg
+    shown: str = ""  # of `left`, if the book shows less: an iceberg, or "0" of one that waits
+    stop: str = ""  # a stop's price, while it waits for it
+    waiting: bool = False  # for its stop, or to be filled whole: off the book
+    expires_s: int = 0  # Unix seconds; 0: never
+    session: int = 0
 
 
 class Balances(Struct):
@@ -294,6 +315,7 @@ class MarketInfo(Struct):
     status: Status
     lot: str  # quantities are multiples of this, GPU-hours
     bond: str  # an ask reserves this much USDC per lot of 0.01 GPU-hour
+    closes_s: int = 0  # when it closes, Unix seconds; 0: it stays open
 
 
 class Ack(Reply, tag="ack"):
@@ -425,9 +447,11 @@ class Order(Reply, tag="order"):
     time_us: int
     client_id: int = 0
     # cancelled: BY_REQUEST, CANCEL_ALL, IOC_REMAINDER, SELF_TRADE, ACCOUNT_CLOSED, EXPIRED, ...
-    # open: AMENDED, CONCEALED, REFRESHED (the last two: `shown` has changed)
+    # open: AMENDED, CONCEALED, REFRESHED (the last two: `shown` has changed), WAITING, TRIGGERED
     reason: str = ""
     shown: str = ""  # as in OrderInfo; a fill takes from what is shown
+    stop: str = ""
+    waiting: bool = False
 
 
 class Fill(Reply, tag="fill"):
@@ -445,6 +469,8 @@ class Fill(Reply, tag="fill"):
     sequence: int
     time_us: int
     client_id: int = 0
+    # USDC. A buyer's is paid with the fill; a seller's comes off what the hours earn.
+    fee: str = ""
 
 
 class Transfer(Reply, tag="transfer"):
