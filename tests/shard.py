@@ -37,6 +37,7 @@ class Shard:
         self.reference = Reference()
         self.sequence = 0
         self.deposits = 0
+        self.later_ns = 0  # how much time has passed besides ten nanoseconds a command
         for instrument, multiple in ((MARKET, 1), (COARSE_MARKET, 8)):
             self.list_market(instrument, lot_multiple=multiple)
         for account in (ALICE, BOB, CAROL):
@@ -58,7 +59,9 @@ class Shard:
         stamped: list[Command] = []
         for command in commands:
             self.sequence += 1
-            stamped.append(command._replace(sequence=self.sequence, time_ns=self.sequence * 10))
+            stamped.append(
+                command._replace(sequence=self.sequence, time_ns=self.sequence * 10 + self.later_ns)
+            )
         parts = self.matcher.match(command_array(stamped))
         events = [event for part in parts for event in decode_events(part)]
         assert events == [event for c in stamped for event in self.reference.apply(c)]

@@ -60,7 +60,7 @@ BURST_TERMS = st.tuples(
     st.integers(1, 30),
     st.sampled_from(TimeInForce),
     st.sampled_from(SelfTrade),
-    st.sampled_from((0, 0, 0, Flag.POST_ONLY, Flag.MARKET)),
+    st.sampled_from((0, 0, 0, Flag.POST_ONLY, Flag.MARKET, Flag.ALL_OR_NONE)),
     st.sampled_from((0, 0, 1, 2, 3, 31)),
     st.sampled_from((0, 0, 0, 1, 5, 12)),
     st.integers(-1, 4),
@@ -72,7 +72,32 @@ CHANGE = st.tuples(
     st.sampled_from((0, 0, 0, 0, 1, 2)),
     st.sampled_from((0, 1, 2, 3, 4)),
 )
+# Stops near the prices at which bursts trade: (account, side, stop, limit or protection, lots, time
+# in force, self-trade mode, flags, life in seconds, session).
+STOPS = st.tuples(
+    st.sampled_from(ACCOUNTS),
+    st.sampled_from(Side),
+    st.integers(97, 103),
+    st.integers(97, 103),
+    st.integers(1, 12),
+    st.sampled_from((TimeInForce.GTC, TimeInForce.GTC, TimeInForce.IOC, TimeInForce.GTT)),
+    st.sampled_from(SelfTrade),
+    st.sampled_from((0, 0, Flag.MARKET, Flag.POST_ONLY)),
+    st.integers(0, 9),
+    st.integers(0, 2),
+)
+WHOLES = st.tuples(
+    st.sampled_from(ACCOUNTS),
+    st.sampled_from(Side),
+    st.integers(97, 103),
+    st.integers(1, 60),
+    st.sampled_from(SelfTrade),
+    st.integers(0, 9),
+)
 ANY_U32 = st.integers(0, (1 << 32) - 1)
+
+
+SHORT_LIVED = 100  # markets above this number come and go
 
 
 class KernelEqualsReference(RuleBasedStateMachine):
@@ -86,6 +111,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
         self.fills: list[Event] = []
         self.voids = 0
         self.exits: dict[int, int] = {}
+        self.listed = SHORT_LIVED
 
     def both(self, kind: int, **fields: Any) -> list[Event]:
         self.sequence += 1
@@ -224,6 +250,131 @@ class KernelEqualsReference(RuleBasedStateMachine):
                 client_id=self.sequence,
             )
 
+    @rule(orders=st.lists(STOPS, min_size=1, max_size=8))
+    def stops(self, orders: list[tuple[int, ...]]) -> None:
+        for account, side, stop, price, lots, tif, mode, flags, life, session in orders:
+            now_s = (self.sequence + 1) * 300_000_000 // 1_000_000_000
+            self.both(
+                CommandKind.NEW_STOP,
+                account=account,
+                instrument=INSTRUMENTS[0],
+                side=side,
+                price_ticks=price if flags != Flag.MARKET else price - 97,
+                qty_lots=lots,
+                time_in_force=TimeInForce.IOC if flags == Flag.MARKET else tif,
+                self_trade=mode,
+                flags=flags,
+                order_id=stop,
+                expiry_s=now_s + life if tif == TimeInForce.GTT and flags != Flag.MARKET else 0,
+                client_id=self.sequence,
+                session=session,
+            )
+
+    @rule(orders=st.lists(WHOLES, min_size=1, max_size=6))
+    def all_or_none(self, orders: list[tuple[int, ...]]) -> None:
+        for account, side, price, lots, mode, life in orders:
+            now_s = (self.sequence + 1) * 300_000_000 // 1_000_000_000
+            self.both(
+                CommandKind.NEW_ORDER,
+                account=account,
+                instrument=INSTRUMENTS[0],
+                side=side,
+                price_ticks=price,
+                qty_lots=lots,
+                time_in_force=TimeInForce.GTT if life else TimeInForce.GTC,
+                expiry_s=now_s + life if life else 0,
+                self_trade=mode,
+                flags=Flag.ALL_OR_NONE,
+                client_id=self.sequence,
+                session=life % 3,
+            )
+
+    @rule(
+        account=st.sampled_from((*ACCOUNTS, 4)),
+        stop=ANY_U32,
+        price=st.sampled_from((-1, 0, 1, PRICE_TICKS_MAX, PRICE_TICKS_MAX + 1)),
+        lots=st.sampled_from((-1, 0, 1, QTY_LOTS_MAX + 1)),
+        side=st.integers(0, 3),
+        tif=st.integers(0, 5),
+        mode=st.integers(0, 5),
+        flags=st.integers(0, 9),
+        expiry_s=st.sampled_from((0, 1, (1 << 32) - 1)),
+    )
+    def hostile_stop(
+        self,
+        account: int,
+        stop: int,
+        price: int,
+        lots: int,
+        side: int,
+        tif: int,
+        mode: int,
+        flags: int,
+        expiry_s: int,
+    ) -> None:
+        self.both(
+            CommandKind.NEW_STOP,
+            account=account,
+            instrument=INSTRUMENTS[1],
+            order_id=stop,
+            price_ticks=price,
+            qty_lots=lots,
+            side=side,
+            time_in_force=tif,
+            self_trade=mode,
+            flags=flags,
+            expiry_s=expiry_s,
+        )
+
+    @rule(
+        tier=st.sampled_from((0, 0, 1, 15, 16)),
+        maker=st.sampled_from((0, 0, 1, 333, 50_000)),
+        taker=st.sampled_from((0, 777, 50_000, 50_001)),
+    )
+    def set_fees(self, tier: int, maker: int, taker: int) -> None:
+        self.both(CommandKind.SET_FEES, side=tier, order_id=maker | taker << 16)
+
+    @rule(account=st.sampled_from((*ACCOUNTS, 4)), tier=st.sampled_from((0, 1, 15, 16)))
+    def set_fee_tier(self, account: int, tier: int) -> None:
+        self.both(CommandKind.SET_FEE_TIER, account=account, side=tier)
+
+    @rule(life=st.sampled_from((0, 0, 40)), closing=st.booleans())
+    def list_or_close(self, life: int, closing: bool) -> None:
+        """A market of its own, so that the others go on."""
+        now_s = (self.sequence + 1) * 300_000_000 // 1_000_000_000
+        if closing and self.listed > SHORT_LIVED:
+            self.both(CommandKind.CLOSE_MARKET, instrument=self.listed)
+            return
+        self.listed += 1
+        gate = {"expiry_s": now_s + life} if life else {}
+        self.both(
+            CommandKind.LIST_MARKET,
+            instrument=self.listed,
+            order_id=9,
+            qty_lots=1,
+            price_ticks=2,
+            **gate,
+        )
+        for account in ACCOUNTS:
+            self.declare_capacity(account, self.listed, 900)
+
+    @rule(orders=st.lists(BURST_ORDER, min_size=1, max_size=9), stop=st.integers(0, 103))
+    def trade_where_it_may_close(
+        self, orders: list[tuple[int, int, int, int, int, int]], stop: int
+    ) -> None:
+        for account, side, price, lots, tif, mode in orders:
+            self.both(
+                CommandKind.NEW_STOP if stop > 96 else CommandKind.NEW_ORDER,
+                account=account,
+                instrument=self.listed,
+                side=side,
+                price_ticks=price,
+                qty_lots=lots,
+                time_in_force=tif,
+                self_trade=mode,
+                order_id=stop if stop > 96 else 0,
+            )
+
     @rule(changes=st.lists(CHANGE, min_size=1, max_size=6), data=st.data())
     def amend(self, changes: list[tuple[int, int, int, int, int]], data: st.DataObject) -> None:
         for stranger, price, lots, flags, mode in changes:
@@ -259,9 +410,16 @@ class KernelEqualsReference(RuleBasedStateMachine):
         account=st.sampled_from(ACCOUNTS),
         instrument=st.sampled_from((*INSTRUMENTS, 2, ALL_INSTRUMENTS)),
         sides=st.integers(0, 3),
+        session=st.sampled_from((0, 1, 2)),
     )
-    def cancel_all(self, account: int, instrument: int, sides: int) -> None:
-        self.both(CommandKind.CANCEL_ALL, account=account, instrument=instrument, flags=sides)
+    def cancel_all(self, account: int, instrument: int, sides: int, session: int) -> None:
+        self.both(
+            CommandKind.CANCEL_ALL,
+            account=account,
+            instrument=instrument,
+            flags=sides,
+            session=session,
+        )
 
     @rule(
         account=st.sampled_from((*ACCOUNTS, 4)),
@@ -340,6 +498,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
             instrument=fill.instrument,
             price_ticks=fill.price_ticks,
             qty_lots=fill.qty_lots + more,
+            expiry_s=fill.taker_fee_ppm if fill.side == Side.BUY else fill.maker_fee_ppm,
             client_id=7,
         )
         if events[0].kind == EventKind.FILL_VOIDED:
