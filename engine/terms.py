@@ -9,7 +9,7 @@ Cost: that of the plain order, and for a minimum quantity one look at the orders
 
 from typing import Any
 
-from engine.book import BUY, NO_ORDERS, SELL, order_id, rank_of, unlink
+from engine.book import BUY, NO_ORDERS, SELL, order_id, rank_of, take_slot, unlink
 from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, reject
 from engine.records import (
@@ -24,20 +24,20 @@ from engine.records import (
 from engine.rejects import Reject
 from engine.reserve import find_capacity, free_capacity, held_for, purse_of
 from engine.trade import (
+    accept,
     check_access,
-    check_order,
+    check_order_apart,
     check_placing,
     crosses,
     fillable,
     find_order,
     is_expired,
     left_of,
-    place,
     release,
     remove,
     room_for_fills,
     taker_ppm_of,
-    work,
+    work_apart,
 )
 from engine.waiting import new_stop, place_whole
 
@@ -141,7 +141,7 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     if reason == 0:
         reason = _to_limit(s, c)
     if reason == 0:
-        reason = check_order(s, c)
+        reason = check_order_apart(s, c)
     if reason != 0:
         return reject(out, command, reason)
     book = s.books[c.instrument]
@@ -156,7 +156,9 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     whole = command.flags == Flag.ALL_OR_NONE
     if whole and not fillable(s, book, c, int64(c.qty_lots), room):
         return place_whole(s, c, out, capacity)
-    slot = place(s, book, c, out, capacity, crossing)
+    slot = take_slot(s)
+    accept(s, c, out, slot)
+    slot = work_apart(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account))
     if slot != 0:
         s.orders[slot].expiry_s = c.expiry_s
         if c.display_lots != 0:
@@ -211,7 +213,7 @@ def amend(s: Any, command: Any, out: Any) -> Any:
         return reject(out, command, reason)
     if c.price_ticks == int64(order.price_ticks) and c.qty_lots <= left_of(order):
         return _reduce(s, book, c, out, slot)
-    reason = check_order(s, c)
+    reason = check_order_apart(s, c)
     if reason == 0:
         reason = _check_new_reserve(s, book, c, order)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
@@ -277,7 +279,7 @@ def _replace(s: Any, book: Any, c: Any, out: Any, slot: Any, crossing: Any) -> N
     unlink(s, book, side, slot)
     order.qty_lots = uint32(0)
     _amended(out, c, 1)
-    if work(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account)) != 0:
+    if work_apart(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account)) != 0:
         order.expiry_s = expiry_s
         if display_lots != 0:
             _conceal(s, out, c, slot, display_lots)

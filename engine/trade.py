@@ -516,6 +516,20 @@ def work(
     return uint32(0)
 
 
+@kernel
+def work_apart(
+    s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing: Any, taker_ppm: Any
+) -> Any:
+    """`work`, compiled once for all who are not on the hot path."""
+    return work(s, book, c, out, slot, capacity, crossing, taker_ppm)
+
+
+@kernel
+def check_order_apart(s: Any, c: Any) -> Any:
+    """`check_order`, compiled once for all who are not on the hot path."""
+    return check_order(s, c)
+
+
 # --- cancel -------------------------------------------------------------------------------------
 
 

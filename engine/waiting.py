@@ -47,7 +47,7 @@ from engine.reserve import find_capacity, held_for, hold
 from engine.trade import (
     accept,
     check_access,
-    check_order,
+    check_order_apart,
     check_reserve,
     crosses,
     fillable,
@@ -59,7 +59,7 @@ from engine.trade import (
     remove,
     room_for_fills,
     taker_ppm_of,
-    work,
+    work_apart,
 )
 
 _LEAST_EFFECTS: Final = 2  # of an order that wakes: it is said, and something comes of it
@@ -112,7 +112,7 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
             c.flags = uint8(0)
         if c.time_in_force == TimeInForce.GTT:
             c.time_in_force = uint8(TimeInForce.GTC)
-        reason = check_order(s, c)
+        reason = check_order_apart(s, c)
     if reason != 0:
         return reject(out, command, reason)
     book = s.books[c.instrument]
@@ -127,7 +127,7 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
     if last != 0 and (last >= stop if c.side == BUY else last <= stop):
         crossing = crosses(book, c.side, uint32(c.price_ticks))
         taker_ppm = taker_ppm_of(s, c.account)
-        if work(s, book, c, out, slot, capacity, crossing, taker_ppm) != 0:
+        if work_apart(s, book, c, out, slot, capacity, crossing, taker_ppm) != 0:
             s.orders[slot].expiry_s = c.expiry_s
         return None
     trie = uint32(BUY_STOPS) if c.side == BUY else uint32(SELL_STOPS)
@@ -268,7 +268,7 @@ def _trigger(s: Any, book: Any, slot: Any, out: Any, c: Any) -> None:
     e = emit(out, m, EventKind.TRIGGERED)
     e.order_id = uint64(order_id(s, slot))
     crossing = crosses(book, m.side, uint32(m.price_ticks))
-    if work(s, book, m, out, slot, order.capacity, crossing, taker_ppm) != 0:
+    if work_apart(s, book, m, out, slot, order.capacity, crossing, taker_ppm) != 0:
         order.expiry_s = m.expiry_s
 
 
