@@ -43,6 +43,7 @@ UNKNOWN: Final = 0
 TRADING: Final = 1
 CLOSED: Final = 2
 NO_ORDERS: Final = 0  # the best rank of an empty side; every real one is above it
+LEASE: Final = 1 << 31  # with an account: what it bought and may sell again, by instrument
 BUYS_KEY: Final = (1 << 64) - 1  # of capacity slot 0, which buys use and which never runs out
 RANK_MASK: Final = (1 << 24) - 1
 
@@ -71,6 +72,7 @@ ORDER: Final = np.dtype(
 TRAIT_SELF_TRADE: Final = 3
 TRAIT_ALL_OR_NONE: Final = 4
 TRAIT_ENDS: Final = 8  # once triggered, what is left does not rest
+TRAIT_RESALE_BIT: Final = 7  # its own bit, so that it can be shifted into a factor
 LEVEL: Final = np.dtype([("head", "<u4"), ("tail", "<u4")])
 LEAF: Final = np.dtype(
     [
@@ -109,6 +111,7 @@ BOOK: Final = np.dtype(
 )
 RULE_GATE: Final = 1  # it closes at a time
 RULE_WAITING: Final = 2  # orders wait for a condition
+RULE_WINDOW: Final = 128  # hours of a window, which who bought them may sell again
 # What few markets need, apart from BOOK, so that books stay small: no page of it is touched until
 # one of its rules is. Its tries have the fields that a book's have, and lie where its `SIDES` say.
 MARKET: Final = np.dtype(
@@ -133,7 +136,7 @@ WHOLE_BUYS: Final = 4  # all-or-none orders, by their limits
 WHOLE_SELLS: Final = 5
 CAPACITY: Final = np.dtype(
     [
-        ("key", "<u8"),  # account << 32 | instrument; 0: free
+        ("key", "<u8"),  # account << 32 | instrument; 0: free; with LEASE: what was bought
         ("declared_lots", "<i8"),
         ("held_lots", "<i8"),  # offered by open asks
         ("sold_lots", "<i8"),
@@ -601,9 +604,11 @@ def _add_reserve(
         cost = notional + fee_usdc6(notional, int(order["fee_ppm"]))
         held[account] = held.get(account, 0) + cost
         return
-    bond = int(s["books"][instrument]["bond_usdc6_per_lot"]) * qty
+    resale = int(order["traits"]) >> TRAIT_RESALE_BIT
+    bond = int(s["books"][instrument]["bond_usdc6_per_lot"]) * qty * (1 - resale)
     bond_held[account] = bond_held.get(account, 0) + bond
-    offered[account, instrument] = offered.get((account, instrument), 0) + qty
+    where = (account | LEASE * resale, instrument)
+    offered[where] = offered.get(where, 0) + qty
 
 
 def _check_reserves(

@@ -7,14 +7,15 @@ by `match`.
 
 from typing import Any
 
-from engine.book import RULE_GATE, SELL, SELL_STOPS, WHOLE_SELLS
-from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32
+from engine.book import RULE_GATE, RULE_WINDOW, SELL, SELL_STOPS, WHOLE_SELLS
+from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, is_spent, reject
 from engine.records import (
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
+    SPOT_WINDOW,
     CancelReason,
     CommandKind,
     EventKind,
@@ -40,6 +41,8 @@ def list_market(s: Any, c: Any, out: Any) -> Any:
     book.product = c.product
     book.lot_multiple = uint32(c.lot_multiple)
     book.bond_usdc6_per_lot = c.bond_usdc6_per_lot
+    if (c.product >> uint64(24)) & uint64(255) > SPOT_WINDOW:
+        book.rules |= uint8(RULE_WINDOW)
     if c.closes_s != 0:
         book.rules |= uint8(RULE_GATE)
         s.markets[c.instrument].closes_s = c.closes_s

@@ -45,7 +45,7 @@ NEAR_BOOKS: Final = 1 << 7
 def is_plain(c: Any) -> Any:
     """Whether a new order says no more than side, price, quantity and what to do with the rest."""
     plain = c.flags <= Flag.POST_ONLY and c.time_in_force <= TimeInForce.FOK
-    return plain and c.order_id == 0 and c.expiry_s == 0
+    return plain and c.order_id == 0 and c.expiry_s == 0 and c.resale == 0
 
 
 @kernel

@@ -6,8 +6,8 @@ order; everything else moves it between the columns of one account. Called by `m
 
 from typing import Any
 
-from engine.book import CLOSED, SELL, TRADING, UNKNOWN
-from engine.kernel import kernel, uint8, uint16, uint64
+from engine.book import CLOSED, LEASE, RULE_WINDOW, SELL, TRADING, UNKNOWN
+from engine.kernel import int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, reject
 from engine.records import (
     ACCOUNTS_MAX,
@@ -33,8 +33,10 @@ from engine.reserve import (
     PENDING,
     fee_of,
     find_capacity,
+    free_capacity,
     make_capacity,
     undo_fill,
+    unit_of,
 )
 from engine.trade import MAKER, TAKER, clear, known_account, why_not_trading
 
@@ -166,7 +168,7 @@ def answer_withdrawal(s: Any, c: Any, out: Any) -> Any:
 @kernel
 def void_fill(s: Any, c: Any, out: Any) -> Any:
     """Undo a fill that was never settled: the buyer's money is free again, and so are the
-    seller's bond and capacity."""
+    seller's bond and capacity. Hours that the buyer has offered or sold again stay sold."""
     seller = c.counter_account
     if not known_account(s, c.account) or not known_account(s, seller):
         return reject(out, c, Reject.UNKNOWN_ACCOUNT)
@@ -182,9 +184,15 @@ def void_fill(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, Reject.VOID_OUT_OF_ORDER)
     amount = c.price_ticks * c.qty_lots
     amount += fee_of(amount, c.buyer_fee_ppm)
-    bond = s.books[c.instrument].bond_usdc6_per_lot * c.qty_lots
-    capacity = find_capacity(s, seller, c.instrument, uint8(SELL))
-    if (
+    if c.resale > 1:
+        return reject(out, c, Reject.UNKNOWN_COMMAND)
+    book = s.books[c.instrument]
+    bond = unit_of(book, SELL, int64(0), c.resale) * c.qty_lots
+    sold_by = seller | uint32(c.resale) << uint32(31)
+    capacity = find_capacity(s, sold_by, c.instrument, uint8(SELL))
+    bought = book.rules & uint8(RULE_WINDOW) != 0
+    lease = find_capacity(s, c.account | uint32(LEASE), c.instrument, uint8(SELL))
+    if (bought and c.qty_lots > free_capacity(s, lease)) or (
         amount > s.balances[c.account, PENDING]
         or bond > s.balances[seller, BOND_LOCKED]
         or c.qty_lots > s.capacities[capacity].sold_lots
@@ -192,6 +200,8 @@ def void_fill(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, Reject.VOID_EXCEEDS_FILLS)
     s.last_void = c.void_number
     undo_fill(s, c.account, amount, seller, capacity, c.qty_lots, bond)
+    if bought:
+        s.capacities[lease].declared_lots -= c.qty_lots
     e = emit(out, c, EventKind.FILL_VOIDED)
     e.counter_account = seller
     e.taker_fee_ppm = c.buyer_fee_ppm

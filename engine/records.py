@@ -12,7 +12,7 @@ price_ticks * qty_lots is exactly µUSDC, so a match never rounds.
 
 import struct
 from collections.abc import Iterable, Iterator
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Any, Final, NamedTuple, NewType
 
 import numpy as np
@@ -47,6 +47,7 @@ EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work bet
 ALL_INSTRUMENTS: Final = (1 << 32) - 1  # cancel-all over every market of the account
 PARTS_MAX: Final = 168  # records that may follow a command of several: a block of a week's hours
 FEE_TIERS: Final = 16
+SPOT_WINDOW: Final = 1  # of the kinds of window in a packed product (catalog.pack_product)
 PPM: Final = 1_000_000  # rates are in parts per million of the notional
 FEE_PPM_MAX: Final = 50_000  # five per cent
 
@@ -169,6 +170,13 @@ class CancelReason(IntEnum):
     MARKET_CLOSED = 8
 
 
+class FillNote(IntFlag):
+    """What is special about a trade (in the field `reason` of a FILL event)."""
+
+    OFF_QUEUE = 1  # the maker was chosen for its account: no price of the market
+    RESOLD = 2  # the seller had bought these hours itself
+
+
 class OneSide(IntEnum):
     """Which orders a CANCEL_ALL means (in its field `flags`)."""
 
@@ -209,7 +217,7 @@ _COMMAND_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("flags", "u1", 60),
     ("session", "u1", 61),  # which of its account's sessions an order belongs to
     ("parts", "u1", 62),  # so many records after this one belong to it
-    ("reserved", "u1", 63),
+    ("resale", "u1", 63),  # 1: an ask of hours bought here, not of capacity
 ]
 COMMAND: Final = _overlaid(
     64,
@@ -233,7 +241,7 @@ COMMAND: Final = _overlaid(
         ("fee_tier", "u1", 57),  # SET_FEES, SET_FEE_TIER
     ],
 )
-COMMAND_STRUCT: Final = struct.Struct("<QqQQqiIIIBBBBBBBx")
+COMMAND_STRUCT: Final = struct.Struct("<QqQQqiIIIBBBBBBBB")
 
 _EVENT_PLAIN: Final[list[tuple[str, Any, int]]] = [
     ("sequence", "<u8", 0),  # of the command that caused it
@@ -320,6 +328,7 @@ class Command(NamedTuple):
     flags: int = 0
     session: int = 0
     parts: int = 0
+    resale: int = 0
 
     def pack(self) -> bytes:
         return COMMAND_STRUCT.pack(*self)
@@ -430,5 +439,5 @@ def _assert_layout(dtype: np.dtype[np.void], plain: list[tuple[str, Any, int]], 
 _assert_layout(COMMAND, _COMMAND_PLAIN, COMMAND_STRUCT.format)
 _assert_layout(EVENT, _EVENT_PLAIN, EVENT_STRUCT.format)
 assert BALANCES.itemsize == 64 and BALANCES.names == Balances._fields
-assert tuple(n for n, _, _ in _COMMAND_PLAIN[:-1]) == Command._fields
+assert tuple(n for n, _, _ in _COMMAND_PLAIN) == Command._fields
 assert tuple(n for n, _, _ in _EVENT_PLAIN) == Event._fields

@@ -10,8 +10,8 @@ the sum over open orders. Only `match` calls.
 
 from typing import Any, Final
 
-from engine.book import BUY, CAPACITY_SLOTS
-from engine.kernel import inlined, int64, kernel, uint32, uint64
+from engine.book import BUY, CAPACITY_SLOTS, LEASE, TRAIT_RESALE_BIT
+from engine.kernel import inlined, int64, kernel, uint8, uint32, uint64
 from engine.records import BALANCES, CAPACITIES_MAX, PPM
 
 _COLUMNS: Final = BALANCES.names or ()
@@ -56,6 +56,12 @@ def find_capacity(s: Any, account: Any, instrument: Any, side: Any) -> Any:
     return _probe(s, key, capacity_home(account, instrument) * uint32(side))
 
 
+@inlined
+def capacity_of(s: Any, c: Any) -> Any:
+    """Where an order holds its capacity, or what its account bought if it sells that again."""
+    return find_capacity(s, c.account | uint32(c.resale) << uint32(31), c.instrument, c.side)
+
+
 @kernel
 def make_capacity(s: Any, account: Any, instrument: Any) -> Any:
     """The slot of this capacity, made if need be; 0 when the table is full."""
@@ -76,9 +82,12 @@ def purse_of(side: Any) -> Any:
 
 
 @inlined
-def unit_of(book: Any, side: Any, price: Any) -> Any:
-    """What one lot holds, µUSDC: its price for a buy, the market's bond for an ask."""
-    return price if side == BUY else book.bond_usdc6_per_lot
+def unit_of(book: Any, side: Any, price: Any, resale: Any) -> Any:
+    """What one lot holds, µUSDC: its price for a buy, the market's bond for an ask.
+
+    Hours that are sold again hold none: the bond of who delivers them stays behind them.
+    """
+    return price if side == BUY else book.bond_usdc6_per_lot * (int64(1) - int64(resale))
 
 
 @inlined
@@ -90,16 +99,29 @@ def fee_of(notional_usdc6: Any, fee_ppm: Any) -> Any:
 
 
 @inlined
-def held_for(book: Any, side: Any, price: Any, lots: Any, fee_ppm: Any) -> Any:
+def held_for(book: Any, side: Any, price: Any, lots: Any, fee_ppm: Any, resale: Any) -> Any:
     """What an order holds for so many lots: their price and the fee, or the bond.
 
     Fees are rounded down for each fill, so that those of the parts are never more than that of the
     whole, which is held.
     """
-    amount = unit_of(book, side, price) * lots
+    amount = unit_of(book, side, price, resale) * lots
     if fee_ppm != 0:
         amount += fee_of(amount, fee_ppm) * (int64(1) - int64(side))
     return amount
+
+
+@inlined
+def resale_of(order: Any) -> Any:
+    """1 if a resting order offers hours that were bought here, else 0."""
+    return order.traits >> uint8(TRAIT_RESALE_BIT)
+
+
+@inlined
+def held_by(book: Any, side: Any, order: Any, lots: Any) -> Any:
+    """What a resting order holds for so many of its lots."""
+    price = int64(order.price_ticks)
+    return held_for(book, side, price, lots, order.fee_ppm, resale_of(order))
 
 
 @inlined
@@ -125,11 +147,9 @@ def fill_held(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any,
 @kernel
 def fill_charged(s: Any, book: Any, side: Any, order: Any, lots: Any) -> None:
     """`fill_held` for an order that pays a fee; what its rounding leaves over is free again."""
-    price = int64(order.price_ticks)
     left = int64(order.qty_lots) + int64(order.hidden_lots)
-    held = held_for(book, side, price, left, order.fee_ppm)
-    held -= held_for(book, side, price, left - lots, order.fee_ppm)
-    paid = held_for(book, side, price, lots, order.fee_ppm)
+    held = held_by(book, side, order, left) - held_by(book, side, order, left - lots)
+    paid = held_by(book, side, order, lots)
     hold(s, order.account, side, paid - held, order.capacity, int64(0))
     fill_held(s, order.account, side, paid, order.capacity, lots)
 
@@ -141,6 +161,14 @@ def fill_free(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any,
     s.balances[account, purse] -= amount_usdc6
     s.balances[account, purse + uint32(FILLED)] += amount_usdc6
     s.capacities[capacity].sold_lots += lots
+
+
+@kernel
+def note_bought(s: Any, account: Any, instrument: Any, lots: Any) -> None:
+    """So many lots more, or with a minus less, that the account may sell again."""
+    lease = make_capacity(s, uint32(account) | uint32(LEASE), instrument)
+    if lease != 0:
+        s.capacities[lease].declared_lots += lots
 
 
 @kernel

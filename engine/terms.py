@@ -22,7 +22,14 @@ from engine.records import (
     TimeInForce,
 )
 from engine.rejects import Reject
-from engine.reserve import find_capacity, free_capacity, held_for, purse_of
+from engine.reserve import (
+    capacity_of,
+    free_capacity,
+    held_by,
+    held_for,
+    purse_of,
+    resale_of,
+)
 from engine.trade import (
     accept,
     check_access,
@@ -61,13 +68,14 @@ def meant(s: Any, c: Any) -> Any:
     copy.self_trade = c.self_trade
     copy.flags = c.flags
     copy.session = c.session
+    copy.resale = c.resale
     return copy
 
 
 @kernel
 def _check_terms(s: Any, c: Any) -> Any:
     """Whether the terms agree with each other and with the quantity; 0 if they do."""
-    sided = c.side <= SELL and c.self_trade <= SelfTrade.DECREMENT
+    sided = c.side <= SELL and c.resale <= c.side and c.self_trade <= SelfTrade.DECREMENT
     if not sided or c.time_in_force > TimeInForce.GTT:
         return Reject.UNKNOWN_COMMAND
     market = c.flags == Flag.MARKET
@@ -145,7 +153,7 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     if reason != 0:
         return reject(out, command, reason)
     book = s.books[c.instrument]
-    capacity = find_capacity(s, c.account, c.instrument, c.side)
+    capacity = capacity_of(s, c)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
     reason = check_placing(s, book, c, out, capacity, crossing)
     room = room_for_fills(out)
@@ -199,6 +207,7 @@ def amend(s: Any, command: Any, out: Any) -> Any:
         return reject(out, command, Reject.WAITING_NOT_AMENDABLE)
     c = meant(s, command)
     c.session = order.session
+    c.resale = resale_of(order)
     c.instrument = leaf.instrument
     c.side = uint8(leaf.side)
     c.client_id = order.client_id
@@ -241,9 +250,9 @@ def _check_new_reserve(s: Any, book: Any, c: Any, order: Any) -> Any:
     left = left_of(order)
     if free_capacity(s, order.capacity) + left < c.qty_lots:
         return Reject.INSUFFICIENT_CAPACITY
-    held = held_for(book, c.side, int64(order.price_ticks), left, order.fee_ppm)
+    held = held_by(book, c.side, order, left)
     lots = int64(c.qty_lots)
-    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account))
+    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account), c.resale)
     if need > s.balances[c.account, purse_of(c.side)] + held:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0

@@ -11,11 +11,14 @@ from typing import Any, Final
 
 from engine.book import (
     BUY,
+    LEASE,
     NO_ORDERS,
     RULE_GATE,
     RULE_WAITING,
+    RULE_WINDOW,
     SELL,
     TRADING,
+    TRAIT_RESALE_BIT,
     UNKNOWN,
     dequeue,
     drop_level,
@@ -47,6 +50,7 @@ from engine.records import (
     ACCOUNT_ORDERS_MAX,
     ACCOUNTS_MAX,
     ALL_INSTRUMENTS,
+    CAPACITIES_MAX,
     EFFECTS_MAX,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
@@ -63,15 +67,19 @@ from engine.records import (
 )
 from engine.rejects import Reject
 from engine.reserve import (
+    capacity_of,
     fee_of,
     fill_charged,
     fill_free,
     fill_held,
     find_capacity,
     free_capacity,
+    held_by,
     held_for,
     hold,
+    note_bought,
     purse_of,
+    resale_of,
     unit_of,
 )
 
@@ -124,9 +132,8 @@ def remainder(out: Any, c: Any, taker_id: Any, left: Any, reason: Any) -> Any:
 def release(s: Any, book: Any, side: Any, slot: Any, lots: Any) -> None:
     """Give back what a resting order holds for this much of it."""
     order = s.orders[slot]
-    price = int64(order.price_ticks)
-    amount = held_for(book, side, price, left_of(order), order.fee_ppm)
-    amount -= held_for(book, side, price, left_of(order) - lots, order.fee_ppm)
+    left = left_of(order)
+    amount = held_by(book, side, order, left) - held_by(book, side, order, left - lots)
     hold(s, order.account, side, -amount, order.capacity, -lots)
 
 
@@ -154,6 +161,13 @@ def is_gate_shut(s: Any, c: Any) -> Any:
 
 
 @kernel
+def _has_room_for_lease(s: Any, c: Any) -> Any:
+    """Whether what a buyer of hours buys can be noted."""
+    lease = find_capacity(s, c.account | uint32(LEASE), c.instrument, uint8(SELL))
+    return c.side != BUY or s.capacities_used < CAPACITIES_MAX or s.capacities[lease].key != 0
+
+
+@kernel
 def _why_not_open(book: Any) -> Any:
     return Reject.MARKET_CLOSED if book.status == MarketStatus.CLOSED else Reject.MARKET_HALTED
 
@@ -166,8 +180,11 @@ def check_access(s: Any, c: Any) -> Any:
     book = s.books[c.instrument]
     if book.status != MarketStatus.OPEN:
         return _why_not_open(book)
-    if book.rules != 0 and is_gate_shut(s, c):
-        return Reject.MARKET_CLOSED
+    if book.rules != 0:
+        if is_gate_shut(s, c):
+            return Reject.MARKET_CLOSED
+        if book.rules & uint8(RULE_WINDOW) != 0 and not _has_room_for_lease(s, c):
+            return Reject.TOO_MANY_CAPACITIES
     if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened != TRADING:
         return why_not_trading(s, c.account)
     return 0
@@ -188,6 +205,7 @@ def check_order(s: Any, c: Any) -> Any:
         return Reject.QTY_NOT_A_MULTIPLE
     if (
         c.side > SELL
+        or c.resale > c.side
         or c.time_in_force > TimeInForce.FOK
         or c.self_trade > SelfTrade.DECREMENT
         or c.flags > Flag.POST_ONLY
@@ -210,7 +228,7 @@ def check_reserve(s: Any, book: Any, c: Any, capacity: Any) -> Any:
     if free_capacity(s, capacity) < c.qty_lots:
         return Reject.INSUFFICIENT_CAPACITY
     lots = int64(c.qty_lots)
-    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account))
+    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account), c.resale)
     if need > s.balances[c.account, purse_of(c.side)]:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0
@@ -362,13 +380,17 @@ def fill(
     e.counter_account = order.account
     e.instrument = c.instrument
     e.side = c.side
-    e.reason = uint16(0)
+    # Of a buyer neither is ever set.
+    e.reason = uint16(resale_of(order) | c.resale) << uint16(1)
     book.last_ticks = order.price_ticks
     side = SELL - c.side
+    if book.rules & uint8(RULE_WINDOW) != 0:
+        buyer = order.account if side == BUY else c.account
+        note_bought(s, buyer, c.instrument, int64(qty))
     if order.fee_ppm != 0:
         fill_charged(s, book, side, order, qty)
         return
-    amount = unit_of(book, side, int64(order.price_ticks)) * qty
+    amount = unit_of(book, side, int64(order.price_ticks), resale_of(order)) * qty
     fill_held(s, order.account, side, amount, order.capacity, qty)
 
 
@@ -441,11 +463,11 @@ def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
     order.expiry_s = uint32(0)
     order.fee_ppm = s.fees[s.identities[c.account].fee_tier, MAKER]
     order.session = c.session
-    order.traits = uint8(0)
+    order.traits = c.resale << uint8(TRAIT_RESALE_BIT)
     side = uint32(c.side)
     rank = rank_of(side, order.price_ticks)
     enqueue(s, book, side, slot, rank, leaf_for(s, book, c.instrument, side, rank))
-    amount = held_for(book, side, c.price_ticks, qty, order.fee_ppm)
+    amount = held_for(book, side, c.price_ticks, qty, order.fee_ppm, c.resale)
     hold(s, c.account, side, amount, capacity, qty)
 
 
@@ -455,7 +477,7 @@ def new_order(s: Any, c: Any, out: Any) -> Any:
     if reason != 0:
         return reject(out, c, reason)
     book = s.books[c.instrument]
-    capacity = find_capacity(s, c.account, c.instrument, c.side)
+    capacity = capacity_of(s, c)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
     reason = check_placing(s, book, c, out, capacity, crossing)
     if reason != 0:
@@ -482,6 +504,8 @@ def accept(s: Any, c: Any, out: Any, slot: Any) -> None:
     e.order_id = uint64(order_id(s, slot))
     e.expiry_s = c.expiry_s
     e.session = uint16(c.session)
+    if c.side == BUY and s.books[c.instrument].rules & uint8(RULE_WINDOW) != 0:
+        note_bought(s, c.account, c.instrument, int64(0))
 
 
 @inlined
@@ -500,12 +524,12 @@ def work(
     """Trade with what is there, then rest what is left or end it. The slot if it rests, or 0."""
     taker_id = uint64(order_id(s, slot))
     left = int64(c.qty_lots)
-    if book.rules != 0:
+    if book.rules & uint8(RULE_WAITING) != 0:
         out.stirred = c.instrument + uint32(1)
     if crossing:
         left, filled, cost = trade(s, book, out, c, taker_id, taker_ppm)
         if filled > 0:
-            paid = cost if c.side == BUY else book.bond_usdc6_per_lot * filled
+            paid = cost if c.side == BUY else unit_of(book, c.side, cost, c.resale) * filled
             fill_free(s, c.account, c.side, paid, capacity, filled)
     if left > 0 and c.time_in_force == TimeInForce.GTC:
         rest(s, book, c, slot, left, capacity)

@@ -19,6 +19,7 @@ from engine.book import (
     SELL_STOPS,
     TRAIT_ALL_OR_NONE,
     TRAIT_ENDS,
+    TRAIT_RESALE_BIT,
     TRAIT_SELF_TRADE,
     WHOLE_BUYS,
     WHOLE_SELLS,
@@ -43,7 +44,7 @@ from engine.records import (
     TimeInForce,
 )
 from engine.rejects import Reject
-from engine.reserve import find_capacity, held_for, hold
+from engine.reserve import capacity_of, held_by, hold, resale_of
 from engine.trade import (
     accept,
     check_access,
@@ -71,7 +72,7 @@ _LEAST_EFFECTS: Final = 2  # of an order that wakes: it is said, and something c
 @kernel
 def _check_stop(c: Any) -> Any:
     """Whether a stop's terms agree with each other; 0 if they do."""
-    if c.side > SELL or c.self_trade > SelfTrade.DECREMENT:
+    if c.side > SELL or c.resale > c.side or c.self_trade > SelfTrade.DECREMENT:
         return Reject.UNKNOWN_COMMAND
     till_time = c.time_in_force == TimeInForce.GTT
     market = c.flags == Flag.MARKET
@@ -116,7 +117,7 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
     if reason != 0:
         return reject(out, command, reason)
     book = s.books[c.instrument]
-    capacity = find_capacity(s, c.account, c.instrument, c.side)
+    capacity = capacity_of(s, c)
     reason = check_reserve(s, book, c, capacity)
     if reason != 0:
         return reject(out, command, reason)
@@ -163,7 +164,7 @@ def wait(
     # It will trade as a taker; a schedule that changes meanwhile does not change what it holds.
     order.fee_ppm = taker_ppm_of(s, c.account)
     order.session = c.session
-    order.traits = traits | c.self_trade
+    order.traits = traits | c.self_trade | c.resale << uint8(TRAIT_RESALE_BIT)
     book = s.books[c.instrument]
     market = s.markets[c.instrument]
     price = order.price_ticks if stop_ticks == 0 else uint32(stop_ticks)
@@ -171,7 +172,7 @@ def wait(
     enqueue(s, market, trie, slot, rank, leaf_for(s, market, c.instrument, trie, rank))
     book.rules |= uint8(RULE_WAITING)
     lots = int64(c.qty_lots)
-    held = held_for(book, c.side, c.price_ticks, lots, order.fee_ppm)
+    held = held_by(book, c.side, order, lots)
     hold(s, c.account, c.side, held, capacity, lots)
     e = emit(out, c, EventKind.WAITING)
     e.order_id = uint64(order_id(s, slot))
@@ -226,6 +227,7 @@ def _as_command(s: Any, slot: Any, c: Any) -> Any:
     m.self_trade = order.traits & uint8(TRAIT_SELF_TRADE)
     m.flags = uint8(0)
     m.session = order.session
+    m.resale = resale_of(order)
     return m
 
 

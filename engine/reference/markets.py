@@ -9,6 +9,7 @@ from engine.records import (
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
+    SPOT_WINDOW,
     CancelReason,
     Command,
     CommandKind,
@@ -39,7 +40,13 @@ class Markets(Orders):
         gate_fits = c.expiry_s == 0 or c.expiry_s * SECOND_NS > c.time_ns
         fits = product > 0 and lot_fits and bond_fits and gate_fits
         self._require(fits, Reject.INVALID_LISTING)
-        self.books[c.instrument] = Book(product, lot_multiple, bond, closes_s=c.expiry_s)
+        self.books[c.instrument] = Book(
+            product,
+            lot_multiple,
+            bond,
+            closes_s=c.expiry_s,
+            is_window=product >> 24 & 255 > SPOT_WINDOW,
+        )
         halves = {"maker_fee_ppm": c.expiry_s & 0xFFFF, "taker_fee_ppm": c.expiry_s >> 16}
         self._emit(EventKind.MARKET_LISTED, order_id=product, **halves)
 

@@ -136,8 +136,15 @@ class Money(Orders):
         self._require(fee_ppm <= FEE_PPM_MAX, Reject.INVALID_FEES)
         self._require(void_number > self.last_void, Reject.VOID_OUT_OF_ORDER)
         notional = c.price_ticks * c.qty_lots
-        amount, bond = notional + fee_usdc6(notional, fee_ppm), book.bond_per_lot * c.qty_lots
-        capacity = self.capacities.get((seller_number, c.instrument), Capacity())
+        self._require(c.resale <= 1, Reject.UNKNOWN_COMMAND)
+        amount = notional + fee_usdc6(notional, fee_ppm)
+        bond = 0 if c.resale else book.bond_per_lot * c.qty_lots
+        table = self.leases if c.resale else self.capacities
+        capacity = table.get((seller_number, c.instrument), Capacity())
+        lease = self.leases.get((c.account, c.instrument), Capacity())
+        still_there = lease.declared - lease.held - lease.sold
+        unsold = not book.is_window or c.qty_lots <= still_there
+        self._require(unsold, Reject.VOID_EXCEEDS_FILLS)
         filled = amount <= buyer.pending and bond <= seller.bond_locked
         self._require(filled and c.qty_lots <= capacity.sold, Reject.VOID_EXCEEDS_FILLS)
         self.last_void = void_number
@@ -146,6 +153,8 @@ class Money(Orders):
         seller.bond_locked -= bond
         seller.bond_free += bond
         capacity.sold -= c.qty_lots
+        if book.is_window:
+            lease.declared -= c.qty_lots
         self._emit(EventKind.FILL_VOIDED, counter_account=seller_number, taker_fee_ppm=fee_ppm)
 
     def _confirm_exit(self, c: Command) -> None:

@@ -21,6 +21,7 @@ from engine.records import (
     CommandKind,
     Event,
     EventKind,
+    FillNote,
     Flag,
     MarketStatus,
     OneSide,
@@ -45,6 +46,7 @@ class Orders:
         self.accounts: dict[int, Account] = {}
         self.books: dict[int, Book] = {}
         self.capacities: dict[tuple[int, int], Capacity] = {}
+        self.leases: dict[tuple[int, int], Capacity] = {}  # `declared`: what was bought
         self.orders: dict[int, Order] = {}
         self.ids = OrderIds()
         self.fees = [(0, 0)] * FEE_TIERS  # maker's and taker's rate, parts per million
@@ -151,6 +153,8 @@ class Orders:
 
     def _accept(self, c: Command) -> int:
         order_id = self.ids.take()
+        if self.books[c.instrument].is_window and c.side == Side.BUY:
+            self.leases.setdefault((c.account, c.instrument), Capacity())
         halves = _halves(c.expiry_s)
         self._emit(EventKind.ACCEPTED, order_id=order_id, reason=c.session, **halves)
         return order_id
@@ -168,6 +172,7 @@ class Orders:
             expiry_s=c.expiry_s,
             fee_ppm=self._taker_ppm(c.account),
             session=c.session,
+            resale=bool(c.resale),
             sequence=c.sequence,
             waits=True,
             stop_ticks=stop_ticks,
@@ -200,6 +205,7 @@ class Orders:
             c.qty_lots,
             fee_ppm=self._taker_ppm(c.account) if taker_ppm is None else taker_ppm,
             session=c.session,
+            resale=bool(c.resale),
             sequence=c.sequence,
         )
         self._stirred = book
@@ -223,7 +229,7 @@ class Orders:
 
     def _as_limit(self, c: Command, book: Book, display: int, minimum: int) -> Command:
         """The plain limit order that an order with terms means."""
-        known = c.side in tuple(Side) and c.self_trade in tuple(SelfTrade)
+        known = c.side in tuple(Side) and c.self_trade in tuple(SelfTrade) and c.resale <= c.side
         self._require(known and c.time_in_force in tuple(TimeInForce), Reject.UNKNOWN_COMMAND)
         till_time = c.time_in_force == TimeInForce.GTT
         rests = till_time or c.time_in_force == TimeInForce.GTC
@@ -273,6 +279,7 @@ class Orders:
         self._require(c.qty_lots % book.lot_multiple == 0, Reject.QTY_NOT_A_MULTIPLE)
         self._require(
             c.side in tuple(Side)
+            and c.resale <= c.side
             and c.time_in_force <= TimeInForce.FOK
             and c.self_trade in tuple(SelfTrade)
             and c.flags in {0, Flag.POST_ONLY, Flag.ALL_OR_NONE},
@@ -296,10 +303,11 @@ class Orders:
             enough = need <= account.free + held
             self._require(enough, Reject.INSUFFICIENT_BALANCE)
             return
-        capacity = self.capacities.get((c.account, c.instrument), Capacity())
+        table = self.leases if c.resale else self.capacities
+        capacity = table.get((c.account, c.instrument), Capacity())
         offered = capacity.held - old_left + capacity.sold + c.qty_lots
         self._require(offered <= capacity.declared, Reject.INSUFFICIENT_CAPACITY)
-        bond = book.bond_per_lot * (c.qty_lots - old_left)
+        bond = 0 if c.resale else book.bond_per_lot * (c.qty_lots - old_left)
         self._require(bond <= account.bond_free, Reject.INSUFFICIENT_BOND)
 
     def _crosses(self, book: Book, side: Side, limit: int) -> bool:
@@ -361,7 +369,11 @@ class Orders:
                 counter_account=maker.account,
                 maker_fee_ppm=maker.fee_ppm,
                 taker_fee_ppm=taker.fee_ppm,
+                reason=FillNote.RESOLD if taker.resale or maker.resale else 0,
             )
+            if book.is_window:
+                buyer = taker if taker.side is Side.BUY else maker
+                self.leases[buyer.account, buyer.instrument].declared += qty
             book.last_ticks = maker.price_ticks
             self._settle_fill(taker, qty, maker.price_ticks)
             self._settle_fill(maker, qty, maker.price_ticks)
@@ -475,6 +487,7 @@ class Orders:
             qty_lots=c.qty_lots or order.left,
             time_in_force=TimeInForce.GTC,
             session=order.session,
+            resale=int(order.resale),
         )
         self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
         self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
@@ -548,10 +561,18 @@ class Orders:
             account.free -= change
             account.held += change
             return
-        bond = self.books[order.instrument].bond_per_lot * qty
+        bond = self._bond(order, qty)
         account.bond_free -= bond
         account.bond_held += bond
-        self.capacities[order.account, order.instrument].held += qty
+        self._capacity(order).held += qty
+
+    def _bond(self, order: Order, qty: int) -> int:
+        """Hours sold again need none: that of who delivers them stays behind them."""
+        return 0 if order.resale else self.books[order.instrument].bond_per_lot * qty
+
+    def _capacity(self, order: Order) -> Capacity:
+        table = self.leases if order.resale else self.capacities
+        return table[order.account, order.instrument]
 
     def _release(self, order: Order, qty: int) -> None:
         """So many of the lots that are left no longer need anything."""
@@ -566,7 +587,7 @@ class Orders:
             account.free -= paid
             account.pending += paid
             return
-        bond = self.books[order.instrument].bond_per_lot * qty
+        bond = self._bond(order, qty)
         account.bond_free -= bond
         account.bond_locked += bond
-        self.capacities[order.account, order.instrument].sold += qty
+        self._capacity(order).sold += qty

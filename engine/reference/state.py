@@ -31,6 +31,7 @@ class Order:
     expiry_s: int = 0  # 0: never
     fee_ppm: int = 0  # a maker's rate; while it waits, a taker's
     session: int = 0
+    resale: bool = False  # an ask of hours that the account bought itself
     sequence: int = 0  # of the command that gave it its place
     # While it waits for its condition, off the book:
     waits: bool = False
@@ -76,6 +77,7 @@ class Book:
     lot_multiple: int
     bond_per_lot: int
     closes_s: int = 0  # 0: never
+    is_window: bool = False  # its hours may be sold again by who bought them
     last_ticks: int = 0  # of the last trade; 0: none yet
     waiting: list[Order] = field(default_factory=list["Order"])  # longest first
     status: MarketStatus = MarketStatus.OPEN

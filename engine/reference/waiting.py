@@ -50,7 +50,7 @@ class Waiting(Orders):
             self._wait(order_id, c, stop)
 
     def _check_stop(self, c: Command, stop: int) -> None:
-        known = c.side in tuple(Side) and c.self_trade in tuple(SelfTrade)
+        known = c.side in tuple(Side) and c.self_trade in tuple(SelfTrade) and c.resale <= c.side
         self._require(known, Reject.UNKNOWN_COMMAND)
         ends, till_time = c.time_in_force == TimeInForce.IOC, c.time_in_force == TimeInForce.GTT
         fits = c.flags == 0 or (c.flags == Flag.MARKET and ends)
@@ -115,6 +115,7 @@ class Waiting(Orders):
             time_in_force=TimeInForce.IOC if order.ends else TimeInForce.GTC,
             self_trade=order.self_trade,
             session=order.session,
+            resale=int(order.resale),
         )
 
     def _trigger(self, c: Command, book: Book, order: Order) -> None:

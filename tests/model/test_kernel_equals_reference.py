@@ -23,6 +23,7 @@ from engine.records import (
     CommandKind,
     Event,
     EventKind,
+    FillNote,
     Flag,
     Purse,
     SelfTrade,
@@ -86,6 +87,17 @@ STOPS = st.tuples(
     st.integers(0, 9),
     st.integers(0, 2),
 )
+RESALES = st.tuples(
+    st.sampled_from(ACCOUNTS),
+    st.sampled_from((Side.SELL, Side.SELL, Side.SELL, Side.BUY)),
+    st.integers(97, 103),
+    st.integers(1, 12),
+    st.sampled_from((TimeInForce.GTC, TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK)),
+    st.sampled_from(SelfTrade),
+    st.sampled_from((0, 0, 0, Flag.POST_ONLY, Flag.ALL_OR_NONE)),
+    st.sampled_from((0, 0, 0, 99, 101)),
+    st.sampled_from((1, 1, 1, 1, 1, 0, 2)),
+)
 WHOLES = st.tuples(
     st.sampled_from(ACCOUNTS),
     st.sampled_from(Side),
@@ -97,6 +109,7 @@ WHOLES = st.tuples(
 ANY_U32 = st.integers(0, (1 << 32) - 1)
 
 
+HOURLY = 2 << 24  # in a product: a kind of window whose hours may be sold again
 SHORT_LIVED = 100  # markets above this number come and go
 
 
@@ -131,7 +144,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
             self.both(
                 CommandKind.LIST_MARKET,
                 instrument=instrument,
-                order_id=i + 1,
+                order_id=i + 1 | HOURLY if i == 0 else i + 1,
                 qty_lots=multiple,
                 price_ticks=bond,
             )
@@ -268,6 +281,24 @@ class KernelEqualsReference(RuleBasedStateMachine):
                 expiry_s=now_s + life if tif == TimeInForce.GTT and flags != Flag.MARKET else 0,
                 client_id=self.sequence,
                 session=session,
+            )
+
+    @rule(orders=st.lists(RESALES, min_size=1, max_size=6))
+    def sell_again(self, orders: list[tuple[int, ...]]) -> None:
+        for account, side, price, lots, tif, mode, flags, stop, resale in orders:
+            self.both(
+                CommandKind.NEW_STOP if stop else CommandKind.NEW_ORDER,
+                account=account,
+                instrument=INSTRUMENTS[0],
+                side=side,
+                price_ticks=price,
+                qty_lots=lots,
+                time_in_force=tif,
+                self_trade=mode,
+                flags=flags,
+                order_id=stop,
+                client_id=self.sequence,
+                resale=resale,
             )
 
     @rule(orders=st.lists(WHOLES, min_size=1, max_size=6))
@@ -499,6 +530,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
             price_ticks=fill.price_ticks,
             qty_lots=fill.qty_lots + more,
             expiry_s=fill.taker_fee_ppm if fill.side == Side.BUY else fill.maker_fee_ppm,
+            resale=int(fill.reason == FillNote.RESOLD),
             client_id=7,
         )
         if events[0].kind == EventKind.FILL_VOIDED:
