@@ -120,6 +120,8 @@ def new_order(message: m.New, account: int, instrument: int, session: int = 0) -
     display_lots = qty_lots(message.display_qty, "display_qty") if message.display_qty else 0
     flags = Flag.POST_ONLY if message.post_only else 0
     flags |= Flag.ALL_OR_NONE if message.all_or_none else 0
+    if message.resale and message.side == "buy":
+        raise BadRequest(Reject.INVALID_FIELD, "resale", "hours are sold again, not bought")
     if stop and (min_lots or display_lots):
         words = "a stop has no minimum and conceals nothing"
         raise BadRequest(Reject.INVALID_TERMS, "stop", words)
@@ -137,6 +139,7 @@ def new_order(message: m.New, account: int, instrument: int, session: int = 0) -
         self_trade=_SELF_TRADES[message.self_trade],
         flags=flags | Flag.MARKET if message.type in {"market", "stop"} else flags,
         session=session,
+        resale=int(message.resale),
     )
 
 

@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 from compex_client import connect
 
-from tests.exchange import TICKER, running_exchange, running_server, wallet
+from tests.exchange import SYMBOL, TICKER, running_exchange, running_server, wallet
 
 README = Path(__file__).parents[2] / "gateway" / "client" / "README.md"
 RUN_S = 60.0
+HOUR, HOURLY_SUFFIX = "H|2026-12-01T14", "H2026120114"  # what only a window can show
 ORDERS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
 # What becomes of each where 16 GPU-hours are offered at 2.5: (state, price, left, best bid, ask).
 NO_BID, ALL_OFFERED = (0, 0), (25_000, 1_600)
@@ -27,6 +28,7 @@ OUTCOMES = {
     "stop": ("open", "2.6500", "8", NO_BID, ALL_OFFERED),
     "stop-limit": ("open", "2.6000", "8", NO_BID, ALL_OFFERED),
     "all-or-none": ("open", "2.5000", "24", NO_BID, ALL_OFFERED),
+    "resale": ("open", "2.4150", "8", NO_BID, (24_150, 800)),
     "amended": ("open", "2.4200", "8", (24_200, 800), ALL_OFFERED),
     "cancelled": ("cancelled", "1.0000", "0", NO_BID, ALL_OFFERED),
 }
@@ -41,18 +43,22 @@ async def test_each_order_of_the_readme_does_what_its_row_says(
     tmp_path: Path, name: str, example: str
 ) -> None:
     async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
-        await exchange.list_market()
+        resale = name == "resale"
+        await exchange.list_market(SYMBOL.replace("SPOT", HOUR) if resale else SYMBOL)
+        market = TICKER + HOURLY_SUFFIX if resale else TICKER
         maker = await exchange.open_account(1, bond_usdc6=10**9)
         trader = await exchange.open_account(2, cash_usdc6=10**9)
         await exchange.declare(1, 1, 10_000)
         async with await connect(url, maker) as seller, await connect(url, trader) as client:
-            await seller.place(TICKER, "sell", "2.5", "16")
+            await seller.place(market, "sell", "2.5", "16")
+            if resale:
+                await client.place(market, "buy", "2.5", "16")
             if "client_id=7" in example:
-                await client.place(TICKER, "buy", "1", "160", client_id=7)
+                await client.place(market, "buy", "1", "160", client_id=7)
             # The text of our own README, which this test is about.
-            ack = await eval(example, {"client": client, "market": TICKER})
+            ack = await eval(example, {"client": client, "market": market})
             order = await client.order(ack.order_id)
-            book = (await client.book(TICKER)).book
+            book = (await client.book(market)).book
             best = book.bids[0] if book.bids else (0, 0), book.asks[0] if book.asks else (0, 0)
             assert (order.state, order.price, order.left, *best) == OUTCOMES[name]
 

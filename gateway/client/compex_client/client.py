@@ -156,6 +156,7 @@ class Client:
         display_qty: Number = "",
         stop: Number = "",
         all_or_none: bool = False,
+        resale: bool = False,
     ) -> m.Ack:
         """Place an order; the ack has its `order_id`. With a `client_id` the same call may be
         repeated for ever and places one order.
@@ -185,6 +186,7 @@ class Client:
             display_qty=_decimal(display_qty),
             stop=_decimal(stop),
             all_or_none=all_or_none,
+            resale=resale,
         )
         return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
 

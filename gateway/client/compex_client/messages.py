@@ -129,6 +129,8 @@ class New(Request, tag="new"):
       that the last trade has reached already works at once. `type` "stop" has no `price` but a
       `protection`, how far beyond its `stop` it may trade, and is "ioc".
     - `all_or_none` trades whole, or waits off the book, unseen, until it can.
+    - `resale`: a sale of hours of a window that this account has bought, instead of its capacity;
+      it needs no bond. Who is to deliver them stays the same.
     - `min_qty`: at least so much trades at once, or the order is rejected.
     - `display_qty` makes what rests an iceberg: the book shows so much of it at a time; each time
       that is filled the next part is shown, behind all others of its price.
@@ -149,6 +151,7 @@ class New(Request, tag="new"):
     display_qty: Decimal = ""
     stop: Decimal = ""
     all_or_none: bool = False
+    resale: bool = False
 
 
 class Amend(Request, tag="amend"):
