@@ -45,7 +45,16 @@ async def main() -> None:
     print("fills  buyers  gas per fill")
     for batch_id, (count, buyers) in enumerate(BATCHES, 1):
         fills = [
-            Fill(1 + i % buyers, 1 + (i * 7) % 200, 20_000 + i % 1_000, 100, i % 30, 10**6 + i)
+            Fill(
+                buyer=1 + i % buyers,
+                seller=1 + (i * 7) % 200,
+                price_ticks=20_000 + i % 1_000,
+                qty_lots=100,
+                instrument=i % 30,
+                event_number=10**6 + i,
+                buyer_fee_ppm=500,
+                seller_fee_ppm=200,
+            )
             for i in range(count)
         ]
         gas = await settle(chain, batch_id, fills)

@@ -31,7 +31,7 @@ from web3.exceptions import (
 )
 from web3.providers.async_base import AsyncBaseProvider
 
-from engine.records import Purse
+from engine.records import Purse, fee_usdc6
 from settlement.abi import Interface, rejection
 from settlement.contracts import artifact
 from settlement.errors import (
@@ -43,10 +43,10 @@ from settlement.errors import (
     TransactionReverted,
 )
 
-# One fill as `Vault.settle` reads it, big endian, 28 bytes:
-# buyer u32, seller u32, price_ticks u32, qty_lots u32, instrument u32, event number u64.
-FILL_STRUCT: Final = struct.Struct(">IIIIIQ")
-FILL_BYTES: Final = 28
+# One fill as `Vault.settle` reads it, big endian, one word of 32 bytes: buyer u32, seller u32,
+# price_ticks u32, qty_lots u32, instrument u32, event number u64, each side's fee_ppm u16.
+FILL_STRUCT: Final = struct.Struct(">IIIIIQHH")
+FILL_BYTES: Final = 32
 # Even if every fill had another buyer, this many stay below the 16.7 million gas that one
 # transaction may use, and far below the 128 KiB that a pool takes.
 FILLS_PER_BATCH_MAX: Final = 2_000
@@ -79,7 +79,10 @@ _EXIT_STEPS: Final[dict[str, ExitStep]] = {
 
 
 class Fill(NamedTuple):
-    """One fill as the vault settles it; the buyer pays price_ticks * qty_lots µUSDC."""
+    """One fill as the vault settles it: the buyer pays its notional and the buyer's fee.
+
+    The seller's fee is stated, to be taken from the proceeds once they are released.
+    """
 
     buyer: int  # vault account index
     seller: int
@@ -87,10 +90,14 @@ class Fill(NamedTuple):
     qty_lots: int
     instrument: int
     event_number: int
+    buyer_fee_ppm: int = 0
+    seller_fee_ppm: int = 0
 
     @property
     def amount_usdc6(self) -> int:
-        return self.price_ticks * self.qty_lots
+        """What goes into escrow; the vault computes the same."""
+        notional_usdc6 = self.price_ticks * self.qty_lots
+        return notional_usdc6 + fee_usdc6(notional_usdc6, self.buyer_fee_ppm)
 
 
 def pack_fills(fills: Iterable[Fill]) -> bytes:
@@ -116,7 +123,7 @@ def settle_gas(packed: bytes) -> int:
     """
     buyers = [packed[i : i + 4] for i in range(0, len(packed), FILL_BYTES)]
     runs = sum(1 for i, buyer in enumerate(buyers) if i == 0 or buyer != buyers[i - 1])
-    return 150_000 + 1_200 * len(buyers) + 6_000 * runs
+    return 150_000 + 1_400 * len(buyers) + 6_000 * runs
 
 
 def address_of(key: bytes) -> bytes:

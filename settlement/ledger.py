@@ -10,7 +10,15 @@ calls it.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
-from engine.records import EVENT_STRUCT, CancelReason, Event, EventKind, Purse, Side
+from engine.records import (
+    EVENT_STRUCT,
+    CancelReason,
+    Event,
+    EventKind,
+    Purse,
+    Side,
+    fee_usdc6,
+)
 from settlement.chain import Fill
 from settlement.database import Database
 from settlement.errors import LedgerOutOfStep
@@ -25,7 +33,8 @@ _TRANSFER_COLUMNS: Final = (
 )  # fmt: skip
 _FILL_COLUMNS: Final = (
     "event_number", "sequence", "time_ns", "instrument", "taker_order_id", "maker_order_id",
-    "taker", "maker", "buyer", "seller", "price_ticks", "qty_lots",
+    "taker", "maker", "buyer", "seller", "price_ticks", "qty_lots", "buyer_fee_ppm",
+    "seller_fee_ppm",
 )  # fmt: skip
 
 
@@ -150,7 +159,8 @@ class Ledger:
     async def unsealed_fills(self, limit: int) -> list[Fill]:
         """Fills that are in no batch and not void, in event order, without quarantined accounts."""
         rows = await self._database.rows(
-            "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number FROM fill"
+            "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number,"
+            " buyer_fee_ppm, seller_fee_ppm FROM fill"
             " WHERE batch_id IS NULL AND void_number IS NULL"
             " AND NOT EXISTS (SELECT FROM quarantine q WHERE q.account IN (buyer, seller))"
             " ORDER BY event_number LIMIT $1",
@@ -179,6 +189,12 @@ class Ledger:
         )
         assert row is not None
         return Trial._make(row.values())
+
+
+def paid_usdc6(fill: Event, buyer_fee_ppm: int) -> int:
+    """What a FILL or a FILL_VOIDED moves for its buyer: the notional and the buyer's fee."""
+    notional_usdc6 = fill.price_ticks * fill.qty_lots
+    return notional_usdc6 + fee_usdc6(notional_usdc6, buyer_fee_ppm)
 
 
 class _Entries:
@@ -223,7 +239,7 @@ class _Entries:
                 self._transfer(number, event, "return", event.reference, ends, amount)
             case EventKind.FILL_VOIDED:
                 ends = (user, "pending", user, "cash")
-                voided = event.price_ticks * event.qty_lots
+                voided = paid_usdc6(event, event.taker_fee_ppm)
                 self._transfer(number, event, "void", event.reference, ends, voided)
             case EventKind.EXIT_CONFIRMED:
                 ends = (user, "cash", VAULT_ACCOUNT, "vault")
@@ -237,14 +253,17 @@ class _Entries:
 
     def _fill(self, number: int, event: Event) -> None:
         taker, maker = event.account, event.counter_account
-        buyer, seller = (taker, maker) if event.side == Side.BUY else (maker, taker)
+        buyer, seller = taker, maker
+        buyer_fee_ppm, seller_fee_ppm = event.taker_fee_ppm, event.maker_fee_ppm
+        if event.side == Side.SELL:
+            buyer, seller = seller, buyer
+            buyer_fee_ppm, seller_fee_ppm = seller_fee_ppm, buyer_fee_ppm
         ends = (buyer, "cash", buyer, "pending")
-        amount = event.price_ticks * event.qty_lots
-        self._transfer(number, event, "fill", number, ends, amount)
+        self._transfer(number, event, "fill", number, ends, paid_usdc6(event, buyer_fee_ppm))
         self.fills.append((
             number, event.sequence, event.time_ns, event.instrument, event.order_id,
             event.counter_order_id, taker, maker, buyer, seller, event.price_ticks,
-            event.qty_lots,
+            event.qty_lots, buyer_fee_ppm, seller_fee_ppm,
         ))  # fmt: skip
 
     def _transfer(

@@ -73,6 +73,8 @@ class Summary(NamedTuple):
     fills: int
     volume_lots: int
     notional_usdc6: int
+    buyer_fees_usdc6: int  # in escrow on chain
+    seller_fees_usdc6: int  # of the same fills: due when their proceeds are released
     fills_settled: int  # in batches that are RECONCILED
     batches: int  # RECONCILED
     withdrawals: int  # RECONCILED
@@ -378,10 +380,14 @@ class Settlement:
 
 
 _SUMMARY: Final = """
-    SELECT fills, volume_lots, notional_usdc6, fills_settled, batches, withdrawals,
+    SELECT fills, volume_lots, notional_usdc6, buyer_fees_usdc6, seller_fees_usdc6, fills_settled, batches, withdrawals,
            refused_withdrawals, quarantined_accounts, voided_fills, gas_used
     FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
-                 coalesce(sum(amount_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
+                 coalesce(sum(notional_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
+         (SELECT coalesce(sum(f.buyer_fee_usdc6), 0)::bigint AS buyer_fees_usdc6,
+                 coalesce(sum(f.seller_fee_usdc6), 0)::bigint AS seller_fees_usdc6
+          FROM outgoing o JOIN fill f ON f.batch_id = o.id
+          WHERE o.kind = 'settle' AND o.state = 'RECONCILED') charged,
          (SELECT coalesce(sum(b.fills), 0)::bigint AS fills_settled, count(*) AS batches,
                  coalesce(sum(o.gas_used), 0)::bigint AS gas_used
           FROM outgoing o JOIN batch b USING (id)

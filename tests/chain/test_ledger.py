@@ -4,7 +4,17 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from engine.records import CancelReason, Event, EventKind, Purse, Side
+from engine.records import (
+    AMOUNT_USDC6_MAX,
+    FEE_PPM_MAX,
+    PRICE_TICKS_MAX,
+    QTY_LOTS_MAX,
+    CancelReason,
+    Event,
+    EventKind,
+    Purse,
+    Side,
+)
 from settlement import database as db
 from settlement.chain import Fill
 from settlement.errors import (
@@ -54,11 +64,15 @@ def deposit(sequence: int, account: int, amount: int, number: int, purse: Purse)
     return event(sequence, EventKind.DEPOSITED, account, amount, reference=number, side=purse)
 
 
-def fill(sequence: int, price: int, qty: int, taker_side: Side) -> Event:
+def fill(
+    sequence: int, price: int, qty: int, taker_side: Side, fees: tuple[int, int] = (0, 0)
+) -> Event:
+    """`fees` are the maker's and the taker's, parts per million."""
     taker, maker = (BUYER, SELLER) if taker_side == Side.BUY else (SELLER, BUYER)
     return event(
         sequence, EventKind.FILL, taker, price,
         qty_lots=qty, counter_account=maker, side=taker_side, reference=77, order_id=78,
+        maker_fee_ppm=fees[0], taker_fee_ppm=fees[1],
     )  # fmt: skip
 
 
@@ -85,6 +99,25 @@ BALANCES = {
     SELLER: Holdings(0, 0, 0, 0, 500_000),
 }
 SOUND = Trial(0, 0, 0)
+# What the program before fees had written after two deposits, a fill in a batch and one in none.
+_TRANSFERS = "INSERT INTO transfer VALUES"
+_FILLS = (
+    "INSERT INTO fill (event_number, sequence, time_ns, instrument, taker_order_id,"
+    " maker_order_id, taker, maker, buyer, seller, price_ticks, qty_lots, batch_id) VALUES"
+)
+BEFORE_FEES = [
+    "INSERT INTO ledger_account VALUES (1, 'cash', 0), (1, 'pending', 0), (1, 'escrow', 0),"
+    " (1, 'leaving', 0), (1, 'bond', 0), (2, 'cash', 0), (2, 'pending', 0), (2, 'escrow', 0),"
+    " (2, 'leaving', 0), (2, 'bond', 0)",
+    f"{_TRANSFERS} (2, 0, 2, 0, 0, 'deposit', 1, 0, 'vault', 1, 'cash', 1000000),"
+    " (4, 0, 4, 0, 0, 'deposit', 2, 0, 'vault', 2, 'bond', 500000),"
+    " (5, 0, 5, 0, 0, 'fill', 5, 1, 'cash', 1, 'pending', 200000),"
+    " (6, 0, 6, 0, 0, 'fill', 6, 1, 'cash', 1, 'pending', 90000)",
+    f"INSERT INTO batch VALUES (1, '{'00' * 28}', decode('{'00' * 32}', 'hex'), 1, 200000, 5)",
+    f"{_FILLS} (5, 5, 0, 0, 1, 2, 1, 2, 1, 2, 20000, 10, 1),"
+    " (6, 6, 0, 0, 1, 2, 2, 1, 1, 2, 30000, 3, NULL)",
+    "UPDATE watermark SET event_number = 6, sequence = 6, ordinal = 0, event = 'x'",
+]
 
 
 async def test_every_money_event_moves_between_its_two_buckets(ledger: Ledger) -> None:
@@ -146,6 +179,115 @@ async def test_fills_are_kept_with_buyer_and_seller_whoever_took(ledger: Ledger)
         Fill(BUYER, SELLER, 20_000, 20, 0, 8),
     ]
     assert await ledger.unsealed_fills(1) == [Fill(BUYER, SELLER, 20_000, 10, 0, 7)]
+
+
+async def fees(database: db.Database) -> list[tuple[int, ...]]:
+    """(buyer's ppm, seller's ppm, buyer's fee, seller's fee, to escrow) of each fill."""
+    rows = await database.rows(
+        "SELECT buyer_fee_ppm, seller_fee_ppm, buyer_fee_usdc6, seller_fee_usdc6, amount_usdc6"
+        " FROM fill ORDER BY event_number"
+    )
+    return [tuple(row.values()) for row in rows]
+
+
+async def test_the_buyers_fee_is_booked_with_the_price_and_the_sellers_beside_it(
+    ledger: Ledger, database: db.Database
+) -> None:
+    """The taker pays 500 ppm, the maker 200: the buyer takes first, then the seller."""
+    bought, sold = fill(5, 20_000, 20, Side.BUY, (200, 500)), fill(6, 10_000, 50, Side.SELL)
+    sold = sold._replace(maker_fee_ppm=200, taker_fee_ppm=500)
+    await ledger.post(numbered([*STORY[:4], bought, sold]))
+    assert await fees(database) == [(500, 200, 200, 80, 400_200), (200, 500, 100, 250, 500_100)]
+    assert (await ledger.balances())[BUYER] == Holdings(99_700, 900_300, 0, 0, 0)
+    assert (await ledger.balances())[SELLER] == BALANCES[SELLER], "nothing is taken yet"
+    assert await ledger.unsealed_fills(2) == [
+        Fill(BUYER, SELLER, 20_000, 20, 0, 5, 500, 200),
+        Fill(BUYER, SELLER, 10_000, 50, 0, 6, 200, 500),
+    ]
+    voided = RETURNS[1]._replace(
+        sequence=7, counter_order_id=5, qty_lots=20, maker_fee_ppm=0, taker_fee_ppm=500
+    )
+    await ledger.post(numbered([voided], 7))
+    assert (await ledger.balances())[BUYER] == Holdings(499_900, 500_100, 0, 0, 0)
+
+
+async def test_each_fills_fee_is_rounded_down_by_itself(
+    ledger: Ledger, database: db.Database
+) -> None:
+    """Two fills of 1,999 at 1,000 ppm cost a unit each; both together would cost three."""
+    fills = [fill(sequence, 1, 1_999, Side.BUY, (999, 1_000)) for sequence in (5, 6)]
+    await ledger.post(numbered([*STORY[:4], *fills]))
+    assert await fees(database) == [(1_000, 999, 1, 1, 2_000)] * 2
+    assert (await ledger.balances())[BUYER].pending_usdc6 == 4_000
+
+
+async def test_the_dearest_fill_there_may_be_is_booked_to_the_unit(
+    ledger: Ledger, database: db.Database
+) -> None:
+    price, lots = PRICE_TICKS_MAX, QTY_LOTS_MAX
+    enough = [deposit(5 + i, BUYER, AMOUNT_USDC6_MAX, 3 + i, Purse.CASH) for i in range(18)]
+    dearest = fill(30, price, lots, Side.SELL, (FEE_PPM_MAX - 1, FEE_PPM_MAX))
+    await ledger.post(numbered([*STORY[:4], *enough, dearest]))
+    [(_, _, buyers, sellers, amount)] = await fees(database)
+    assert buyers == price * lots * (FEE_PPM_MAX - 1) // 1_000_000
+    assert sellers == price * lots * FEE_PPM_MAX // 1_000_000
+    assert amount == price * lots + buyers == (await ledger.balances())[BUYER].pending_usdc6
+
+
+@pytest.mark.parametrize(
+    ("buyers_ppm", "sellers_ppm", "price", "reason"),
+    [
+        (-1, 0, 20_000, "above_the_limit"),
+        (0, -1, 20_000, "above_the_limit"),
+        (FEE_PPM_MAX + 1, 0, 20_000, "above_the_limit"),
+        (0, FEE_PPM_MAX + 1, 20_000, "above_the_limit"),
+        (0, 0, 20_001, "booked_is_price_and_fee"),
+        (500, 0, 20_000, "booked_is_price_and_fee"),
+        (None, 0, 20_000, "buyer_fee_ppm"),
+    ],
+)
+async def test_a_fill_that_says_something_else_than_was_booked_cannot_be_written(
+    ledger: Ledger,
+    database: db.Database,
+    buyers_ppm: int | None,
+    sellers_ppm: int,
+    price: int,
+    reason: str,
+) -> None:
+    await ledger.post(numbered(STORY))
+    # 200,000 µUSDC from cash to pending, as for 10 lots at 20,000 without a fee.
+    await database.execute(TRANSFER.format("'fill', 99, 1, 'cash', 1, 'pending', 200000"))
+    insert = (
+        "INSERT INTO fill (event_number, sequence, time_ns, instrument, taker_order_id,"
+        " maker_order_id, taker, maker, buyer, seller, price_ticks, qty_lots, buyer_fee_ppm,"
+        " seller_fee_ppm) VALUES (99, 99, 0, 0, 1, 2, $1, $2, 1, 2, $3, 10, $4, $5)"
+    )
+    with pytest.raises(PostingRefused, match=reason):
+        await database.execute(insert, BUYER, SELLER, price, buyers_ppm, sellers_ppm)
+    await database.execute(insert, BUYER, SELLER, 20_000, 0, sellers_ppm % FEE_PPM_MAX)
+
+
+async def test_a_ledger_from_before_there_were_fees_goes_on(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    every = db.migrations()
+    monkeypatch.setattr(db, "migrations", lambda: every[:2])
+    before = await db.connect(database_url)
+    for statement in BEFORE_FEES:
+        await before.execute(statement)
+    await before.close()
+    monkeypatch.undo()
+    database = await db.connect(database_url)
+    ledger = await Ledger.open(database)
+    assert await fees(database) == [(0, 0, 0, 0, 200_000), (0, 0, 0, 0, 90_000)]
+    assert await ledger.unsealed_fills(9) == [Fill(BUYER, SELLER, 30_000, 3, 0, 6)], "1 is sealed"
+    assert await ledger.trial_balance() == SOUND
+    await ledger.post(numbered([fill(7, 20_000, 10, Side.BUY, (200, 500))], 7))
+    assert (await fees(database))[-1] == (500, 200, 100, 40, 200_100)
+    assert (await ledger.balances())[BUYER] == Holdings(509_900, 290_100 + 200_000, 0, 0, 0)
+    with pytest.raises(PostingRefused, match=GROWS):
+        await database.execute("UPDATE fill SET buyer_fee_ppm = 1 WHERE event_number = 5")
+    await database.close()
 
 
 @pytest.mark.parametrize("cut", range(1, len(STORY)))
@@ -219,11 +361,12 @@ WRONG = [
     ("a new account with money", GROWS, "INSERT INTO ledger_account VALUES (9, 'cash', 5)"),
     ("a user with a vault", "only_the_vault", "INSERT INTO ledger_account VALUES (9, 'vault', 0)"),
     ("a transfer taken back", GROWS, "DELETE FROM transfer WHERE event_number = 2"),
-    ("all transfers taken back", GROWS, "TRUNCATE transfer"),
+    ("all transfers taken back", GROWS, "TRUNCATE transfer, fill"),
     ("an amount changed", GROWS, "UPDATE transfer SET amount_usdc6 = 1 WHERE event_number = 2"),
     ("an account taken away", GROWS, "DELETE FROM ledger_account WHERE account = 2"),
     ("a fill repriced", GROWS, "UPDATE fill SET price_ticks = 1"),
     ("a fill taken away", GROWS, "DELETE FROM fill"),
+    ("a fee changed", GROWS, "UPDATE fill SET seller_fee_ppm = 1"),
     ("an exit taken back", GROWS, "DELETE FROM vault_exit"),
     (
         "an exit of nobody",

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, seed, settings
 from hypothesis import strategies as st
 
-from engine.records import Purse
+from engine.records import FEE_PPM_MAX, PRICE_TICKS_MAX, Purse
 from settlement.chain import (
     FILLS_PER_BATCH_MAX,
     TRANSACTION_GAS_MAX,
@@ -33,23 +33,32 @@ from settlement.errors import (
 from tests.chain.world import DOLLAR, TOKEN, VAULT, World, wallet_key
 
 EXIT_DELAY_S = 7 * 24 * 3600
+CALLDATA_GAS_MAX = 40  # a byte that is not zero, by EIP-7623
 
 
-def fill(buyer: int, seller: int, price: int, qty: int, event: int = 1) -> Fill:
-    return Fill(buyer, seller, price, qty, instrument=3, event_number=event)
+def fill(
+    buyer: int, seller: int, price: int, qty: int, event: int = 1, fees: tuple[int, int] = (0, 0)
+) -> Fill:
+    """`fees` are the buyer's and the seller's, parts per million."""
+    return Fill(buyer, seller, price, qty, 3, event, *fees)
 
 
-def test_fills_pack_into_28_bytes_and_back() -> None:
-    fills = [fill(1, 2, 24_150, 1_600, 2**63), Fill(2**32 - 1, 1, 1, 1, 65_535, 9)]
+def test_a_fill_packs_into_one_word_and_back() -> None:
+    fills = [
+        fill(1, 2, 24_150, 1_600, 2**63, (500, 200)),
+        Fill(2**32 - 1, 1, 1, 1, 65_535, 9, FEE_PPM_MAX, 0),
+    ]
     assert unpack_fills(pack_fills(fills)) == fills
     assert pack_fills(fills[:1]).hex() == (
-        "00000001_00000002_00005e56_00000640_00000003_8000000000000000".replace("_", "")
+        "00000001_00000002_00005e56_00000640_00000003_8000000000000000_01f4_00c8".replace("_", "")
     )
 
 
 def test_no_batch_that_the_batcher_may_build_exceeds_the_gas_of_one_transaction() -> None:
     dearest = pack_fills(fill(1 + i % 2, 1, 1, 1) for i in range(FILLS_PER_BATCH_MAX))
     assert settle_gas(dearest) < TRANSACTION_GAS_MAX
+    no_zeros = len(dearest) * CALLDATA_GAS_MAX  # what a node asks for before it runs anything
+    assert settle_gas(bytes([1]) * len(dearest)) > 21_000 + no_zeros
 
 
 # --- deposits -----------------------------------------------------------------------------------
@@ -130,6 +139,23 @@ async def test_settling_locks_what_each_buyer_pays_and_keeps_the_hash(world: Wor
     assert state.token_balance_usdc6 == 330 * DOLLAR
 
 
+async def test_fees_are_rounded_down_for_each_fill_and_not_for_their_sum(world: World) -> None:
+    await world.fund(2, 100 * DOLLAR)
+    fills = [fill(1, 2, 1, 1_999, event, (1_000, 0)) for event in (1, 2)]
+    assert (await world.settle(1, fills)).succeeded
+    assert (await world.money())[0][1] == 2 * (1_999 + 1), "3 for both together, 1 for each"
+
+
+@pytest.mark.parametrize("fees", [(FEE_PPM_MAX + 1, 0), (0, FEE_PPM_MAX + 1), (65_535, 65_535)])
+async def test_nobody_is_charged_above_the_limit(world: World, fees: tuple[int, int]) -> None:
+    await world.fund(2, 100 * DOLLAR)
+    most = fill(1, 2, 10_000, 100, 1, (FEE_PPM_MAX, FEE_PPM_MAX))
+    with pytest.raises(ContractRejected, match=r"FeeTooHigh\(index=1\)"):
+        await world.chain.simulate_settle(1, pack_fills([most, fill(1, 2, 10_000, 1, 2, fees)]))
+    assert (await world.settle(1, [most])).succeeded
+    assert (await world.money())[0][1] == 1_050_000
+
+
 async def test_a_batch_settles_once_and_none_is_left_out(world: World) -> None:
     await world.fund(2, 100 * DOLLAR)
     fills = [fill(1, 2, 10_000, 10)]
@@ -194,21 +220,21 @@ async def test_only_the_settler_settles_and_pays_out(world: World) -> None:
 @settings(max_examples=25, deadline=None)
 @given(
     rows=st.lists(
-        st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, 2**24 - 1),
-                  st.integers(1, 100)),
+        st.tuples(st.integers(1, 4), st.integers(1, 4), st.integers(1, PRICE_TICKS_MAX),
+                  st.integers(1, 100), st.integers(0, FEE_PPM_MAX), st.integers(0, FEE_PPM_MAX)),
         min_size=1, max_size=40,
     )
 )  # fmt: skip
 async def test_any_batch_in_any_order_does_what_its_plain_sum_says(
-    rows: list[tuple[int, int, int, int]],
+    rows: list[tuple[int, int, int, int, int, int]],
 ) -> None:
     world = await World.open()
     cash = 3_000 * DOLLAR
     await world.fund(4, cash)
     owed = dict.fromkeys(range(1, 5), 0)
-    for buyer, _, price, qty in rows:
-        owed[buyer] += price * qty
-    receipt = await world.settle(1, [fill(*row) for row in rows])
+    for buyer, _, price, qty, fee_ppm, _ in rows:
+        owed[buyer] += price * qty + price * qty * fee_ppm // 1_000_000
+    receipt = await world.settle(1, [fill(*row[:4], 1, row[4:]) for row in rows])
     assert receipt.succeeded == all(amount <= cash for amount in owed.values())
     moved = owed if receipt.succeeded else dict.fromkeys(owed, 0)
     assert await world.money() == [(cash - moved[i], moved[i], 0) for i in range(1, 5)]
@@ -347,13 +373,15 @@ async def test_a_token_that_exists_is_settled_in_and_cannot_be_minted(world: Wor
 
 
 @pytest.mark.parametrize(
-    ("count", "buyers", "ceiling"), [(100, 20, 2_200), (1_000, 100, 1_100), (2_000, 100, 800)]
+    ("count", "buyers", "ceiling"), [(100, 20, 2_400), (1_000, 100, 1_300), (2_000, 100, 950)]
 )
 async def test_a_fill_in_a_batch_costs_little_gas(
     world: World, count: int, buyers: int, ceiling: int
 ) -> None:
     await world.fund(buyers, 10_000 * DOLLAR)
-    rows = sorted(fill(1 + i % buyers, 1 + i % 7, 24_150, 100, i) for i in range(count))
+    rows = sorted(
+        fill(1 + i % buyers, 1 + i % 7, 24_150, 100, i, (500, 200)) for i in range(count)
+    )
     await world.settle(1, [fill(1, 2, 1, 1)])
     receipt = await world.settle(2, rows)
     assert receipt.succeeded

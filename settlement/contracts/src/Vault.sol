@@ -51,8 +51,11 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
     bytes32 public constant SETTLER_ROLE = keccak256("SETTLER_ROLE");
 
     /// @notice Bytes of one fill: buyer u32, seller u32, price_ticks u32, qty_lots u32,
-    /// instrument u32, event number u64, all big endian.
-    uint256 public constant FILL_BYTES = 28;
+    /// instrument u32, event number u64, buyer's fee u16, seller's fee u16, all big endian.
+    uint256 public constant FILL_BYTES = 32;
+    /// @notice Fees are in parts per million of price * quantity, at most five per cent.
+    uint256 public constant FEE_PPM_MAX = 50_000;
+    uint256 private constant PPM = 1_000_000;
     /// @notice How long a requested exit leaves the settler to settle what was traded before.
     uint256 public constant EXIT_DELAY = 7 days;
     // The exchange refuses what is beyond these, and it takes deposits strictly in order: a
@@ -98,6 +101,7 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
     error WithdrawalOutOfOrder(uint64 last, uint64 given);
     error MalformedFills(uint256 length);
     error WorthlessFill(uint256 index);
+    error FeeTooHigh(uint256 index);
     error ZeroAmount();
     error ExitPending(uint40 exitAt);
     error NoExitPending();
@@ -169,7 +173,8 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
 
     // --- the settler ---------------------------------------------------------------------------
 
-    /// @notice Lock what buyers pay for a batch of fills; all of it, or nothing.
+    /// @notice Lock what buyers pay for a batch of fills, price and fee; all of it, or nothing.
+    /// The seller's fee is on record with the fill, to be taken from the proceeds.
     /// @param id The batch after the last one.
     /// @param fills FILL_BYTES each. A buyer's fills should be neighbours: each run of one buyer
     /// costs one read and one write.
@@ -285,19 +290,24 @@ contract Vault is AccessControl, ReentrancyGuardTransient {
         if (account == 0) revert UnknownAccount(0);
     }
 
-    /// @dev price * qty is below 2^64 and there are fewer than 2^32 fills: no sum overflows.
+    /// @dev price * qty is below 2^64 and the fee below that, and there are fewer than 2^32 fills:
+    /// no sum overflows. Each fill's fee is rounded down, in favour of the buyer.
     function _lockFills(bytes calldata fills, uint256 accounts) private returns (uint256 total) {
         unchecked {
             uint256 buyer;
             uint256 owed;
             for (uint256 offset = 0; offset < fills.length; offset += FILL_BYTES) {
                 uint256 word;
-                // Past the last fill this reads zeros or other calldata, which the shifts drop.
                 assembly ("memory-safe") {
                     word := calldataload(add(fills.offset, offset))
                 }
                 uint256 amount = ((word >> 160) & 0xffffffff) * ((word >> 128) & 0xffffffff);
                 if (amount == 0) revert WorthlessFill(offset / FILL_BYTES);
+                uint256 fee = (word >> 16) & 0xffff;
+                if (fee > FEE_PPM_MAX || (word & 0xffff) > FEE_PPM_MAX) {
+                    revert FeeTooHigh(offset / FILL_BYTES);
+                }
+                amount += amount * fee / PPM;
                 uint256 seller = (word >> 192) & 0xffffffff;
                 if (seller - 1 >= accounts) revert UnknownAccount(seller);
                 if (word >> 224 != buyer) {
