@@ -149,7 +149,8 @@ class Exits:
     async def _unbooked_voids(self) -> list[Command]:
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
-            " buyer_fee_ppm FROM fill WHERE void_number IS NOT NULL AND NOT EXISTS (SELECT FROM transfer t"
+            " buyer_fee_ppm FROM fill WHERE void_number IS NOT NULL"
+            " AND NOT EXISTS (SELECT FROM transfer t"
             " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
             " ORDER BY void_number LIMIT $1",
             VOIDS_PER_TURN_MAX,

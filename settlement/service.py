@@ -380,8 +380,9 @@ class Settlement:
 
 
 _SUMMARY: Final = """
-    SELECT fills, volume_lots, notional_usdc6, buyer_fees_usdc6, seller_fees_usdc6, fills_settled, batches, withdrawals,
-           refused_withdrawals, quarantined_accounts, voided_fills, gas_used
+    SELECT fills, volume_lots, notional_usdc6, buyer_fees_usdc6, seller_fees_usdc6,
+           fills_settled, batches, withdrawals, refused_withdrawals, quarantined_accounts,
+           voided_fills, gas_used
     FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
                  coalesce(sum(notional_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
          (SELECT coalesce(sum(f.buyer_fee_usdc6), 0)::bigint AS buyer_fees_usdc6,

@@ -192,6 +192,10 @@ class Node:
         )
         await self.declare(wallet, capacity_lots)
 
+    async def set_fees(self, maker_ppm: int, taker_ppm: int) -> None:
+        """For everybody's orders that come from now on."""
+        await self.submit(kind=CommandKind.SET_FEES, order_id=maker_ppm | taker_ppm << 16)
+
     async def declare(self, wallet: int, capacity_lots: int) -> None:
         await self.submit(
             kind=CommandKind.DECLARE_CAPACITY,

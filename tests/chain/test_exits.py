@@ -128,8 +128,10 @@ async def test_an_exit_done_while_the_node_was_down_is_booked_and_open_orders_go
 
 async def test_fills_whose_buyer_left_with_the_money_are_undone_for_both(node: Node) -> None:
     """The node is down for longer than the delay, with a fill of either kind not settled."""
+    await node.set_fees(maker_ppm=200, taker_ppm=500)
     bond_before = node.pipeline.balances(node.account(SELLER)).bond_free_usdc6
     await trade(node, LEAVER, 200)
+    assert money(node, LEAVER)[2] == 2_001_000
     await trade(node, BUYER, 300)
     await node.stop()
     await node.exit(LEAVER)
@@ -137,7 +139,7 @@ async def test_fills_whose_buyer_left_with_the_money_are_undone_for_both(node: N
     await settle_all(node)
     assert money(node, LEAVER) == (0, 0, 0, 0, 0)
     assert await in_wallet(node, LEAVER) == 50 * DOLLAR
-    assert money(node, BUYER) == (97 * DOLLAR, 0, 0, 3 * DOLLAR, 0)
+    assert money(node, BUYER) == (97 * DOLLAR - 1_500, 0, 0, 3 * DOLLAR + 1_500, 0)
     seller = node.pipeline.balances(node.account(SELLER))
     assert seller.bond_locked_usdc6 == 300 * BOND_USDC6_PER_LOT
     assert seller.bond_free_usdc6 == bond_before - 300 * BOND_USDC6_PER_LOT

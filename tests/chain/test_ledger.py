@@ -100,24 +100,23 @@ BALANCES = {
 }
 SOUND = Trial(0, 0, 0)
 # What the program before fees had written after two deposits, a fill in a batch and one in none.
-_TRANSFERS = "INSERT INTO transfer VALUES"
-_FILLS = (
-    "INSERT INTO fill (event_number, sequence, time_ns, instrument, taker_order_id,"
-    " maker_order_id, taker, maker, buyer, seller, price_ticks, qty_lots, batch_id) VALUES"
-)
-BEFORE_FEES = [
-    "INSERT INTO ledger_account VALUES (1, 'cash', 0), (1, 'pending', 0), (1, 'escrow', 0),"
-    " (1, 'leaving', 0), (1, 'bond', 0), (2, 'cash', 0), (2, 'pending', 0), (2, 'escrow', 0),"
-    " (2, 'leaving', 0), (2, 'bond', 0)",
-    f"{_TRANSFERS} (2, 0, 2, 0, 0, 'deposit', 1, 0, 'vault', 1, 'cash', 1000000),"
-    " (4, 0, 4, 0, 0, 'deposit', 2, 0, 'vault', 2, 'bond', 500000),"
-    " (5, 0, 5, 0, 0, 'fill', 5, 1, 'cash', 1, 'pending', 200000),"
-    " (6, 0, 6, 0, 0, 'fill', 6, 1, 'cash', 1, 'pending', 90000)",
-    f"INSERT INTO batch VALUES (1, '{'00' * 28}', decode('{'00' * 32}', 'hex'), 1, 200000, 5)",
-    f"{_FILLS} (5, 5, 0, 0, 1, 2, 1, 2, 1, 2, 20000, 10, 1),"
-    " (6, 6, 0, 0, 1, 2, 2, 1, 1, 2, 30000, 3, NULL)",
-    "UPDATE watermark SET event_number = 6, sequence = 6, ordinal = 0, event = 'x'",
-]
+BEFORE_FEES = f"""
+    INSERT INTO ledger_account (account, bucket) VALUES
+        (1, 'cash'), (1, 'pending'), (1, 'escrow'), (1, 'leaving'), (1, 'bond'),
+        (2, 'cash'), (2, 'pending'), (2, 'escrow'), (2, 'leaving'), (2, 'bond');
+    INSERT INTO transfer VALUES
+        (2, 0, 2, 0, 0, 'deposit', 1, 0, 'vault', 1, 'cash', 1000000),
+        (4, 0, 4, 0, 0, 'deposit', 2, 0, 'vault', 2, 'bond', 500000),
+        (5, 0, 5, 0, 0, 'fill', 5, 1, 'cash', 1, 'pending', 200000),
+        (6, 0, 6, 0, 0, 'fill', 6, 1, 'cash', 1, 'pending', 90000);
+    INSERT INTO batch VALUES
+        (1, decode('{"00" * 28}', 'hex'), decode('{"00" * 32}', 'hex'), 1, 200000, 5);
+    INSERT INTO fill (event_number, sequence, time_ns, instrument, taker_order_id, maker_order_id,
+                      taker, maker, buyer, seller, price_ticks, qty_lots, batch_id) VALUES
+        (5, 5, 0, 0, 1, 2, 1, 2, 1, 2, 20000, 10, 1),
+        (6, 6, 0, 0, 1, 2, 2, 1, 1, 2, 30000, 3, NULL);
+    UPDATE watermark SET event_number = 6, sequence = 6, ordinal = 0, event = 'x';
+"""
 
 
 async def test_every_money_event_moves_between_its_two_buckets(ledger: Ledger) -> None:
@@ -273,8 +272,7 @@ async def test_a_ledger_from_before_there_were_fees_goes_on(
     every = db.migrations()
     monkeypatch.setattr(db, "migrations", lambda: every[:2])
     before = await db.connect(database_url)
-    for statement in BEFORE_FEES:
-        await before.execute(statement)
+    await before.execute(BEFORE_FEES)
     await before.close()
     monkeypatch.undo()
     database = await db.connect(database_url)

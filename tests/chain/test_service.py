@@ -87,6 +87,40 @@ async def test_fills_become_escrow_that_all_three_sides_agree_on(node: Node) -> 
     assert (await node.settlement.turn()).idle
 
 
+async def test_fees_go_into_escrow_with_the_price_to_the_unit(node: Node) -> None:
+    """A maker pays 200 ppm, a taker 500. BUYER takes twice; OTHER's order waits for the seller."""
+    await node.set_fees(maker_ppm=200, taker_ppm=500)
+    await traded(node)
+    buyer, other = node.account(BUYER), node.account(OTHER)
+    pending = [node.pipeline.balances(account).pending_usdc6 for account in (buyer, other)]
+    assert pending == [900_000 + 450 + 800_000 + 400, 500_000 + 100]
+    await node.settlement.turn()
+    assert [node.pipeline.balances(account).escrow_usdc6 for account in (buyer, other)] == pending
+    accounts = await node.chain.vault_accounts(await node.chain.final_block())
+    locked = {a.account: a.locked_usdc6 for a in accounts}
+    assert [locked[buyer], locked[other], locked[node.account(SELLER)]] == [*pending, 0]
+    report = await node.settlement.reconcile()
+    assert report.reconciled and report.surplus_usdc6 == 0, report.gaps
+    summary = await node.settlement.summary()
+    assert summary.notional_usdc6 == 2_200_000
+    assert summary.buyer_fees_usdc6 == 450 + 100 + 400
+    assert summary.seller_fees_usdc6 == 180 + 250 + 160, "due, of the same fills"
+    await node.stop()
+    await node.start()
+    assert (await node.settlement.turn()).idle, "the journal says the same again"
+    assert (await node.settlement.reconcile()).reconciled
+
+
+async def test_only_fees_of_settled_fills_are_counted(node: Node) -> None:
+    await node.set_fees(maker_ppm=200, taker_ppm=500)
+    await traded(node)
+    await node.exit(OTHER)
+    await node.settlement.turn()
+    summary = await node.settlement.summary()
+    assert (summary.fills, summary.fills_settled) == (3, 2)
+    assert (summary.buyer_fees_usdc6, summary.seller_fees_usdc6) == (850, 340)
+
+
 async def test_a_withdrawal_pays_the_owners_wallet_once(node: Node) -> None:
     await traded(node)
     await node.withdraw(BUYER, 30 * DOLLAR)

@@ -379,9 +379,7 @@ async def test_a_fill_in_a_batch_costs_little_gas(
     world: World, count: int, buyers: int, ceiling: int
 ) -> None:
     await world.fund(buyers, 10_000 * DOLLAR)
-    rows = sorted(
-        fill(1 + i % buyers, 1 + i % 7, 24_150, 100, i, (500, 200)) for i in range(count)
-    )
+    rows = sorted(fill(1 + i % buyers, 1 + i % 7, 24_150, 100, i, (500, 200)) for i in range(count))
     await world.settle(1, [fill(1, 2, 1, 1)])
     receipt = await world.settle(2, rows)
     assert receipt.succeeded

@@ -15,7 +15,7 @@ from tests.settled import DOLLAR, SECOND_NS, Node, key
 SELLER, BUYER = 11, 12
 CALLS_PER_ROUND_MAX = 200
 WITHDRAWAL_USDC6 = DOLLAR // 2
-FILL_USDC6 = 10_000 * 200
+FILL_USDC6 = 10_000 * 200 + 1_000  # the taker's 500 ppm are the buyer's
 
 
 class Crash(Exception):
@@ -79,6 +79,7 @@ async def test_wherever_it_is_dropped_every_fill_and_withdrawal_is_paid_once(
     await node.fund(cash={BUYER: 10 * DOLLAR}, bond={SELLER: 1_000 * DOLLAR})
     await node.settlement.turn()
     await node.list_market(SELLER, capacity_lots=1_000_000)
+    await node.set_fees(maker_ppm=200, taker_ppm=500)
     crashed_at: list[str] = []
     for round_number in range(1, CALLS_PER_ROUND_MAX):
         await node.stop()
