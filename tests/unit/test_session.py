@@ -840,6 +840,7 @@ async def test_money_that_comes_back_or_was_taken_is_told_in_the_accounts_stream
     exchange: Exchange,
 ) -> None:
     buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
+    exchange.port.submit(Command(kind=CommandKind.SET_FEES, order_id=200 | 500 << 16))
     acked(await ask(exchange, seller, sell(2)))
     acked(await ask(exchange, buyer, buy(3)))
     for conversation in (buyer, seller):
@@ -862,6 +863,7 @@ async def test_money_that_comes_back_or_was_taken_is_told_in_the_accounts_stream
             instrument=instrument,
             price_ticks=24_150,
             qty_lots=400,
+            expiry_s=500,  # the bytes of buyer_fee_ppm
         ),
         Command(kind=CommandKind.CONFIRM_EXIT, account=BUYER, price_ticks=10**9, client_id=1),
     ):
@@ -870,7 +872,7 @@ async def test_money_that_comes_back_or_was_taken_is_told_in_the_accounts_stream
     told = buyer.heard()
     assert [(x.kind, x.amount, x.reference) for x in told if isinstance(x, m.Transfer)] == [
         ("withdrawal_cancelled", "1", withdrawal),
-        ("fill_voided", "9.66", trade_id),
+        ("fill_voided", "9.66483", trade_id),  # its price and its fee
         ("exit", "1000", 1),
     ]
     assert [x.balances.free for x in told if isinstance(x, m.Balance)][-1] == "0"
