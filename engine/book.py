@@ -10,7 +10,7 @@ linked through the shared order array. Inner nodes hold a bitmap and 64 children
 only the prefix that all its ranks share, so a book with a tight range is one leaf and an empty book
 is nothing. An order remembers its level, so that cancelling walks nothing.
 
-Invariant, verified by `check_invariants`: bitmaps say exactly which levels and children exist,
+Invariant, verified by `invariants`: bitmaps say exactly which levels and children exist,
 queues are linked both ways, best prices are the extremes, no book is crossed, and what accounts
 and capacities hold reserved is the sum over open orders. Only `match` and `reserve` write here.
 
@@ -32,7 +32,6 @@ from engine.records import (
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
     Side,
-    fee_usdc6,
 )
 
 LEAVES_MAX: Final = 1 << 20
@@ -472,161 +471,3 @@ def move_to_back(s: Any, slot: Any) -> None:
 @inlined
 def order_id(s: Any, slot: Any) -> Any:
     return (int64(s.orders[slot].generation) << 24) | int64(slot)
-
-
-# --- invariants ---------------------------------------------------------------------------------
-
-
-def check_invariants(state: StateArray) -> None:
-    """Verify everything the module docstring promises. O(state in use), for tests and auditors.
-
-    Raises AssertionError naming what does not hold.
-    """
-    s = state[0]
-    held: dict[int, int] = {}
-    bond_held: dict[int, int] = {}
-    offered: dict[tuple[int, int], int] = {}
-    total_open = total_waiting = 0
-    for instrument in range(int(s["instrument_high"])):
-        book = s["books"][instrument]
-        if book["status"] == 0:
-            continue
-        on_book = 0
-        for side in (BUY, SELL):
-            prices = _check_side(s, instrument, side)
-            ranks = [price ^ (RANK_MASK * side) for price in prices]
-            assert book["best"][side] == max(ranks, default=NO_ORDERS), "best price"
-            for price, slots in prices.items():
-                on_book += len(slots)
-                for slot in slots:
-                    assert s["orders"][slot]["price_ticks"] == price, "an order stands at its price"
-                    _add_reserve(s, slot, side, instrument, (held, bond_held, offered))
-        best_bid, best_ask = int(book["best"][BUY]), int(book["best"][SELL]) ^ RANK_MASK
-        assert best_bid < best_ask, "never crossed"
-        assert on_book == book["open_orders"], "orders on the book"
-        total_open += on_book
-        waiting = _check_waiting(s, instrument, (held, bond_held, offered))
-        assert waiting == s["markets"][instrument]["open_orders"], "orders that wait"
-        assert (waiting != 0) == bool(book["rules"] & RULE_WAITING), "a book knows whether some do"
-        total_waiting += waiting
-    total_open += total_waiting
-    assert total_open == s["open_orders"], "open orders"
-    assert total_open == s["resting"].sum(), "open orders by account"
-    assert np.count_nonzero(s["orders"]["qty_lots"][: int(s["order_high"]) + 1]) == total_open
-    _check_reserves(s, held, bond_held, offered)
-
-
-def _check_waiting(
-    s: Any,
-    instrument: int,
-    sums: tuple[dict[int, int], dict[int, int], dict[tuple[int, int], int]],
-) -> int:
-    """How many orders wait in a market, each in the trie where it belongs."""
-    count = 0
-    for trie in (SELL_STOPS, BUY_STOPS, WHOLE_BUYS, WHOLE_SELLS):
-        for price, slots in _check_side(s, instrument, trie).items():
-            for slot in slots:
-                order = s["orders"][slot]
-                whole = bool(order["traits"] & TRAIT_ALL_OR_NONE)
-                assert whole == (trie >= WHOLE_BUYS), "all-or-none orders stand apart"
-                assert not whole or order["price_ticks"] == price, "an order stands at its price"
-                assert order["hidden_lots"] == 0, "one that waits conceals nothing"
-                _add_reserve(s, slot, (trie ^ trie >> 1) & 1, instrument, sums)
-                count += 1
-    return count
-
-
-def _check_side(s: Any, instrument: int, side: int) -> dict[int, list[int]]:
-    """Walk one trie; price -> slots in queue order."""
-    book = s["books" if side <= SELL else "markets"][instrument]
-    prices: dict[int, list[int]] = {}
-
-    def walk(place: int, height: int, key: int, parent: int) -> None:
-        record = s["leaves"][place] if height == 0 else s["nodes"][place]
-        assert record["key"] == key, "a place knows its key"
-        assert record["parent"] == parent, "a place knows its parent"
-        bits = int(record["occupied"])
-        assert bits != 0, "no empty place stays"
-        for slot in range(64):
-            occupied = bool(bits >> slot & 1)
-            if height == 0:
-                queue = _check_queue(s, place << 6 | slot)
-                assert occupied == bool(queue), "the bitmap says which levels have orders"
-                if queue:
-                    prices[(key << 6 | slot) ^ (RANK_MASK * (side & 1))] = queue
-                continue
-            child = int(record["children"][slot])
-            assert occupied == (child != 0), "the bitmap says which children exist"
-            if child:
-                walk(child, height - 1, key << 6 | slot, place)
-        if height == 0:
-            assert (record["instrument"], record["side"]) == (instrument, side)
-
-    if book["root"][side]:
-        height = int(book["height"][side])
-        walk(int(book["root"][side]), height, int(book["prefix"][side]), 0)
-        best_leaf = s["leaves"][int(book["best_leaf"][side])]
-        assert best_leaf["key"] == book["best"][side] >> 6, "the best leaf holds the best"
-    return prices
-
-
-def _check_queue(s: Any, level: int) -> list[int]:
-    """Slots of one level, first in time first; links hold both ways."""
-    slots: list[int] = []
-    before, slot = 0, int(s["levels"][level]["head"])
-    sequence = 0
-    while slot:
-        order = s["orders"][slot]
-        assert order["prev"] == before, "linked both ways"
-        assert order["level"] == level, "an order knows its level"
-        assert order["qty_lots"] > 0, "nothing empty rests"
-        assert order["sequence"] >= sequence, "first come, first served"
-        sequence = int(order["sequence"])
-        assert order["hidden_lots"] == 0 or order["qty_lots"] <= order["display_lots"]
-        slots.append(slot)
-        before, slot = slot, int(order["next"])
-    assert s["levels"][level]["tail"] == before, "the tail is the last"
-    return slots
-
-
-def _add_reserve(
-    s: Any,
-    slot: int,
-    side: int,
-    instrument: int,
-    sums: tuple[dict[int, int], dict[int, int], dict[tuple[int, int], int]],
-) -> None:
-    held, bond_held, offered = sums
-    order = s["orders"][slot]
-    account, qty = int(order["account"]), int(order["qty_lots"]) + int(order["hidden_lots"])
-    if side == BUY:
-        notional = int(order["price_ticks"]) * qty
-        cost = notional + fee_usdc6(notional, int(order["fee_ppm"]))
-        held[account] = held.get(account, 0) + cost
-        return
-    resale = int(order["traits"]) >> TRAIT_RESALE_BIT
-    bond = int(s["books"][instrument]["bond_usdc6_per_lot"]) * qty * (1 - resale)
-    bond_held[account] = bond_held.get(account, 0) + bond
-    where = (account | LEASE * resale, instrument)
-    offered[where] = offered.get(where, 0) + qty
-
-
-def _check_reserves(
-    s: Any,
-    held: dict[int, int],
-    bond_held: dict[int, int],
-    offered: dict[tuple[int, int], int],
-) -> None:
-    total = 0
-    for account in range(int(s["account_high"]) + 1):
-        money = s["balances"][account].view(BALANCES)[0]
-        assert all(money[name] >= 0 for name in BALANCES.names or ()), "nothing below zero"
-        assert money["held_usdc6"] == held.get(account, 0), "held = open buys"
-        assert money["bond_held_usdc6"] == bond_held.get(account, 0), "bond held = open asks"
-        total += sum(int(money[name]) for name in BALANCES.names or ())
-    assert total == s["total_usdc6"], "money is conserved"
-    for row in s["capacities"][1:][s["capacities"]["key"][1:] != 0]:
-        key = int(row["key"])
-        where = (key >> 32, key & 0xFFFFFFFF)
-        assert row["held_lots"] == offered.get(where, 0), "capacity held = open asks"
-        assert 0 <= row["held_lots"] + row["sold_lots"] <= row["declared_lots"], "never oversold"

@@ -59,11 +59,17 @@ class Verified(NamedTuple):
 
 
 def verify(directory: Path) -> Verified:
-    """Replay a journal directory without changing it. Raises JournalError."""
+    """Replay a journal directory without changing it.
+
+    Raises JournalError, and AssertionError if the state it made breaks an invariant.
+    """
+    from engine.invariants import check_invariants  # compiled for this alone; no node waits for it
+
     begin = time.perf_counter()
     matcher = Matcher()
     events = sum(
         len(part) for frame in journal.read(directory) for part in matcher.match(frame.commands)
     )
-    sequence = int(matcher.state["sequence"][0])
-    return Verified(sequence, events, state_hash(matcher.state), time.perf_counter() - begin)
+    seconds = time.perf_counter() - begin
+    check_invariants(matcher.state)
+    return Verified(int(matcher.state["sequence"][0]), events, state_hash(matcher.state), seconds)

@@ -310,6 +310,7 @@ def _replay(options: argparse.Namespace) -> int:
     console.print(f"sequence    {found.sequence}")
     console.print(f"events      {found.events}")
     console.print(f"state hash  {found.state_hash}")
+    console.print("invariants  all hold")
     console.print(f"seconds     {found.seconds:.3f}")
     return 0
 

@@ -4,7 +4,8 @@ together and must answer alike; accounts are rich and operators have capacity fr
 from collections.abc import Callable, Iterable
 from typing import Any, Final
 
-from engine.book import StateArray, check_invariants
+from engine.book import StateArray
+from engine.invariants import check_invariants
 from engine.records import (
     Command,
     CommandKind,

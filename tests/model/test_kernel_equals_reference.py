@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
 
-from engine.book import check_invariants
+from engine.invariants import check_invariants
 from engine.records import (
     ALL_INSTRUMENTS,
     EFFECTS_MAX,

@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.workload import DEFAULT_SHAPE, Shape, flow_hash, opening, order_flow
-from engine.book import check_invariants
+from engine.invariants import check_invariants
 from engine.journal import FRAME_COMMANDS_MAX, Journal, SystemDisk
 from engine.kernel import cache_directory
 from engine.records import CommandKind, EventKind

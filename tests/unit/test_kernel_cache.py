@@ -63,7 +63,8 @@ def imported(name: str) -> set[str]:
 
 
 def test_the_hash_covers_everything_that_decides_what_a_command_does() -> None:
-    """All that the kernel imports, directly or not, and every module that compiles anything."""
+    """All that the kernel imports, directly or not, and every module that compiles anything but
+    what only reads the state: numba sees by itself when that file changes."""
     needed = {"match.py"}
     while more := {name for known in needed for name in imported(known)} - needed:
         needed |= more
@@ -71,5 +72,5 @@ def test_the_hash_covers_everything_that_decides_what_a_command_does() -> None:
         path.name
         for path in ENGINE.glob("*.py")
         if {"\n@kernel\n", "\n@inlined\n"} & set(re.findall(r"\n@\w+\n", path.read_text()))
-    }  # fmt: skip
+    } - {"invariants.py"}  # fmt: skip
     assert needed == set(SOURCES)
