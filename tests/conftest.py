@@ -1,4 +1,5 @@
-"""One PostgreSQL for the test process, and as many empty databases in it as tests ask for."""
+"""One PostgreSQL for the test process, and as many empty databases in it as tests ask for; and what
+long profiles say at the end."""
 
 import asyncio
 from collections.abc import Iterator
@@ -12,6 +13,15 @@ from settlement import database as db
 from tests.passable import NewDatabase, passable_directory
 
 _numbers = count(1)
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:
+    """What a profile recorded of itself: its seed, how much it did and how long it took."""
+    for outcome in ("passed", "failed"):
+        for report in terminalreporter.getreports(outcome):
+            for name, said in report.user_properties:
+                if name == "profile":
+                    terminalreporter.write_line(f"{report.nodeid}: {said}")
 
 
 @pytest.fixture(scope="session")

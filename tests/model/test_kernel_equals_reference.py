@@ -7,7 +7,6 @@ the state must hold. A failing example is printed by hypothesis as the steps tha
 from collections.abc import Callable
 from typing import Any
 
-import pytest
 from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule
@@ -609,12 +608,6 @@ def _profile(examples: int, steps: int) -> Callable[[], None]:
 
 def test_the_kernel_gives_the_reference_s_events_for_every_command() -> None:
     _profile(examples=80, steps=40)()
-
-
-@pytest.mark.long
-@pytest.mark.timeout(3600)
-def test_the_kernel_gives_the_reference_s_events_for_a_long_time() -> None:
-    _profile(examples=2000, steps=500)()
 
 
 def test_closing_an_account_of_many_orders_takes_as_many_commands_as_it_must() -> None:

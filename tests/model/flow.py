@@ -1,0 +1,530 @@
+"""A seeded stream of commands of every kind, drawn with an eye on what the exchange holds.
+
+`MAKERS` is the table: a weight and a function that makes one command, given a `Flow`. Each episode
+multiplies the weights by luck of its own, some by nothing, and draws how rich its accounts are and
+how wide its prices spread, so that episodes go to different corners. Invariant: the same seed over
+the same specification gives the same commands. A new kind of command is one more maker.
+"""
+
+from collections import deque
+from collections.abc import Callable, Iterable
+from random import Random
+from typing import Final, TypeVar
+
+from engine.records import (
+    ACCOUNTS_MAX,
+    ALL_INSTRUMENTS,
+    AMOUNT_USDC6_MAX,
+    INSTRUMENTS_MAX,
+    PRICE_TICKS_MAX,
+    QTY_LOTS_MAX,
+    SECOND_NS,
+    Command,
+    CommandKind,
+    Event,
+    EventKind,
+    Flag,
+    MarketStatus,
+    Purse,
+    SelfTrade,
+    Side,
+    TimeInForce,
+    order_terms,
+)
+from engine.reference import Reference
+
+Step = tuple[Command, ...]  # one command, and the records that belong to it
+T = TypeVar("T")
+
+# Markets of an episode: number, lots multiple, bond per lot. Numbers and accounts stay small, as
+# each check after each step looks at all up to the highest.
+MARKETS: Final = ((0, 1, 5), (1, 8, 1), (7, 1, 900), (64, 3, 40))
+ACCOUNTS_MOST: Final = 6
+LATE_ACCOUNT: Final = 8  # not open from the start
+LATE_MARKET: Final = 9
+STRANGERS: Final = (0, ACCOUNTS_MAX, (1 << 32) - 1)
+NO_MARKETS: Final = (3, INSTRUMENTS_MAX, ALL_INSTRUMENTS)
+# Far apart, so that tries grow and shrink, and where their levels begin and end.
+FAR_PRICES: Final = (1, 63, 64, 65, 4_095, 4_096, 4_097, 262_143, 262_144, PRICE_TICKS_MAX)
+NO_PRICES: Final = (-(1 << 63), -1, 0, PRICE_TICKS_MAX + 1, 1 << 32, (1 << 63) - 1)
+NO_LOTS: Final = (-(1 << 31), -1, 0, QTY_LOTS_MAX + 1, (1 << 31) - 1)
+NO_AMOUNTS: Final = (-1, 0, AMOUNT_USDC6_MAX + 1, (1 << 63) - 1)
+CENTRES: Final = (100, 100, 64, 4_096, 24_150, PRICE_TICKS_MAX - 50)
+LUCK: Final = (0, 0.3, 1, 1, 1, 3)  # what an episode may multiply a weight by
+STEP_NS: Final = (0, 1_000_000, 300_000_000, 300_000_000, 2 * SECOND_NS)
+DEEP_CLIPS: Final = 9_000  # refreshed and filled one by one: more events than a command may cause
+REMEMBERED: Final = 64
+
+
+class Flow:
+    """Draws the commands of one episode. After each, `observe` wants its events."""
+
+    def __init__(self, chance: Random, reference: Reference) -> None:
+        self.chance = chance
+        self.reference = reference
+        self.time_ns = 0
+        self.fills: deque[Event] = deque(maxlen=REMEMBERED)
+        self.order_ids: deque[int] = deque([0], maxlen=REMEMBERED)
+        self.accounts = range(1, chance.randint(2, ACCOUNTS_MOST) + 1)
+        self.markets = [row[0] for row in MARKETS[: chance.randint(1, len(MARKETS))]]
+        self.centres = {market: chance.choice(CENTRES) for market in self.markets}
+        self.spread = chance.choice((2, 4, 10, 40))
+        self.rich = chance.random() < 0.7
+        # What an account starts with: enough for so many lots in the dearest market.
+        self.cash_usdc6 = max(self.centres.values()) * (10_000 if self.rich else 60)
+        dearest = max(bond for _, _, bond in MARKETS[: len(self.markets)])
+        self.bond_usdc6 = dearest * chance.choice((10_000, 30))
+        self._weights = [
+            weight * max(chance.choice(LUCK), maker in RESTORING) for weight, maker in MAKERS
+        ]
+        self._next: deque[Step] = deque(self._opening())
+
+    def next(self) -> Step:
+        self.time_ns += self.chance.choice(STEP_NS)
+        if self.one_in(8):  # to the second, when orders end
+            self.time_ns += -self.time_ns % SECOND_NS
+        if not self._next:
+            [(_, maker)] = self.chance.choices(MAKERS, self._weights)
+            self._next.append((maker(self),))
+        return tuple(record._replace(time_ns=self.time_ns) for record in self._next.popleft())
+
+    def observe(self, events: list[Event]) -> None:
+        for event in events[:REMEMBERED]:
+            if event.kind == EventKind.ACCEPTED:
+                self.order_ids.append(event.order_id)
+            elif event.kind == EventKind.FILL:
+                self.fills.append(event)
+
+    def then(self, *commands: Command) -> None:
+        """What comes after the command that is being made."""
+        self._next.extend((command,) for command in commands)
+
+    def _opening(self) -> Iterable[Step]:
+        for number, multiple, bond in MARKETS[: len(self.markets)]:
+            yield (list_command(number, multiple, bond),)
+        deposit = 0
+        for account in self.accounts:
+            yield (Command(kind=CommandKind.OPEN_ACCOUNT, account=account, order_id=account << 40),)
+            for purse in Purse:
+                deposit += 1
+                amount = self.cash_usdc6 if purse == Purse.CASH else self.bond_usdc6
+                yield (deposit_command(account, amount, deposit, purse),)
+            for market in self.markets:
+                yield (capacity_command(account, market, 10_000 if self.rich else 60),)
+
+    # --- what makers draw from ------------------------------------------------------------------
+
+    def one_in(self, n: int) -> bool:
+        return self.chance.randrange(n) == 0
+
+    def mostly(self, usual: T, others: Iterable[T], n: int) -> T:
+        """One in n times one of the others."""
+        return self.chance.choice(tuple(others)) if self.one_in(n) else usual
+
+    def account(self) -> int:
+        return self.mostly(self.chance.choice(self.accounts), (*STRANGERS, LATE_ACCOUNT), 60)
+
+    def market(self) -> int:
+        return self.mostly(self.chance.choice(self.markets), (*NO_MARKETS, LATE_MARKET), 60)
+
+    def price(self, market: int, side: int) -> int:
+        """Around the market's centre, and mostly on the side's own half."""
+        if self.one_in(50):
+            return self.chance.choice(FAR_PRICES)
+        away = self.chance.randint(-max(1, self.spread // 4), self.spread)
+        centre = self.centres.get(market, CENTRES[0])
+        if self.one_in(200) and market in self.centres:
+            self.centres[market] = min(max(centre + away, 2), PRICE_TICKS_MAX)
+        price = centre + (away if side == Side.SELL else -away)
+        return min(max(price, 1), PRICE_TICKS_MAX)
+
+    def multiple(self, market: int) -> int:
+        book = self.reference.books.get(market)
+        return book.lot_multiple if book else 1
+
+    def lots(self, market: int, most: int = 12) -> int:
+        lots = self.chance.randint(1, most * 5 if self.one_in(20) else most)
+        off = self.mostly(0, (1,), 50)
+        return lots * self.multiple(market) + off
+
+    def now_s(self) -> int:
+        return self.time_ns // SECOND_NS
+
+    def open_order(self, *, mortal: bool = False) -> tuple[int, int]:
+        """(account, order id) of an open order, or of one that was, or of a stranger."""
+        orders = [o for o in self.reference.orders.values() if o.expiry_s or not mortal]
+        if not orders or self.one_in(25):
+            return self.account(), self.chance.choice(self.order_ids)
+        order = self.chance.choice(orders)
+        return self.mostly(order.account, self.accounts, 40), order.order_id
+
+
+Maker = Callable[[Flow], Command]
+
+
+# --- commands that more than one maker needs -----------------------------------------------------
+
+
+def list_command(market: int, multiple: int, bond_usdc6: int) -> Command:
+    return Command(
+        kind=CommandKind.LIST_MARKET,
+        instrument=market,
+        order_id=market + 1,
+        qty_lots=multiple,
+        price_ticks=bond_usdc6,
+    )
+
+
+def deposit_command(account: int, amount_usdc6: int, number: int, purse: int) -> Command:
+    return Command(
+        kind=CommandKind.DEPOSIT,
+        account=account,
+        price_ticks=amount_usdc6,
+        client_id=number,
+        side=purse,
+    )
+
+
+def capacity_command(account: int, market: int, lots: int) -> Command:
+    return Command(
+        kind=CommandKind.DECLARE_CAPACITY, account=account, instrument=market, qty_lots=lots
+    )
+
+
+# --- orders --------------------------------------------------------------------------------------
+
+
+def limit_order(flow: Flow) -> Command:
+    chance, market, side = flow.chance, flow.market(), flow.chance.choice(tuple(Side))
+    tifs = (TimeInForce.GTC,) * 5 + (TimeInForce.IOC, TimeInForce.FOK)
+    return Command(
+        kind=CommandKind.NEW_ORDER,
+        account=flow.account(),
+        instrument=market,
+        side=side,
+        price_ticks=flow.mostly(flow.price(market, side), NO_PRICES, 100),
+        qty_lots=flow.mostly(flow.lots(market), NO_LOTS, 100),
+        time_in_force=chance.choice(tifs),
+        self_trade=chance.choice(tuple(SelfTrade)),
+        flags=flow.mostly(0, (Flag.POST_ONLY,), 8),
+        client_id=chance.randrange(1 << 53),
+    )
+
+
+def resting_order(flow: Flow) -> Command:
+    return limit_order(flow)._replace(time_in_force=TimeInForce.GTC)
+
+
+def iceberg(flow: Flow) -> Command:
+    order = limit_order(flow)
+    multiple = flow.multiple(order.instrument)
+    display = multiple * flow.chance.choice((1, 1, 2, 3, 7)) + flow.mostly(0, (1,), 30)
+    times = flow.chance.choice((1, 3)) if 0 < order.qty_lots < DEEP_CLIPS else 1
+    return order._replace(
+        time_in_force=flow.mostly(TimeInForce.GTC, (TimeInForce.IOC,), 30),
+        qty_lots=order.qty_lots * times,
+        order_id=order_terms(display_lots=display),
+    )
+
+
+def minimum_quantity(flow: Flow) -> Command:
+    order = limit_order(flow)
+    minimum = flow.multiple(order.instrument) * flow.chance.choice((1, 2, 5, 12))
+    return order._replace(order_id=order_terms(min_lots=minimum + flow.mostly(0, (1,), 30)))
+
+
+def good_till_time(flow: Flow) -> Command:
+    return limit_order(flow)._replace(
+        time_in_force=flow.mostly(TimeInForce.GTT, tuple(TimeInForce), 20),
+        expiry_s=max(0, flow.now_s() + flow.chance.randint(0, 40)),
+    )
+
+
+def market_order(flow: Flow) -> Command:
+    return limit_order(flow)._replace(
+        flags=Flag.MARKET,
+        price_ticks=flow.mostly(flow.chance.randint(0, flow.spread), NO_PRICES, 50),
+        time_in_force=flow.mostly(TimeInForce.IOC, tuple(TimeInForce), 4),
+    )
+
+
+def order_with_any_terms(flow: Flow) -> Command:
+    """Terms of every kind at once, most of which contradict each other."""
+    order, chance = limit_order(flow), flow.chance
+    terms = order_terms(
+        display_lots=chance.choice((0, 0, 1, 2, 8)), min_lots=chance.choice((0, 0, 1, 5, 16))
+    )
+    return order._replace(
+        time_in_force=chance.choice(tuple(TimeInForce)),
+        flags=chance.choice((0, 0, *Flag)),
+        expiry_s=chance.choice((0, 0, flow.now_s() + 3)),
+        order_id=terms,
+    )
+
+
+def hostile_order(flow: Flow) -> Command:
+    """Any bytes at all in some of its fields."""
+    chance = flow.chance
+    order = limit_order(flow)
+    anything = {
+        "side": chance.randrange(256),
+        "time_in_force": chance.randrange(256),
+        "self_trade": chance.randrange(256),
+        "flags": chance.randrange(256),
+        "order_id": chance.getrandbits(64),
+        "expiry_s": chance.getrandbits(32),
+        "price_ticks": chance.choice(NO_PRICES),
+        "qty_lots": chance.choice((*NO_LOTS, QTY_LOTS_MAX)),
+    }
+    some = chance.sample(sorted(anything), chance.randint(1, 3))
+    return order._replace(**{name: anything[name] for name in some})
+
+
+def deep_iceberg(flow: Flow) -> Command:
+    """More clips than one command may refresh and fill, and an order that meets them all."""
+    market = flow.chance.choice(flow.markets)
+    multiple = flow.multiple(market)
+    buyer, seller = flow.chance.sample(flow.accounts, 2)
+    lots, price = DEEP_CLIPS * multiple, 2
+    deposit = flow.reference.last_deposit
+    order = Command(kind=CommandKind.NEW_ORDER, instrument=market, price_ticks=price, qty_lots=lots)
+    flow.then(
+        deposit_command(seller, 10**8, deposit + 2, Purse.BOND),
+        capacity_command(seller, market, QTY_LOTS_MAX),
+        order._replace(account=buyer, order_id=order_terms(display_lots=multiple)),
+        order._replace(
+            account=seller,
+            side=Side.SELL,
+            time_in_force=flow.chance.choice((TimeInForce.GTC, TimeInForce.IOC, TimeInForce.FOK)),
+            self_trade=flow.chance.choice(tuple(SelfTrade)),
+        ),
+    )
+    return deposit_command(buyer, 10**8, deposit + 1, Purse.CASH)
+
+
+def amend(flow: Flow) -> Command:
+    account, order_id = flow.open_order()
+    order = flow.reference.orders.get(order_id)
+    chance = flow.chance
+    market, side = (order.instrument, order.side) if order else (0, 0)
+    lots = (
+        0,
+        flow.lots(market),
+        order.left if order else 1,
+        max(1, order.left - 1 if order else 1),
+    )
+    return Command(
+        kind=CommandKind.AMEND,
+        account=account,
+        order_id=order_id,
+        price_ticks=flow.mostly(chance.choice((0, flow.price(market, side))), NO_PRICES, 50),
+        qty_lots=flow.mostly(chance.choice(lots), NO_LOTS, 50),
+        flags=flow.mostly(chance.choice((0, 0, Flag.POST_ONLY)), (2, 3, 255), 50),
+        self_trade=flow.mostly(chance.choice(tuple(SelfTrade)), (4, 255), 50),
+    )
+
+
+def cancel(flow: Flow) -> Command:
+    account, order_id = flow.open_order()
+    return Command(
+        kind=CommandKind.CANCEL,
+        account=account,
+        order_id=flow.mostly(order_id, (flow.chance.getrandbits(64),), 50),
+    )
+
+
+def expire(flow: Flow) -> Command:
+    account, order_id = flow.open_order(mortal=True)
+    return Command(kind=CommandKind.EXPIRE, account=account, order_id=order_id)
+
+
+def cancel_all(flow: Flow) -> Command:
+    return Command(
+        kind=CommandKind.CANCEL_ALL,
+        account=flow.account(),
+        instrument=flow.mostly(flow.market(), (ALL_INSTRUMENTS,), 3),
+        flags=flow.mostly(flow.chance.randrange(3), (3, 255), 20),
+    )
+
+
+# --- money and capacity --------------------------------------------------------------------------
+
+
+def declare_capacity(flow: Flow) -> Command:
+    """What the account has promised in this market, and mostly some more."""
+    account, market = flow.account(), flow.market()
+    row = flow.reference.capacities.get((account, market))
+    promised = row.held + row.sold if row else 0
+    more = flow.chance.randint(-3, 400 if flow.rich else 40)
+    return capacity_command(account, market, flow.mostly(promised + more, NO_LOTS, 20))
+
+
+def deposit(flow: Flow) -> Command:
+    number = flow.reference.last_deposit + flow.mostly(1, (0, 2), 20)
+    purse = flow.chance.choice(tuple(Purse))
+    amount = flow.chance.randint(1, flow.bond_usdc6 if purse == Purse.BOND else flow.cash_usdc6)
+    return deposit_command(flow.account(), flow.mostly(amount, NO_AMOUNTS, 20), number, purse)
+
+
+def _move_of(flow: Flow, kind: int, balance: str, number: int) -> Command:
+    """A little of what lies in one balance of an account, sometimes all and a little more."""
+    number_of_account = flow.account()
+    account = flow.reference.accounts.get(number_of_account)
+    there = getattr(account, balance) if account else 0
+    amount = flow.mostly(there // 20 or there, (there // 3, there, there + 1), 3)
+    return Command(
+        kind=kind,
+        account=number_of_account,
+        price_ticks=flow.mostly(amount, NO_AMOUNTS, 20),
+        client_id=number,
+    )
+
+
+def withdraw(flow: Flow) -> Command:
+    return _move_of(flow, CommandKind.WITHDRAW, "free", 0)
+
+
+def answer_withdrawal(flow: Flow) -> Command:
+    kinds = (CommandKind.CONFIRM_WITHDRAWAL, CommandKind.CANCEL_WITHDRAWAL)
+    number = flow.reference.last_withdrawal + flow.mostly(1, (0, 3), 10)
+    return _move_of(flow, flow.chance.choice(kinds), "leaving", number)
+
+
+def confirm_escrow(flow: Flow) -> Command:
+    command = _move_of(flow, CommandKind.CONFIRM_ESCROW, "pending", 0)
+    account = flow.reference.accounts.get(command.account)
+    batch = account.last_batch if account else 0
+    return command._replace(client_id=batch + flow.mostly(1, (0, 5), 10))
+
+
+def confirm_exit(flow: Flow) -> Command:
+    command = _move_of(flow, CommandKind.CONFIRM_EXIT, "free", 0)
+    account = flow.reference.accounts.get(command.account)
+    exits = account.exits if account else 0
+    return command._replace(client_id=exits + flow.mostly(1, (0, 2, 1 << 40), 10))
+
+
+def void_fill(flow: Flow) -> Command:
+    """A fill that was, sometimes with one number wrong."""
+    number = flow.reference.last_void + flow.mostly(1, (0, 7), 10)
+    seller, command = 1, Command(kind=CommandKind.VOID_FILL, account=2, price_ticks=1, qty_lots=1)
+    if flow.fills:
+        fill = flow.chance.choice(flow.fills)
+        bought = fill.side == Side.BUY
+        seller = fill.counter_account if bought else fill.account
+        command = command._replace(
+            account=fill.account if bought else fill.counter_account,
+            instrument=fill.instrument,
+            price_ticks=fill.price_ticks,
+            qty_lots=fill.qty_lots,
+            client_id=fill.sequence,
+        )
+    wrong = {
+        "account": flow.account(),
+        "instrument": flow.market(),
+        "price_ticks": flow.chance.choice(NO_PRICES),
+        "qty_lots": flow.chance.choice((*NO_LOTS, QTY_LOTS_MAX)),
+    }
+    if flow.one_in(6):
+        name = flow.chance.choice(sorted(wrong))
+        command = command._replace(**{name: wrong[name]})
+    return command._replace(order_id=flow.mostly(seller, STRANGERS, 30) | number << 32)
+
+
+def open_account(flow: Flow) -> Command:
+    return Command(
+        kind=CommandKind.OPEN_ACCOUNT,
+        account=flow.chance.choice((*flow.accounts, LATE_ACCOUNT, *STRANGERS)),
+        order_id=flow.chance.getrandbits(64),
+        price_ticks=flow.chance.getrandbits(62),
+        qty_lots=flow.chance.getrandbits(30),
+    )
+
+
+def close_account(flow: Flow) -> Command:
+    sides = flow.mostly(0, (1, 2, 255), 4)
+    instrument = flow.chance.getrandbits(32)
+    return Command(
+        kind=CommandKind.CLOSE_ACCOUNT, account=flow.account(), instrument=instrument, flags=sides
+    )
+
+
+def reopen_account(flow: Flow) -> Command:
+    closed = [number for number, account in flow.reference.accounts.items() if account.closed]
+    account = flow.chance.choice(closed) if closed else flow.account()
+    return Command(kind=CommandKind.REOPEN_ACCOUNT, account=account)
+
+
+# --- markets -------------------------------------------------------------------------------------
+
+
+def list_market(flow: Flow) -> Command:
+    market = flow.chance.choice((*flow.markets, LATE_MARKET, *NO_MARKETS[1:]))
+    command = list_command(market, flow.chance.choice((1, 2)), flow.chance.choice((1, 70)))
+    wrong = {
+        "order_id": 0,
+        "qty_lots": flow.chance.choice(NO_LOTS),
+        "price_ticks": flow.chance.choice(NO_PRICES),
+    }
+    if flow.one_in(2):
+        name = flow.chance.choice(sorted(wrong))
+        command = command._replace(**{name: wrong[name]})
+    return command
+
+
+def halt_market(flow: Flow) -> Command:
+    return Command(kind=CommandKind.HALT_MARKET, instrument=flow.market())
+
+
+def resume_market(flow: Flow) -> Command:
+    books = flow.reference.books.items()
+    halted = [number for number, book in books if book.status is MarketStatus.HALTED]
+    market = flow.chance.choice(halted) if halted else flow.market()
+    return Command(kind=CommandKind.RESUME_MARKET, instrument=market)
+
+
+def any_kind_at_all(flow: Flow) -> Command:
+    chance = flow.chance
+    return Command(
+        kind=chance.randrange(256),
+        account=flow.account(),
+        instrument=flow.market(),
+        order_id=chance.choice((0, chance.getrandbits(64))),
+        price_ticks=chance.choice((0, 100, *NO_PRICES)),
+        qty_lots=chance.choice((0, 1, 24, *NO_LOTS)),
+        client_id=chance.choice((0, chance.getrandbits(64))),
+        side=chance.choice((0, 1, chance.randrange(256))),
+    )
+
+
+MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
+    (30, limit_order),
+    (35, resting_order),
+    (6, iceberg),
+    (4, minimum_quantity),
+    (6, good_till_time),
+    (5, market_order),
+    (3, order_with_any_terms),
+    (2, hostile_order),
+    (0.02, deep_iceberg),
+    (12, amend),
+    (6, cancel),
+    (2, expire),
+    (0.7, cancel_all),
+    (3, declare_capacity),
+    (2, deposit),
+    (1, withdraw),
+    (2, answer_withdrawal),
+    (2, confirm_escrow),
+    (0.7, confirm_exit),
+    (2, void_fill),
+    (0.5, open_account),
+    (0.4, close_account),
+    (2, reopen_account),
+    (0.8, list_market),
+    (0.6, halt_market),
+    (1, resume_market),
+    (1, any_kind_at_all),
+)
+# Without these an episode would come to rest.
+RESTORING: Final = frozenset({declare_capacity, deposit, reopen_account, resume_market})
