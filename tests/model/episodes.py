@@ -87,6 +87,7 @@ class Player:
         self._ids: dict[tuple[int, int], int] = {}
 
     def draw(self, step: Step, number: int) -> Told:
+        assert all(record.pack() for record in step)  # or the flow is at fault
         due = self.pair.reference.last_deposit + 1
         is_deposit = step[0].kind == CommandKind.DEPOSIT
         next_deposit = is_deposit and step[0].client_id == due
@@ -121,15 +122,17 @@ def run_episode(seed: int, episode: int, tally: Tally, steps: int = EPISODE_STEP
     player = Player(pair)
     flow = Flow(Random(seed * EPISODES_MAX + episode), pair.reference)
     told: list[Told] = []
-    try:
-        for number in range(steps):
-            told.append(player.draw(flow.next(), number))
+    for number in range(steps):
+        step = flow.next()
+        told.append(player.draw(step, number))
+        try:
             events = player.apply(told[-1])
-            flow.observe(events)
-            tally.count(told[-1].step, events)
-        pair.compare_all()
-    except Exception as error:
-        raise EpisodeError(episode_name(seed, episode), told, error) from error
+            if number == steps - 1:
+                pair.compare_all()
+        except Exception as error:
+            raise EpisodeError(episode_name(seed, episode), told, error) from error
+        flow.observe(events)
+        tally.count(step, events)
 
 
 # --- what is left of a failure -------------------------------------------------------------------

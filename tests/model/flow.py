@@ -15,6 +15,8 @@ from engine.records import (
     ACCOUNTS_MAX,
     ALL_INSTRUMENTS,
     AMOUNT_USDC6_MAX,
+    FEE_PPM_MAX,
+    FEE_TIERS,
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
@@ -32,6 +34,7 @@ from engine.records import (
     order_terms,
 )
 from engine.reference import Reference
+from engine.reference.state import Book
 
 Step = tuple[Command, ...]  # one command, and the records that belong to it
 T = TypeVar("T")
@@ -41,7 +44,7 @@ T = TypeVar("T")
 MARKETS: Final = ((0, 1, 5), (1, 8, 1), (7, 1, 900), (64, 3, 40))
 ACCOUNTS_MOST: Final = 6
 LATE_ACCOUNT: Final = 8  # not open from the start
-LATE_MARKET: Final = 9
+LATE_MARKETS: Final = range(9, 25)
 STRANGERS: Final = (0, ACCOUNTS_MAX, (1 << 32) - 1)
 NO_MARKETS: Final = (3, INSTRUMENTS_MAX, ALL_INSTRUMENTS)
 # Far apart, so that tries grow and shrink, and where their levels begin and end.
@@ -54,6 +57,7 @@ LUCK: Final = (0, 0.3, 1, 1, 1, 3)  # what an episode may multiply a weight by
 STEP_NS: Final = (0, 1_000_000, 300_000_000, 300_000_000, 2 * SECOND_NS)
 DEEP_CLIPS: Final = 9_000  # refreshed and filled one by one: more events than a command may cause
 REMEMBERED: Final = 64
+SESSIONS: Final = (0, 1, 2, 255)
 
 
 class Flow:
@@ -67,9 +71,11 @@ class Flow:
         self.order_ids: deque[int] = deque([0], maxlen=REMEMBERED)
         self.accounts = range(1, chance.randint(2, ACCOUNTS_MOST) + 1)
         self.markets = [row[0] for row in MARKETS[: chance.randint(1, len(MARKETS))]]
+        self.fees = chance.random() < 0.5
         self.centres = {market: chance.choice(CENTRES) for market in self.markets}
         self.spread = chance.choice((2, 4, 10, 40))
         self.rich = chance.random() < 0.7
+        self.capacity_lots = 10_000 if self.rich else 200
         # What an account starts with: enough for so many lots in the dearest market.
         self.cash_usdc6 = max(self.centres.values()) * (10_000 if self.rich else 60)
         dearest = max(bond for _, _, bond in MARKETS[: len(self.markets)])
@@ -81,11 +87,16 @@ class Flow:
 
     def next(self) -> Step:
         self.time_ns += self.chance.choice(STEP_NS)
-        if self.one_in(8):  # to the second, when orders end
+        if self.one_in(8):
             self.time_ns += -self.time_ns % SECOND_NS
+        if self.one_in(25):  # to the very moment when the next order ends
+            ends = [o.expiry_s for o in self.reference.orders.values() if o.expiry_s]
+            self.time_ns = max(self.time_ns, min(ends, default=0) * SECOND_NS)
         if not self._next:
             [(_, maker)] = self.chance.choices(MAKERS, self._weights)
-            self._next.append((maker(self),))
+            if self.is_over_everywhere() and self.one_in(10):
+                maker = list_market
+            self._next.appendleft((maker(self),))
         return tuple(record._replace(time_ns=self.time_ns) for record in self._next.popleft())
 
     def observe(self, events: list[Event]) -> None:
@@ -94,6 +105,9 @@ class Flow:
                 self.order_ids.append(event.order_id)
             elif event.kind == EventKind.FILL:
                 self.fills.append(event)
+            elif event.kind == EventKind.MARKET_LISTED and event.instrument not in self.markets:
+                self.markets.append(event.instrument)
+                self.centres[event.instrument] = self.chance.choice(CENTRES[:3])
 
     def then(self, *commands: Command) -> None:
         """What comes after the command that is being made."""
@@ -101,7 +115,10 @@ class Flow:
 
     def _opening(self) -> Iterable[Step]:
         for number, multiple, bond in MARKETS[: len(self.markets)]:
-            yield (list_command(number, multiple, bond),)
+            closes_s = self.chance.choice((0, 0, 0, 400, 1_000))
+            yield (list_command(number, multiple, bond)._replace(expiry_s=closes_s),)
+        if self.fees:
+            yield (set_fees(self),)
         deposit = 0
         for account in self.accounts:
             yield (Command(kind=CommandKind.OPEN_ACCOUNT, account=account, order_id=account << 40),)
@@ -110,7 +127,7 @@ class Flow:
                 amount = self.cash_usdc6 if purse == Purse.CASH else self.bond_usdc6
                 yield (deposit_command(account, amount, deposit, purse),)
             for market in self.markets:
-                yield (capacity_command(account, market, 10_000 if self.rich else 60),)
+                yield (capacity_command(account, market, self.capacity_lots),)
 
     # --- what makers draw from ------------------------------------------------------------------
 
@@ -125,13 +142,31 @@ class Flow:
         return self.mostly(self.chance.choice(self.accounts), (*STRANGERS, LATE_ACCOUNT), 60)
 
     def market(self) -> int:
-        return self.mostly(self.chance.choice(self.markets), (*NO_MARKETS, LATE_MARKET), 60)
+        others = (*NO_MARKETS, *LATE_MARKETS[:2], *self.markets)
+        return self.mostly(self.chance.choice(self.open_markets() or self.markets), others, 60)
+
+    def open_markets(self) -> list[int]:
+        """Those that are not closed for good."""
+        books = self.reference.books
+        return [number for number in self.markets if not self.is_over(books.get(number))]
+
+    def is_over_everywhere(self) -> bool:
+        return not self.open_markets()
+
+    def is_over(self, book: Book | None) -> bool:
+        """Whether nobody will trade there any more."""
+        if book is None:
+            return False
+        shut = 0 < book.closes_s <= self.now_s()
+        return shut or book.status is MarketStatus.CLOSED
 
     def price(self, market: int, side: int) -> int:
         """Around the market's centre, and mostly on the side's own half."""
         if self.one_in(50):
             return self.chance.choice(FAR_PRICES)
         away = self.chance.randint(-max(1, self.spread // 4), self.spread)
+        if self.one_in(5):
+            away = -away
         centre = self.centres.get(market, CENTRES[0])
         if self.one_in(200) and market in self.centres:
             self.centres[market] = min(max(centre + away, 2), PRICE_TICKS_MAX)
@@ -208,6 +243,7 @@ def limit_order(flow: Flow) -> Command:
         self_trade=chance.choice(tuple(SelfTrade)),
         flags=flow.mostly(0, (Flag.POST_ONLY,), 8),
         client_id=chance.randrange(1 << 53),
+        session=flow.mostly(0, SESSIONS, 3),
     )
 
 
@@ -215,14 +251,18 @@ def resting_order(flow: Flow) -> Command:
     return limit_order(flow)._replace(time_in_force=TimeInForce.GTC)
 
 
+def larger(lots: int, times: int) -> int:
+    """So many times the lots, unless they are out of range already."""
+    return lots * times if 0 < lots < DEEP_CLIPS else lots
+
+
 def iceberg(flow: Flow) -> Command:
     order = limit_order(flow)
     multiple = flow.multiple(order.instrument)
     display = multiple * flow.chance.choice((1, 1, 2, 3, 7)) + flow.mostly(0, (1,), 30)
-    times = flow.chance.choice((1, 3)) if 0 < order.qty_lots < DEEP_CLIPS else 1
     return order._replace(
         time_in_force=flow.mostly(TimeInForce.GTC, (TimeInForce.IOC,), 30),
-        qty_lots=order.qty_lots * times,
+        qty_lots=larger(order.qty_lots, flow.chance.choice((1, 3))),
         order_id=order_terms(display_lots=display),
     )
 
@@ -245,6 +285,37 @@ def market_order(flow: Flow) -> Command:
         flags=Flag.MARKET,
         price_ticks=flow.mostly(flow.chance.randint(0, flow.spread), NO_PRICES, 50),
         time_in_force=flow.mostly(TimeInForce.IOC, tuple(TimeInForce), 4),
+    )
+
+
+def all_or_none(flow: Flow) -> Command:
+    tif = flow.mostly(TimeInForce.GTC, tuple(TimeInForce), 6)
+    order = limit_order(flow)
+    return order._replace(
+        flags=Flag.ALL_OR_NONE,
+        qty_lots=larger(order.qty_lots, flow.chance.choice((1, 2, 4))),
+        time_in_force=tif,
+        expiry_s=flow.now_s() + flow.chance.randint(0, 40) if tif == TimeInForce.GTT else 0,
+        order_id=flow.mostly(0, (order_terms(display_lots=1), order_terms(min_lots=1)), 30),
+    )
+
+
+def stop_order(flow: Flow) -> Command:
+    order, chance = limit_order(flow), flow.chance
+    market = chance.random() < 0.3
+    usual = TimeInForce.IOC if market else chance.choice((TimeInForce.GTC, TimeInForce.GTT))
+    tif = flow.mostly(usual, tuple(TimeInForce), 10)
+    away = flow.mostly(chance.randint(0, flow.spread), NO_PRICES, 30)
+    flags = Flag.MARKET if market else flow.mostly(0, (Flag.POST_ONLY, Flag.ALL_OR_NONE, 9), 30)
+    # A stop on its own side of the market, where trades reach it as they move away.
+    stop = flow.price(order.instrument, 1 - order.side if order.side <= Side.SELL else 0)
+    return order._replace(
+        kind=CommandKind.NEW_STOP,
+        order_id=flow.mostly(stop, (0, PRICE_TICKS_MAX + 1, (1 << 32) - 1), 30),
+        price_ticks=away if market else order.price_ticks,
+        flags=flags,
+        time_in_force=tif,
+        expiry_s=flow.now_s() + chance.randint(0, 40) if tif == TimeInForce.GTT else 0,
     )
 
 
@@ -344,6 +415,7 @@ def cancel_all(flow: Flow) -> Command:
         account=flow.account(),
         instrument=flow.mostly(flow.market(), (ALL_INSTRUMENTS,), 3),
         flags=flow.mostly(flow.chance.randrange(3), (3, 255), 20),
+        session=flow.chance.choice(SESSIONS),
     )
 
 
@@ -355,7 +427,7 @@ def declare_capacity(flow: Flow) -> Command:
     account, market = flow.account(), flow.market()
     row = flow.reference.capacities.get((account, market))
     promised = row.held + row.sold if row else 0
-    more = flow.chance.randint(-3, 400 if flow.rich else 40)
+    more = flow.chance.randint(-3, flow.chance.choice((10, flow.capacity_lots)))
     return capacity_command(account, market, flow.mostly(promised + more, NO_LOTS, 20))
 
 
@@ -418,8 +490,10 @@ def void_fill(flow: Flow) -> Command:
             price_ticks=fill.price_ticks,
             qty_lots=fill.qty_lots,
             client_id=fill.sequence,
+            expiry_s=fill.taker_fee_ppm if bought else fill.maker_fee_ppm,
         )
     wrong = {
+        "expiry_s": FEE_PPM_MAX + 1,
         "account": flow.account(),
         "instrument": flow.market(),
         "price_ticks": flow.chance.choice(NO_PRICES),
@@ -451,22 +525,50 @@ def close_account(flow: Flow) -> Command:
 
 def reopen_account(flow: Flow) -> Command:
     closed = [number for number, account in flow.reference.accounts.items() if account.closed]
+    if not closed and not flow.one_in(6):
+        return resting_order(flow)
     account = flow.chance.choice(closed) if closed else flow.account()
     return Command(kind=CommandKind.REOPEN_ACCOUNT, account=account)
+
+
+def set_fees(flow: Flow) -> Command:
+    chance = flow.chance
+    rates = (0, 100, 1_000, 2_500, FEE_PPM_MAX)
+    maker, taker = sorted((chance.choice(rates), chance.choice(rates)))
+    if flow.one_in(8):
+        maker, taker = flow.mostly(taker + 1, (1 << 15,), 2), maker
+    return Command(
+        kind=CommandKind.SET_FEES,
+        side=flow.mostly(chance.randrange(3), (FEE_TIERS, FEE_TIERS - 1, 255), 8),
+        order_id=maker | taker << 16,
+    )
+
+
+def set_fee_tier(flow: Flow) -> Command:
+    tier = flow.mostly(flow.chance.randrange(3), (FEE_TIERS, FEE_TIERS - 1, 255), 8)
+    return Command(kind=CommandKind.SET_FEE_TIER, account=flow.account(), side=tier)
 
 
 # --- markets -------------------------------------------------------------------------------------
 
 
 def list_market(flow: Flow) -> Command:
-    market = flow.chance.choice((*flow.markets, LATE_MARKET, *NO_MARKETS[1:]))
+    """A new one when another has closed, mostly; with a gate of its own, or none."""
+    fresh = [market for market in LATE_MARKETS if market not in flow.reference.books]
+    market = flow.chance.choice((*flow.markets, *NO_MARKETS[1:]))
+    if fresh and (len(flow.open_markets()) < 2 or flow.one_in(30)):
+        market = fresh[0]
+        flow.then(*(capacity_command(who, market, flow.capacity_lots) for who in flow.accounts))
     command = list_command(market, flow.chance.choice((1, 2)), flow.chance.choice((1, 70)))
+    closes_s = flow.chance.choice((0, flow.now_s() + flow.chance.randint(60, 2_000)))
+    command = command._replace(expiry_s=closes_s)
     wrong = {
+        "expiry_s": max(1, flow.now_s() - flow.chance.randrange(2)),
         "order_id": 0,
         "qty_lots": flow.chance.choice(NO_LOTS),
         "price_ticks": flow.chance.choice(NO_PRICES),
     }
-    if flow.one_in(2):
+    if flow.one_in(3):
         name = flow.chance.choice(sorted(wrong))
         command = command._replace(**{name: wrong[name]})
     return command
@@ -479,8 +581,22 @@ def halt_market(flow: Flow) -> Command:
 def resume_market(flow: Flow) -> Command:
     books = flow.reference.books.items()
     halted = [number for number, book in books if book.status is MarketStatus.HALTED]
+    if not halted and not flow.one_in(6):
+        return resting_order(flow)
     market = flow.chance.choice(halted) if halted else flow.market()
     return Command(kind=CommandKind.RESUME_MARKET, instrument=market)
+
+
+def close_market(flow: Flow) -> Command:
+    """One whose gate is shut, and sometimes another."""
+    books = flow.reference.books.items()
+    shut = [
+        number
+        for number, book in books
+        if 0 < book.closes_s <= flow.now_s() and book.status is not MarketStatus.CLOSED
+    ]
+    market = flow.chance.choice(shut) if shut else flow.mostly(NO_MARKETS[0], (flow.market(),), 6)
+    return Command(kind=CommandKind.CLOSE_MARKET, instrument=market)
 
 
 def any_kind_at_all(flow: Flow) -> Command:
@@ -504,6 +620,8 @@ MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
     (4, minimum_quantity),
     (6, good_till_time),
     (5, market_order),
+    (5, all_or_none),
+    (6, stop_order),
     (3, order_with_any_terms),
     (2, hostile_order),
     (0.02, deep_iceberg),
@@ -520,11 +638,16 @@ MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
     (2, void_fill),
     (0.5, open_account),
     (0.4, close_account),
-    (2, reopen_account),
+    (4, reopen_account),
     (0.8, list_market),
     (0.6, halt_market),
-    (1, resume_market),
+    (4, resume_market),
+    (0.4, close_market),
+    (0.3, set_fees),
+    (0.6, set_fee_tier),
     (1, any_kind_at_all),
 )
 # Without these an episode would come to rest.
-RESTORING: Final = frozenset({declare_capacity, deposit, reopen_account, resume_market})
+RESTORING: Final = frozenset({
+    declare_capacity, deposit, reopen_account, resume_market, list_market
+})  # fmt: skip

@@ -6,12 +6,24 @@ and everything else both keep is the same too, looked at every `look_every` comm
 longer. Whatever differs raises AssertionError.
 """
 
+from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
-from engine.book import ORDER, TRADING, StateArray
+from engine.book import (
+    BUY_STOPS,
+    ORDER,
+    RANK_MASK,
+    SELL_STOPS,
+    TRADING,
+    TRAIT_ALL_OR_NONE,
+    TRAIT_ENDS,
+    WHOLE_BUYS,
+    StateArray,
+)
 from engine.invariants import check_invariants
 from engine.records import Command, Event, Side, command_array, decode_events
 from engine.reference import Reference
+from engine.reference.state import Book, Order
 from engine.replay import Matcher
 
 LOOK_EVERY: Final = 8
@@ -30,6 +42,13 @@ class Place(NamedTuple):
     hidden_lots: int
     display_lots: int
     expiry_s: int
+    fee_ppm: int
+    session: int
+    sequence: int
+    traits: int
+    market: int
+    trie: int
+    level_ticks: int
     before_slot: int
     behind_slot: int
 
@@ -81,7 +100,9 @@ class Pair:
             row = state["identities"][number]
             assert row["owner"].tobytes() == account.owner
             assert (row["opened"] != TRADING) == account.closed, f"account {number}"
-            assert (row["exits"], row["last_batch"]) == (account.exits, account.last_batch)
+            numbers = tuple(int(row[name]) for name in ("exits", "last_batch", "fee_tier"))
+            assert numbers == (account.exits, account.last_batch, account.fee_tier)
+        assert state["fees"].tolist() == [list(rates) for rates in reference.fees]
         self._compare_capacities()
         self._compare_books()
 
@@ -98,34 +119,68 @@ class Pair:
 
     def _compare_books(self) -> None:
         state, reference = self.state[0], self.reference
-        rows = state["orders"][: int(state["order_high"]) + 1].tolist()
         assert state["open_orders"] == len(reference.orders), "open orders"
+        high = int(state["order_high"]) + 1
+        rows = state["orders"][:high].tolist()
+        leaves = state["leaves"][: int(state["leaf_high"]) + 1]
+        markets, tries, keys = (leaves[name].tolist() for name in ("instrument", "side", "key"))
         for instrument, book in reference.books.items():
-            row = state["books"][instrument]
-            terms = (row["status"], row["lot_multiple"], row["bond_usdc6_per_lot"], row["product"])
-            assert terms == (book.status, book.lot_multiple, book.bond_per_lot, book.product)
-            for side in Side:
-                for queue in book.sides[side].values():
-                    slots = [0, *(order.order_id & 0xFFFFFF for order in queue), 0]
-                    for i, order in enumerate(queue):
-                        meant = Place(
-                            order.order_id, order.client_id, order.account, order.price_ticks,
-                            order.qty_lots, order.hidden_lots, order.display_lots,
-                            order.expiry_s, slots[i], slots[i + 2],
-                        )  # fmt: skip
-                        found = _place(slots[i + 1], rows[slots[i + 1]])
-                        assert found == meant, f"market {instrument}: {found}, meant {meant}"
+            self._compare_terms(instrument, book)
+            for trie, level_ticks, queue in _queues(book):
+                slots = [0, *(order.order_id & 0xFFFFFF for order in queue), 0]
+                for i, order in enumerate(queue):
+                    slot = slots[i + 1]
+                    row = rows[slot]
+                    leaf, rank = divmod(row[_COLUMN["level"]], 64)
+                    ticks = (keys[leaf] << 6 | rank) ^ (RANK_MASK * (trie & 1))
+                    found = _place(slot, row, (markets[leaf], tries[leaf], ticks))
+                    around = (instrument, trie, level_ticks, slots[i], slots[i + 2])
+                    meant = _meant_place(order, around)
+                    assert found == meant, f"market {instrument}: {found}, meant {meant}"
+
+    def _compare_terms(self, instrument: int, book: Book) -> None:
+        row = self.state["books"][0, instrument]
+        closes_s = self.state["markets"][0, instrument]["closes_s"]
+        found = (row["status"], row["lot_multiple"], row["bond_usdc6_per_lot"], row["product"])
+        assert found == (book.status, book.lot_multiple, book.bond_per_lot, book.product)
+        assert (row["last_ticks"], closes_s) == (book.last_ticks, book.closes_s)
 
 
-def _place(slot: int, row: tuple[int, ...]) -> Place:
-    def of(name: str) -> int:
-        return row[_COLUMN[name]]
+def _queues(book: Book) -> Iterator[tuple[int, int, Iterable[Order]]]:
+    """Each level that has orders: its trie, its price, and who stands there, first to last."""
+    for side in Side:
+        for level_ticks, queue in book.sides[side].items():
+            yield side, level_ticks, queue
+    waiting: dict[tuple[int, int], list[Order]] = {}
+    for order in book.waiting:
+        stops = BUY_STOPS if order.side is Side.BUY else SELL_STOPS
+        trie = stops if order.stop_ticks else WHOLE_BUYS + order.side
+        waiting.setdefault((trie, order.stop_ticks or order.price_ticks), []).append(order)
+    for (trie, level_ticks), queue in waiting.items():
+        yield trie, level_ticks, queue
 
+
+def _meant_place(order: Order, around: tuple[int, int, int, int, int]) -> Place:
+    traits = 0
+    if order.waits:
+        traits = order.self_trade | TRAIT_ENDS * order.ends
+        traits |= TRAIT_ALL_OR_NONE * (order.stop_ticks == 0)
     return Place(
-        of("generation") << 24 | slot, of("client_id"), of("account"), of("price_ticks"),
-        of("qty_lots"), of("hidden_lots"), of("display_lots"), of("expiry_s"),
-        of("prev"), of("next"),
+        order.order_id, order.client_id, order.account, order.price_ticks, order.qty_lots,
+        order.hidden_lots, order.display_lots, order.expiry_s, order.fee_ppm, order.session,
+        order.sequence, traits, *around,
     )  # fmt: skip
+
+
+_FROM_ROW: Final = [
+    _COLUMN[name] for name in Place._fields[1 : Place._fields.index("traits") + 1]
+]  # fmt: skip
+
+
+def _place(slot: int, row: tuple[int, ...], level: tuple[int, int, int]) -> Place:
+    order_id = row[_COLUMN["generation"]] << 24 | slot
+    links = row[_COLUMN["prev"]], row[_COLUMN["next"]]
+    return Place._make((order_id, *(row[column] for column in _FROM_ROW), *level, *links))
 
 
 def _difference(events: list[Event], meant: list[Event]) -> str:

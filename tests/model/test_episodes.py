@@ -26,7 +26,8 @@ from engine.records import (
     EventKind,
     Side,
 )
-from engine.reference import Order, Reference
+from engine.reference import Reference
+from engine.reference.state import Order
 from engine.rejects import Reject
 from tests.model.episodes import (
     CORPUS,
