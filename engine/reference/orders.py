@@ -134,7 +134,7 @@ class Orders:
     def _new_order(self, c: Command) -> None:
         display, minimum = c.order_id & 0xFFFFFFFF, c.order_id >> 32
         plain = c.flags <= Flag.POST_ONLY and c.time_in_force <= TimeInForce.FOK
-        if not plain or c.order_id or c.expiry_s:
+        if not plain or c.order_id or c.expiry_s or c.resale:
             c = self._as_limit(c, self._check_access(c), display, minimum)
         book = self._check_order(c)
         self._check_reserve(c, book)

@@ -21,10 +21,12 @@ from engine.records import (
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
+    SPOT_WINDOW,
     Command,
     CommandKind,
     Event,
     EventKind,
+    FillNote,
     Flag,
     MarketStatus,
     Purse,
@@ -177,6 +179,12 @@ class Flow:
         book = self.reference.books.get(market)
         return book.lot_multiple if book else 1
 
+    def resale(self, market: int, side: int) -> int:
+        """1 where the hours of a window are sold again."""
+        book = self.reference.books.get(market)
+        usual = side == Side.SELL and book is not None and book.is_window and self.one_in(3)
+        return self.mostly(int(usual), (1, 2, 255), 100)
+
     def lots(self, market: int, most: int = 12) -> int:
         lots = self.chance.randint(1, most * 5 if self.one_in(20) else most)
         off = self.mostly(0, (1,), 50)
@@ -204,7 +212,7 @@ def list_command(market: int, multiple: int, bond_usdc6: int) -> Command:
     return Command(
         kind=CommandKind.LIST_MARKET,
         instrument=market,
-        order_id=market + 1,
+        order_id=market + 1 + (SPOT_WINDOW + market % 2 << 24),  # hours of a window, or not
         qty_lots=multiple,
         price_ticks=bond_usdc6,
     )
@@ -244,6 +252,7 @@ def limit_order(flow: Flow) -> Command:
         flags=flow.mostly(0, (Flag.POST_ONLY,), 8),
         client_id=chance.randrange(1 << 53),
         session=flow.mostly(0, SESSIONS, 3),
+        resale=flow.resale(market, side),
     )
 
 
@@ -491,9 +500,11 @@ def void_fill(flow: Flow) -> Command:
             qty_lots=fill.qty_lots,
             client_id=fill.sequence,
             expiry_s=fill.taker_fee_ppm if bought else fill.maker_fee_ppm,
+            resale=int(fill.reason & FillNote.RESOLD != 0),
         )
     wrong = {
         "expiry_s": FEE_PPM_MAX + 1,
+        "resale": flow.chance.choice((0, 1, 2)),
         "account": flow.account(),
         "instrument": flow.market(),
         "price_ticks": flow.chance.choice(NO_PRICES),

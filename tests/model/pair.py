@@ -11,12 +11,14 @@ from typing import Final, NamedTuple
 
 from engine.book import (
     BUY_STOPS,
+    LEASE,
     ORDER,
     RANK_MASK,
     SELL_STOPS,
     TRADING,
     TRAIT_ALL_OR_NONE,
     TRAIT_ENDS,
+    TRAIT_RESALE_BIT,
     WHOLE_BUYS,
     StateArray,
 )
@@ -59,7 +61,7 @@ class Pair:
         self.reference = Reference()
         self.sequence = 0
         self._look_every = look_every
-        self._capacity_slots: dict[tuple[int, int], int] = {}
+        self._capacity_slots: dict[int, int] = {}
 
     @property
     def state(self) -> StateArray:
@@ -108,14 +110,20 @@ class Pair:
 
     def _compare_capacities(self) -> None:
         capacities = self.state["capacities"][0]
-        for (account, instrument), meant in self.reference.capacities.items():
-            key = account << 32 | instrument
-            slot = self._capacity_slots.get((account, instrument))
+        meant = {
+            owner << 32 | instrument: row
+            for lease, table in ((0, self.reference.capacities), (LEASE, self.reference.leases))
+            for (account, instrument), row in table.items()
+            for owner in (account | lease,)
+        }
+        assert len(meant) == self.state["capacities_used"], "capacities"
+        for key, row in meant.items():
+            slot = self._capacity_slots.get(key)
             if slot is None:
                 slot = int((capacities["key"] == key).argmax())
-                self._capacity_slots[account, instrument] = slot
-            row = capacities[slot].tolist()
-            assert row == (key, meant.declared, meant.held, meant.sold), f"capacity {key:x}"
+                self._capacity_slots[key] = slot
+            found = capacities[slot].tolist()
+            assert found == (key, row.declared, row.held, row.sold), f"capacity {key:x}"
 
     def _compare_books(self) -> None:
         state, reference = self.state[0], self.reference
@@ -161,9 +169,9 @@ def _queues(book: Book) -> Iterator[tuple[int, int, Iterable[Order]]]:
 
 
 def _meant_place(order: Order, around: tuple[int, int, int, int, int]) -> Place:
-    traits = 0
+    traits = order.resale << TRAIT_RESALE_BIT
     if order.waits:
-        traits = order.self_trade | TRAIT_ENDS * order.ends
+        traits |= order.self_trade | TRAIT_ENDS * order.ends
         traits |= TRAIT_ALL_OR_NONE * (order.stop_ticks == 0)
     return Place(
         order.order_id, order.client_id, order.account, order.price_ticks, order.qty_lots,
