@@ -22,7 +22,7 @@ import numpy as np
 from engine.clock import Clock
 from engine.expiry import Expiries
 from engine.journal import FRAME_COMMANDS_MAX, Journal
-from engine.port import Batch, Market, Readiness, Sequenced, Subscriber
+from engine.port import Batch, Market, Rates, Readiness, Sequenced, Subscriber
 from engine.publish import Published
 from engine.records import (
     COMMAND,
@@ -225,6 +225,9 @@ class Pipeline:
 
     def markets(self) -> list[Market]:
         return self._published.markets()
+
+    def rates(self, fee_tier: int) -> Rates:
+        return self._published.rates(fee_tier)
 
     def when_stopped(self, listener: Callable[[str], None]) -> None:
         self._stop_listeners.append(listener)

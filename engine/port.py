@@ -41,6 +41,13 @@ class Market(NamedTuple):
     bond_usdc6_per_lot: int
 
 
+class Rates(NamedTuple):
+    """What orders that come now are charged, parts per million of price times quantity."""
+
+    maker_ppm: int
+    taker_ppm: int
+
+
 class Readiness(NamedTuple):
     """For `/ready`: `stopped` is empty while commands are taken, else the reason in words.
 
@@ -100,6 +107,10 @@ class Port(Protocol):
         ...
 
     def markets(self) -> list[Market]: ...
+
+    def rates(self, fee_tier: int) -> Rates:
+        """As of the last published group of commands. Tiers count from 0."""
+        ...
 
     def ready(self) -> Readiness: ...
 

@@ -8,9 +8,10 @@ an order that a power cut would undo. `pipeline` writes it, the port reads it.
 import numpy as np
 
 from engine.book import StateArray
-from engine.port import Market
+from engine.port import Market, Rates
 from engine.records import (
     ACCOUNTS_MAX,
+    FEE_TIERS,
     Balances,
     Event,
     EventArray,
@@ -28,6 +29,7 @@ class Published:
         self._owners: dict[int, bytes] = {}
         self._accounts: dict[bytes, int] = {}
         self._markets: dict[int, Market] = {}
+        self._rates = [Rates(0, 0)] * FEE_TIERS
 
     def apply(self, state: StateArray, array: EventArray, events: list[Event]) -> None:
         """Take over what these events touched. The state may be ahead only within their group."""
@@ -48,6 +50,8 @@ class Published:
                     event.lot_multiple,
                     event.bond_usdc6_per_lot,
                 )
+            elif event.kind == EventKind.FEES_SET:
+                self._rates[event.side] = Rates(event.maker_fee_ppm, event.taker_fee_ppm)
             elif event.kind == EventKind.MARKET_HALTED:
                 self._set_status(event.instrument, MarketStatus.HALTED)
             elif event.kind == EventKind.MARKET_RESUMED:
@@ -69,3 +73,6 @@ class Published:
 
     def markets(self) -> list[Market]:
         return list(self._markets.values())
+
+    def rates(self, fee_tier: int) -> Rates:
+        return self._rates[fee_tier]

@@ -339,6 +339,12 @@ def fee_usdc6(notional_usdc6: int, fee_ppm: int) -> int:
     return notional_usdc6 * fee_ppm // PPM
 
 
+def cost_usdc6(price_ticks: int, qty_lots: int, fee_ppm: int) -> int:
+    """What a fill takes from its buyer, and into escrow: price times quantity, and the fee."""
+    notional_usdc6 = price_ticks * qty_lots
+    return notional_usdc6 + fee_usdc6(notional_usdc6, fee_ppm)
+
+
 def order_terms(*, display_lots: int = 0, min_lots: int = 0) -> int:
     """What a NEW_ORDER carries in the bytes of its `order_id`."""
     return display_lots | min_lots << 32

@@ -214,6 +214,8 @@ def _print_outcome(outcome: Any) -> None:
         "fills": f"{outcome.fills} (an onlooker heard {outcome.trades_heard})",
         "volume": f"{outcome.volume_lots / 100:,.2f} GPU-hours",
         "notional": f"{outcome.notional_usdc6 / 1e6:,.6f} USDC",
+        "buyers' fees, in escrow": f"{outcome.buyer_fees_usdc6 / 1e6:,.6f} USDC",
+        "sellers' fees, due": f"{outcome.seller_fees_usdc6 / 1e6:,.6f} USDC",
         "batches mined": f"{outcome.batches}, {outcome.gas_per_fill:,} gas a fill",
         "spot prices": f"{len(outcome.index)} series on chain",
         "state hash": outcome.state_hash,

@@ -23,6 +23,7 @@ from engine.records import (
     EventKind,
     MarketStatus,
     Purse,
+    cost_usdc6,
     fee_usdc6,
 )
 from engine.rejects import Reject
@@ -128,8 +129,7 @@ class Feed:
             case EventKind.FILL_VOIDED:
                 market = self.mirror.markets[event.instrument]
                 bond_usdc6 = market.bond_usdc6_per_lot * event.qty_lots
-                paid_usdc6 = event.price_ticks * event.qty_lots
-                paid_usdc6 += fee_usdc6(paid_usdc6, event.taker_fee_ppm)
+                paid_usdc6 = cost_usdc6(event.price_ticks, event.qty_lots, event.taker_fee_ppm)
                 self._transfer(event, "fill_voided", event.account, paid_usdc6)
                 self._transfer(event, "fill_voided", event.counter_account, bond_usdc6)
             case EventKind.MARKET_LISTED:

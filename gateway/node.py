@@ -111,6 +111,7 @@ class Node:
             await self.chain.deploy_or_load(self.directory, _address(self.settings.chain.token))
         with progress("replaying the journal"):
             await self._start_engine(database_url, partition_ns)
+        await self._set_fees()
         await self._list_markets(self.settings.markets.listed)
         await self._catch_up()
         await self._start_server()
@@ -170,6 +171,14 @@ class Node:
             return configured
         self.administrator = Wallet(_own_key(self.directory / "administrator.key"))
         return self.administrator.address_bytes
+
+    async def _set_fees(self) -> None:
+        """The rates of the settings' tiers; what is so already is left alone."""
+        fees = self.settings.fees
+        for tier, rates in enumerate(zip(fees.maker_ppm, fees.taker_ppm, strict=True)):
+            if self.engine.rates(tier) != rates:
+                self.engine.submit(translate.set_fees(tier, *rates))
+        await self.engine.settled()
 
     async def _list_markets(self, symbols: tuple[str, ...]) -> None:
         """List what is missing, with lot and bond as the catalog has them. Raises CatalogError."""

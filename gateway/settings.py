@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, get_args, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from engine.records import FEE_PPM_MAX, FEE_TIERS
 from engine.rejects import CompexError
 
 ENVIRONMENT: Final = {
@@ -55,6 +56,29 @@ class MarketSettings(Struct, frozen=True, forbid_unknown_fields=True):
         tuple[str, ...],
         Meta(description="markets listed at start, by symbol; already listed ones stay"),
     ] = LAUNCH_MARKETS
+
+
+Rate = Annotated[int, Meta(ge=0, le=FEE_PPM_MAX)]
+
+
+class FeeSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    maker_ppm: Annotated[
+        tuple[Rate, ...],
+        Meta(
+            min_length=1,
+            max_length=FEE_TIERS,
+            description="what an order pays that waited in the book, millionths of price times "
+            "quantity, for each tier from 0; every wallet begins in tier 0",
+        ),
+    ] = (0,)
+    taker_ppm: Annotated[
+        tuple[Rate, ...],
+        Meta(
+            min_length=1,
+            max_length=FEE_TIERS,
+            description="what the order pays that met it; at least as much as maker_ppm",
+        ),
+    ] = (0,)
 
 
 class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -111,6 +135,10 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         GatewaySettings()
     )
     markets: Annotated[MarketSettings, Meta(description="what is traded")] = MarketSettings()
+    fees: Annotated[
+        FeeSettings,
+        Meta(description="what trading costs; set at start for orders that come from then on"),
+    ] = FeeSettings()
     database: Annotated[DatabaseSettings, Meta(description="the ledger's database")] = (
         DatabaseSettings()
     )
@@ -135,6 +163,9 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
         raise SettingsError(f"{path or 'the environment'}: {bad}") from bad
     if settings.chain.rpc_url and not settings.chain.keys_file:
         raise SettingsError("chain.keys_file is needed with chain.rpc_url")
+    makers, takers = settings.fees.maker_ppm, settings.fees.taker_ppm
+    if len(makers) != len(takers) or any(m > t for m, t in zip(makers, takers, strict=True)):
+        raise SettingsError("fees.maker_ppm must have as many tiers as fees.taker_ppm, none above")
     return settings
 
 

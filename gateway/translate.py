@@ -224,6 +224,14 @@ def list_market(
     )
 
 
+def set_fees(tier: int, maker_ppm: int, taker_ppm: int) -> Command:
+    return Command(
+        kind=CommandKind.SET_FEES,
+        side=tier,  # the bytes of fee_tier
+        order_id=maker_ppm | taker_ppm << 16,  # the bytes of both rates
+    )
+
+
 def set_status(action: m.MarketAction, instrument: int) -> Command:
     return Command(kind=_STATUS_COMMANDS[action], instrument=instrument)
 

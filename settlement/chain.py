@@ -31,7 +31,7 @@ from web3.exceptions import (
 )
 from web3.providers.async_base import AsyncBaseProvider
 
-from engine.records import Purse, fee_usdc6
+from engine.records import Purse, cost_usdc6
 from settlement.abi import Interface, rejection
 from settlement.contracts import artifact
 from settlement.errors import (
@@ -96,8 +96,7 @@ class Fill(NamedTuple):
     @property
     def amount_usdc6(self) -> int:
         """What goes into escrow; the vault computes the same."""
-        notional_usdc6 = self.price_ticks * self.qty_lots
-        return notional_usdc6 + fee_usdc6(notional_usdc6, self.buyer_fee_ppm)
+        return cost_usdc6(self.price_ticks, self.qty_lots, self.buyer_fee_ppm)
 
 
 def pack_fills(fills: Iterable[Fill]) -> bytes:

@@ -17,7 +17,7 @@ from engine.records import (
     EventKind,
     Purse,
     Side,
-    fee_usdc6,
+    cost_usdc6,
 )
 from settlement.chain import Fill
 from settlement.database import Database
@@ -191,12 +191,6 @@ class Ledger:
         return Trial._make(row.values())
 
 
-def paid_usdc6(fill: Event, buyer_fee_ppm: int) -> int:
-    """What a FILL or a FILL_VOIDED moves for its buyer: the notional and the buyer's fee."""
-    notional_usdc6 = fill.price_ticks * fill.qty_lots
-    return notional_usdc6 + fee_usdc6(notional_usdc6, buyer_fee_ppm)
-
-
 class _Entries:
     """Rows that a run of events becomes."""
 
@@ -239,7 +233,7 @@ class _Entries:
                 self._transfer(number, event, "return", event.reference, ends, amount)
             case EventKind.FILL_VOIDED:
                 ends = (user, "pending", user, "cash")
-                voided = paid_usdc6(event, event.taker_fee_ppm)
+                voided = cost_usdc6(event.price_ticks, event.qty_lots, event.taker_fee_ppm)
                 self._transfer(number, event, "void", event.reference, ends, voided)
             case EventKind.EXIT_CONFIRMED:
                 ends = (user, "cash", VAULT_ACCOUNT, "vault")
@@ -259,7 +253,8 @@ class _Entries:
             buyer, seller = seller, buyer
             buyer_fee_ppm, seller_fee_ppm = seller_fee_ppm, buyer_fee_ppm
         ends = (buyer, "cash", buyer, "pending")
-        self._transfer(number, event, "fill", number, ends, paid_usdc6(event, buyer_fee_ppm))
+        cost = cost_usdc6(event.price_ticks, event.qty_lots, buyer_fee_ppm)
+        self._transfer(number, event, "fill", number, ends, cost)
         self.fills.append((
             number, event.sequence, event.time_ns, event.instrument, event.order_id,
             event.counter_order_id, taker, maker, buyer, seller, event.price_ticks,

@@ -22,7 +22,7 @@ from rich.text import Text
 from engine.catalog import load_catalog
 from engine.clock import SystemClock
 from engine.rejects import Reject
-from gateway.demo.play import Advance, Stage, open_stage
+from gateway.demo.play import FEES, Advance, Stage, open_stage
 from gateway.demo.prices import load_quotes
 from gateway.demo.script import DOLLAR, HOUR_NS, OPENING_NS, Actor, Step, actor_key, write_script
 from gateway.node import Funding, Node, Progress
@@ -121,6 +121,7 @@ async def open_market(
         Settings(
             gateway=GatewaySettings(port=port),
             markets=MarketSettings(listed=tuple(script.markets)),
+            fees=FEES,
             chain=ChainSettings(embedded_rpc_port=rpc_port),
         ),
         clock,
@@ -184,9 +185,15 @@ async def _status(node: Node, crowd: Crowd, console: Console) -> None:
             line.show(
                 f"{summary.fills:,} fills, {summary.volume_lots / 100:,.0f} GPU-hours, "
                 f"{summary.notional_usdc6 / 1e6:,.2f} USDC; {summary.batches} batches in escrow, "
+                f"fees {_dollars(summary.buyer_fees_usdc6)} there and "
+                f"{_dollars(summary.seller_fees_usdc6)} due, "
                 f"{summary.gas_per_fill:,} gas a fill; {crowd.refused} refused"
             )
             await asyncio.sleep(STATUS_SECONDS)
+
+
+def _dollars(amount_usdc6: int) -> str:
+    return f"{amount_usdc6 / 1e6:,.2f}"
 
 
 class _Line:

@@ -21,10 +21,21 @@ from engine.clock import ScriptedClock
 from engine.records import SECOND_NS
 from engine.rejects import Reject
 from gateway.demo.prices import Skipped, load_quotes
-from gateway.demo.script import HOUR_NS, ROUNDS, START_NS, Actor, Script, Step, write_script
+from gateway.demo.script import (
+    HOUR_NS,
+    MAKER_FEE_PPM,
+    ROUNDS,
+    START_NS,
+    TAKER_FEE_PPM,
+    Actor,
+    Script,
+    Step,
+    write_script,
+)
 from gateway.node import Funding, Node, Progress
 from gateway.settings import (
     ChainSettings,
+    FeeSettings,
     GatewaySettings,
     MarketSettings,
     Settings,
@@ -32,6 +43,7 @@ from gateway.settings import (
 )
 
 STEPS_PER_PROGRESS: Final = 50
+FEES: Final = FeeSettings(maker_ppm=(MAKER_FEE_PPM,), taker_ppm=(TAKER_FEE_PPM,))
 TURNS_MAX: Final = 8  # of settlement after one round; two do, a third finds nothing to do
 # What a step may be answered when it was performed before the run was cut off.
 REPEATED: Final = (Reject.UNKNOWN_ORDER,)
@@ -54,6 +66,8 @@ class Outcome(msgspec.Struct):
     fills: int
     volume_lots: int
     notional_usdc6: int
+    buyer_fees_usdc6: int  # in escrow
+    seller_fees_usdc6: int  # due when the proceeds are released
     batches: int
     gas_per_fill: int
     operators: int
@@ -140,6 +154,7 @@ def once_settings(markets: list[str]) -> Settings:
     return Settings(
         gateway=GatewaySettings(port=0),
         markets=MarketSettings(listed=tuple(markets)),
+        fees=FEES,
         chain=ChainSettings(embedded_rpc_port=-1),
         settlement=SettlementSettings(batch_wait_seconds=0),
     )
@@ -258,6 +273,8 @@ async def _compare(run: Run, trades_heard: int) -> Outcome:
         fills=summary.fills,
         volume_lots=summary.volume_lots,
         notional_usdc6=summary.notional_usdc6,
+        buyer_fees_usdc6=summary.buyer_fees_usdc6,
+        seller_fees_usdc6=summary.seller_fees_usdc6,
         batches=summary.batches,
         gas_per_fill=summary.gas_per_fill,
         operators=roles.count("operator"),

@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from typing import Final, Literal, NamedTuple
 
 from engine.catalog import Catalog, load_catalog
+from engine.records import cost_usdc6
 from gateway.demo.prices import Quote
 
 GRADE: Final = "C"  # what providers say of themselves
@@ -26,6 +27,8 @@ START_NS: Final = 1_796_083_200_000_000_000  # 2026-12-01T00:00:00Z
 OPENING_NS: Final = 60_000_000_000  # asks are posted in the first minute
 ROUNDS: Final = 12  # of five minutes each: the index's partitions of one hour
 DOLLAR: Final = 1_000_000
+MAKER_FEE_PPM: Final = 200  # two and five basis points, as a liquid venue's first tier
+TAKER_FEE_PPM: Final = 500
 
 
 class Actor(NamedTuple):
@@ -205,7 +208,7 @@ def _buyers(
             step = _bid(
                 chance, catalog, first_actor + number, market, cheapest[market], client_id, start_ns
             )
-            spent += step.price_ticks * step.qty_lots
+            spent += cost_usdc6(step.price_ticks, step.qty_lots, TAKER_FEE_PPM)
             steps.append(step)
         cash = (spent // DOLLAR + 100) * DOLLAR
         actors.append(Actor(name, "buyer", actor_key(seed, name), cash, 0))

@@ -70,6 +70,7 @@ def check(outcome: dict[str, Any]) -> None:
     assert outcome["operators"] >= 10
     assert outcome["markets"] >= 20
     assert outcome["batches"] >= 1
+    assert 0 < outcome["seller_fees_usdc6"] < outcome["buyer_fees_usdc6"], "most buyers take"
     assert outcome["index"], "spot prices were published"
 
 

@@ -5,8 +5,16 @@ from collections import defaultdict
 import pytest
 
 from engine.catalog import load_catalog
+from engine.records import cost_usdc6
 from gateway.demo.prices import load_quotes
-from gateway.demo.script import HOUR_NS, OPENING_NS, START_NS, Script, write_script
+from gateway.demo.script import (
+    HOUR_NS,
+    OPENING_NS,
+    START_NS,
+    TAKER_FEE_PPM,
+    Script,
+    write_script,
+)
 
 
 @pytest.fixture(scope="module")
@@ -52,7 +60,7 @@ def test_no_buyer_can_run_out_of_money(script: Script) -> None:
     spent: dict[int, int] = defaultdict(int)
     for step in script.steps:
         if step.side == "buy":
-            spent[step.actor] += step.price_ticks * step.qty_lots
+            spent[step.actor] += cost_usdc6(step.price_ticks, step.qty_lots, TAKER_FEE_PPM)
     for actor, spent_usdc6 in spent.items():
         assert spent_usdc6 <= script.actors[actor].cash_usdc6
 
