@@ -205,6 +205,7 @@ def void_fill(s: Any, c: Any, out: Any) -> Any:
     e = emit(out, c, EventKind.FILL_VOIDED)
     e.counter_account = seller
     e.taker_fee_ppm = c.buyer_fee_ppm
+    e.reason = uint16(c.resale) << uint16(1)  # RESOLD, as in the fill
 
 
 @kernel

@@ -171,7 +171,7 @@ class CancelReason(IntEnum):
 
 
 class FillNote(IntFlag):
-    """What is special about a trade (in the field `reason` of a FILL event)."""
+    """What is special about a trade (in the field `reason` of a FILL or FILL_VOIDED event)."""
 
     OFF_QUEUE = 1  # the maker was chosen for its account: no price of the market
     RESOLD = 2  # the seller had bought these hours itself

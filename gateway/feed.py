@@ -21,6 +21,7 @@ from engine.records import (
     CancelReason,
     Event,
     EventKind,
+    FillNote,
     MarketStatus,
     Purse,
     cost_usdc6,
@@ -131,7 +132,8 @@ class Feed:
                 bond_usdc6 = market.bond_usdc6_per_lot * event.qty_lots
                 paid_usdc6 = cost_usdc6(event.price_ticks, event.qty_lots, event.taker_fee_ppm)
                 self._transfer(event, "fill_voided", event.account, paid_usdc6)
-                self._transfer(event, "fill_voided", event.counter_account, bond_usdc6)
+                if not event.reason & FillNote.RESOLD:
+                    self._transfer(event, "fill_voided", event.counter_account, bond_usdc6)
             case EventKind.MARKET_LISTED:
                 self._tell_status(self.mirror.list_market(event))
             case EventKind.MARKET_HALTED:

@@ -149,7 +149,7 @@ class Exits:
     async def _unbooked_voids(self) -> list[Command]:
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
-            " buyer_fee_ppm FROM fill WHERE void_number IS NOT NULL"
+            " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"
             " AND NOT EXISTS (SELECT FROM transfer t"
             " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
             " ORDER BY void_number LIMIT $1",
@@ -165,6 +165,7 @@ class Exits:
                 price_ticks=row["price_ticks"],
                 qty_lots=row["qty_lots"],
                 expiry_s=row["buyer_fee_ppm"],  # the bytes of buyer_fee_ppm
+                resale=int(row["resold"]),
             )
             for row in rows
         ]

@@ -15,6 +15,7 @@ from engine.records import (
     CancelReason,
     Event,
     EventKind,
+    FillNote,
     Purse,
     Side,
     cost_usdc6,
@@ -34,7 +35,7 @@ _TRANSFER_COLUMNS: Final = (
 _FILL_COLUMNS: Final = (
     "event_number", "sequence", "time_ns", "instrument", "taker_order_id", "maker_order_id",
     "taker", "maker", "buyer", "seller", "price_ticks", "qty_lots", "buyer_fee_ppm",
-    "seller_fee_ppm",
+    "seller_fee_ppm", "resold",
 )  # fmt: skip
 
 
@@ -258,7 +259,7 @@ class _Entries:
         self.fills.append((
             number, event.sequence, event.time_ns, event.instrument, event.order_id,
             event.counter_order_id, taker, maker, buyer, seller, event.price_ticks,
-            event.qty_lots, buyer_fee_ppm, seller_fee_ppm,
+            event.qty_lots, buyer_fee_ppm, seller_fee_ppm, bool(event.reason & FillNote.RESOLD),
         ))  # fmt: skip
 
     def _transfer(

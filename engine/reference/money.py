@@ -17,6 +17,7 @@ from engine.records import (
     CommandKind,
     Event,
     EventKind,
+    FillNote,
     Purse,
     fee_usdc6,
 )
@@ -155,7 +156,12 @@ class Money(Orders):
         capacity.sold -= c.qty_lots
         if book.is_window:
             lease.declared -= c.qty_lots
-        self._emit(EventKind.FILL_VOIDED, counter_account=seller_number, taker_fee_ppm=fee_ppm)
+        self._emit(
+            EventKind.FILL_VOIDED,
+            counter_account=seller_number,
+            taker_fee_ppm=fee_ppm,
+            reason=FillNote.RESOLD if c.resale else 0,
+        )
 
     def _confirm_exit(self, c: Command) -> None:
         account = self._account(c.account)

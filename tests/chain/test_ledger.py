@@ -12,6 +12,7 @@ from engine.records import (
     CancelReason,
     Event,
     EventKind,
+    FillNote,
     Purse,
     Side,
 )
@@ -56,7 +57,7 @@ def event(sequence: int, kind: EventKind, account: int, amount: int = 0, **field
         instrument=fields.get("instrument", 0),
         kind=kind,
         side=fields.get("side", 0),
-        reason=0,
+        reason=fields.get("reason", 0),
     )
 
 
@@ -286,6 +287,16 @@ async def test_a_ledger_from_before_there_were_fees_goes_on(
     with pytest.raises(PostingRefused, match=GROWS):
         await database.execute("UPDATE fill SET buyer_fee_ppm = 1 WHERE event_number = 5")
     await database.close()
+
+
+async def test_hours_that_were_sold_again_are_on_record_as_such(
+    ledger: Ledger, database: db.Database
+) -> None:
+    await ledger.post(numbered(STORY))
+    sold = fill(13, 20_000, 10, Side.BUY)._replace(reason=FillNote.RESOLD | FillNote.OFF_QUEUE)
+    await ledger.post(numbered([sold], len(STORY) + 1))
+    rows = await database.rows("SELECT resold FROM fill ORDER BY event_number")
+    assert [row["resold"] for row in rows][-2:] == [False, True]
 
 
 @pytest.mark.parametrize("cut", range(1, len(STORY)))
