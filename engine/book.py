@@ -10,8 +10,8 @@ linked through the shared order array. Inner nodes hold a bitmap and 64 children
 only the prefix that all its ranks share, so a book with a tight range is one leaf and an empty book
 is nothing. An order remembers its level, so that cancelling walks nothing.
 
-Invariant, verified by `invariants`: bitmaps say exactly which levels and children exist,
-queues are linked both ways, best prices are the extremes, no book is crossed, and what accounts
+Invariant, verified by `invariants`: bitmaps say exactly which levels and children exist, queues are
+linked both ways, best prices are the extremes, no book is crossed but in a call, and what accounts
 and capacities hold reserved is the sum over open orders. Only `match` and `reserve` write here.
 
 Cost: insert O(height <= 3), cancel O(1) or O(height) when a level empties, best price O(1).
@@ -110,6 +110,10 @@ BOOK: Final = np.dtype(
 )
 RULE_GATE: Final = 1  # it closes at a time
 RULE_WAITING: Final = 2  # orders wait for a condition
+RULE_CALL: Final = 4  # in a call, halted in one or closed in one: it may be crossed
+RULE_BANDS: Final = 8  # prices are held within bands
+# Of these a trade takes notice.
+RULES_OF_TRADING: Final = RULE_WAITING | RULE_CALL | RULE_BANDS
 RULE_WINDOW: Final = 128  # hours of a window, which who bought them may sell again
 # What few markets need, apart from BOOK, so that books stay small: no page of it is touched until
 # one of its rules is. Its tries have the fields that a book's have, and lie where its `SIDES` say.
@@ -123,7 +127,14 @@ MARKET: Final = np.dtype(
         ("unused", "<u2"),
         ("open_orders", "<u4"),  # that wait
         ("closes_s", "<u4"),  # RULE_GATE: Unix seconds
-        ("spare", "u1", (80,)),
+        ("auction_ticks", "<u4"),  # while it is being uncrossed: at this price; else 0
+        ("uncross_s", "<u4"),  # in a call: when it is to end, Unix seconds; 0: by hand
+        ("reference_ticks", "<u4"),  # of the static band: as set, then of the last auction; 0: none
+        ("static_ppm", "<u4"),
+        ("dynamic_ppm", "<u4"),
+        ("call_seconds", "<u4"),  # of a volatility call
+        ("auction_lots", "<u8"),  # traded so far while it is being uncrossed
+        ("spare", "u1", (48,)),
     ]
 )
 # Orders that wait stand in tries of their own. A sell stop triggers when trades fall to it: the

@@ -18,7 +18,8 @@ class Expiries:
 
     def sequenced(self, command: Command, sequence: int) -> None:
         """Notice an order that asks to live until a time."""
-        if command.kind == CommandKind.NEW_ORDER and command.time_in_force == TimeInForce.GTT:
+        orders = (CommandKind.NEW_ORDER, CommandKind.NEW_STOP)
+        if command.kind in orders and command.time_in_force == TimeInForce.GTT:
             self._accepted_at[sequence] = command.expiry_s
 
     def published(self, events: list[Event]) -> None:

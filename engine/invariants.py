@@ -20,6 +20,8 @@ from engine.book import (
     CAPACITY_SLOTS,
     LEASE,
     NO_ORDERS,
+    RULE_BANDS,
+    RULE_CALL,
     RULE_GATE,
     RULE_WAITING,
     SELL,
@@ -33,7 +35,7 @@ from engine.book import (
     side_of,
 )
 from engine.kernel import int64, kernel, uint8, uint32, uint64
-from engine.records import BALANCES, PPM
+from engine.records import BALANCES, PPM, MarketStatus
 from engine.reserve import FREE, HELD, find_capacity, resale_of
 from engine.trade import left_of
 
@@ -70,11 +72,14 @@ class Invariant(IntEnum):
     AN_ORDER_KNOWS_ITS_CAPACITY = auto()
     THE_BEST_PRICE_IS_THE_EXTREME = auto()
     THE_BEST_LEAF_HOLDS_THE_BEST = auto()
-    NEVER_CROSSED = auto()
+    NEVER_CROSSED = auto()  # but in a call
     A_BOOK_COUNTS_ITS_ORDERS = auto()
     A_MARKET_COUNTS_WHO_WAITS = auto()
     A_BOOK_KNOWS_WHETHER_SOME_WAIT = auto()
     A_BOOK_KNOWS_WHETHER_IT_HAS_A_GATE = auto()
+    A_BOOK_KNOWS_WHETHER_IT_HAS_BANDS = auto()
+    A_BOOK_KNOWS_WHETHER_IT_WAS_CALLED = auto()
+    ONLY_A_CALL_IS_UNCROSSED = auto()
     WHOLE_ORDERS_STAND_APART = auto()
     WHO_WAITS_CONCEALS_NOTHING = auto()
     AN_UNLISTED_MARKET_HAS_NO_ORDERS = auto()
@@ -168,7 +173,8 @@ def _check_book(s: Any, instrument: Any, sums: Any) -> Any:
             return broken
     if book.best[BUY] != NO_ORDERS and book.best[SELL] != NO_ORDERS:
         best_bid = rank_of(BUY, book.best[BUY])
-        if best_bid >= rank_of(SELL, book.best[SELL]):
+        called = book.rules & uint8(RULE_CALL) != 0
+        if best_bid >= rank_of(SELL, book.best[SELL]) and not called:
             return Invariant.NEVER_CROSSED
     on_book, waiting = sums.seen[ON_THIS_BOOK], sums.seen[WAITING_HERE]
     if on_book != int64(book.open_orders):
@@ -179,9 +185,27 @@ def _check_book(s: Any, instrument: Any, sums: Any) -> Any:
         return Invariant.A_BOOK_KNOWS_WHETHER_SOME_WAIT
     if (market.closes_s != 0) != (book.rules & uint8(RULE_GATE) != 0):
         return Invariant.A_BOOK_KNOWS_WHETHER_IT_HAS_A_GATE
+    broken = _check_auction(book, market)
+    if broken != 0:
+        return broken
     if book.status == 0 and on_book + waiting != 0:
         return Invariant.AN_UNLISTED_MARKET_HAS_NO_ORDERS
     sums.seen[ORDERS] += on_book + waiting
+    return Invariant.ALL_HOLD
+
+
+@kernel
+def _check_auction(book: Any, market: Any) -> Any:
+    """A market's rules say whether it has bands and whether it is in a call."""
+    if (market.static_ppm | market.dynamic_ppm != 0) != (book.rules & uint8(RULE_BANDS) != 0):
+        return Invariant.A_BOOK_KNOWS_WHETHER_IT_HAS_BANDS
+    called = book.rules & uint8(RULE_CALL) != 0
+    if (book.status == MarketStatus.CALL and not called) or (
+        book.status == MarketStatus.OPEN and called
+    ):
+        return Invariant.A_BOOK_KNOWS_WHETHER_IT_WAS_CALLED
+    if not called and (market.auction_ticks != 0 or market.auction_lots != 0):
+        return Invariant.ONLY_A_CALL_IS_UNCROSSED
     return Invariant.ALL_HOLD
 
 

@@ -24,11 +24,13 @@ SOURCES: Final = (
     "book.py",
     "reserve.py",
     "outbox.py",
+    "bands.py",
     "trade.py",
     "waiting.py",
     "terms.py",
     "money.py",
     "markets.py",
+    "auction.py",
     "match.py",
 )
 

@@ -7,10 +7,12 @@ by `match`.
 
 from typing import Any
 
-from engine.book import RULE_GATE, RULE_WINDOW, SELL, SELL_STOPS, WHOLE_SELLS
+from engine.bands import begin_call
+from engine.book import RULE_CALL, RULE_GATE, RULE_WINDOW, SELL, SELL_STOPS, WHOLE_SELLS
 from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, is_spent, reject
 from engine.records import (
+    CALL_SECONDS_MAX,
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
@@ -19,6 +21,7 @@ from engine.records import (
     CancelReason,
     CommandKind,
     EventKind,
+    ListingFlag,
     MarketStatus,
 )
 from engine.rejects import Reject
@@ -35,7 +38,7 @@ def list_market(s: Any, c: Any, out: Any) -> Any:
     lot_fits = 0 < c.lot_multiple <= QTY_LOTS_MAX
     bond_fits = 0 < c.bond_usdc6_per_lot <= PRICE_TICKS_MAX
     gate_fits = c.closes_s == 0 or int64(c.closes_s) * SECOND_NS > c.time_ns
-    if c.product == 0 or not lot_fits or not bond_fits or not gate_fits:
+    if c.product == 0 or not lot_fits or not bond_fits or not gate_fits or not _calls_fit(c):
         return reject(out, c, Reject.INVALID_LISTING)
     book.status = uint8(MarketStatus.OPEN)
     book.product = c.product
@@ -46,28 +49,47 @@ def list_market(s: Any, c: Any, out: Any) -> Any:
     if c.closes_s != 0:
         book.rules |= uint8(RULE_GATE)
         s.markets[c.instrument].closes_s = c.closes_s
+    if c.flags & ListingFlag.OPENING_CALL != 0:
+        begin_call(s, c.instrument, c.opens_s)
     s.instrument_high = max(s.instrument_high, c.instrument + uint32(1))
     e = emit(out, c, EventKind.MARKET_LISTED)
     e.product = c.product
     e.closes_s = c.closes_s
+    e.reason = uint16(c.flags)
+
+
+@kernel
+def _calls_fit(c: Any) -> Any:
+    """Whether a listing's opening and closing calls are possible."""
+    opening = c.flags == ListingFlag.OPENING_CALL
+    timed = int64(c.opens_s) * SECOND_NS > c.time_ns
+    before_gate = c.closes_s == 0 or c.opens_s <= c.closes_s
+    opens_fit = c.opens_s == 0 or (opening and timed and before_gate)
+    gated = c.closing_call_s == 0 or c.closes_s != 0
+    return (
+        (opening or c.flags == 0) and opens_fit and gated and c.closing_call_s <= CALL_SECONDS_MAX
+    )
 
 
 @kernel
 def set_status(s: Any, c: Any, out: Any) -> Any:
-    """Halt an open market, or resume a halted one. Resting orders stay and may be cancelled."""
+    """Halt an open market or one in a call, or resume a halted one, as it was. Resting orders stay
+    and may be cancelled."""
     if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
         return reject(out, c, Reject.UNKNOWN_INSTRUMENT)
     book = s.books[c.instrument]
     if c.kind == CommandKind.HALT_MARKET:
-        if book.status != MarketStatus.OPEN:
+        if book.status not in (MarketStatus.OPEN, MarketStatus.CALL):
             return reject(out, c, Reject.NOT_OPEN)
         book.status = uint8(MarketStatus.HALTED)
         emit(out, c, EventKind.MARKET_HALTED)
         return
     if book.status != MarketStatus.HALTED:
         return reject(out, c, Reject.NOT_HALTED)
-    book.status = uint8(MarketStatus.OPEN)
-    emit(out, c, EventKind.MARKET_RESUMED)
+    called = book.rules & uint8(RULE_CALL) != 0
+    book.status = uint8(MarketStatus.CALL) if called else uint8(MarketStatus.OPEN)
+    e = emit(out, c, EventKind.MARKET_RESUMED)
+    e.reason = uint16(called)
 
 
 @inlined

@@ -8,6 +8,8 @@ by `pipeline`, `replay` and benchmarks.
 
 from typing import Any, Final
 
+from engine.auction import call_market, indicate_market, uncross_market
+from engine.bands import set_bands
 from engine.book import rank_of
 from engine.kernel import inlined, kernel, prefetch, uint8, uint32, uint64
 from engine.markets import close_market, list_market, set_status
@@ -87,6 +89,14 @@ def _apply_rare(s: Any, c: Any, out: Any) -> Any:
         return set_status(s, c, out)
     if c.kind == CommandKind.CLOSE_MARKET:
         return close_market(s, c, out)
+    if c.kind == CommandKind.CALL_MARKET:
+        return call_market(s, c, out)
+    if c.kind == CommandKind.UNCROSS_MARKET:
+        return uncross_market(s, c, out)
+    if c.kind == CommandKind.INDICATE_MARKET:
+        return indicate_market(s, c, out)
+    if c.kind == CommandKind.SET_BANDS:
+        return set_bands(s, c, out)
     if c.kind == CommandKind.SET_FEES:
         return set_fees(s, c, out)
     if c.kind == CommandKind.SET_FEE_TIER:

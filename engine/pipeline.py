@@ -38,6 +38,7 @@ from engine.rejects import JournalError, Refused, Reject
 from engine.replay import Matcher
 from engine.sequence import Sequencer
 from engine.snapshot import state_hash
+from engine.timetable import Timetable
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16
 # Taken even while a subscriber is far behind: they only lessen what is at risk.
@@ -53,6 +54,7 @@ class Pipeline:
         self._clock = clock
         self._sequencer = Sequencer(clock)
         self._expiries = Expiries()
+        self._timetable = Timetable()
         self._matcher = Matcher()
         self._subscribers: list[Subscriber] = []
         self._rooms: list[Callable[[], bool]] = []
@@ -111,12 +113,14 @@ class Pipeline:
         return sequenced
 
     def _expire(self) -> None:
-        """Whose time has come leaves the book before anything else happens."""
-        for command in self._expiries.due(self._clock.now_ns()):
+        """Whose time has come leaves the book before anything else happens; then markets do what
+        their time is for."""
+        now_ns = self._clock.now_ns()
+        for command in (*self._expiries.due(now_ns), *self._timetable.due(now_ns)):
             self._sequence(command)
 
     async def _keep_time(self) -> None:
-        """Orders expire in a quiet market, too."""
+        """Times come in a quiet market, too."""
         while not self._stopped:
             self._expire()
             await asyncio.sleep(EXPIRY_SECONDS)
@@ -146,6 +150,8 @@ class Pipeline:
         await durable
         for part in parts:
             self._publish(part, replayed=False)
+        if not self._stopped:
+            self._expire()  # what one command could not finish goes on
         self._published_sequence = int(commands["sequence"][-1])
         while self._waiting and self._waiting[0][0] <= self._published_sequence:
             waiter = self._waiting.popleft()[1]
@@ -161,6 +167,7 @@ class Pipeline:
         self._published.apply(self._matcher.state, array, events)
         self._sequencer.answered(events)
         self._expiries.published(events)
+        self._timetable.published(array, events)
         for subscriber in self._subscribers:
             subscriber(batch)
 

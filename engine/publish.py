@@ -46,7 +46,7 @@ class Published:
                 self._markets[event.instrument] = Market(
                     event.instrument,
                     event.product,
-                    MarketStatus.OPEN,
+                    MarketStatus.CALL if event.reason else MarketStatus.OPEN,
                     event.lot_multiple,
                     event.bond_usdc6_per_lot,
                 )
@@ -55,7 +55,14 @@ class Published:
             elif event.kind == EventKind.MARKET_HALTED:
                 self._set_status(event.instrument, MarketStatus.HALTED)
             elif event.kind == EventKind.MARKET_RESUMED:
+                called = MarketStatus.CALL if event.reason else MarketStatus.OPEN
+                self._set_status(event.instrument, called)
+            elif event.kind in (EventKind.MARKET_CALLED, EventKind.VOLATILITY_CALL):
+                self._set_status(event.instrument, MarketStatus.CALL)
+            elif event.kind == EventKind.MARKET_UNCROSSED and not event.reason:
                 self._set_status(event.instrument, MarketStatus.OPEN)
+            elif event.kind == EventKind.MARKET_CLOSED:
+                self._set_status(event.instrument, MarketStatus.CLOSED)
 
     def _set_status(self, instrument: int, status: MarketStatus) -> None:
         self._markets[instrument] = self._markets[instrument]._replace(status=status)

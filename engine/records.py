@@ -49,6 +49,11 @@ PARTS_MAX: Final = 168  # records that may follow a command of several: a block 
 FEE_TIERS: Final = 16
 SPOT_WINDOW: Final = 1  # of the kinds of window in a packed product (catalog.pack_product)
 PPM: Final = 1_000_000  # rates are in parts per million of the notional
+BAND_PPM_MAX: Final = PPM  # a price band may be as wide as the price itself
+CALL_SECONDS_MAX: Final = (
+    86_400  # what a market's terms may set for a call; by hand it may be longer
+)
+AUCTION_ROUNDS_MAX: Final = 16  # prices found in one command that uncrosses a book
 FEE_PPM_MAX: Final = 50_000  # five per cent
 
 assert PRICE_TICKS_MAX * QTY_LOTS_MAX < TOTAL_USDC6_MAX < 1 << 62
@@ -116,6 +121,10 @@ class CommandKind(IntEnum):
     HALT_MARKET = 33
     RESUME_MARKET = 34
     CLOSE_MARKET = 35  # for good; sequenced by the engine itself, too, when the gate closes
+    CALL_MARKET = 36  # gather orders without matching; `expiry_s`: when to uncross, 0: by hand
+    UNCROSS_MARKET = 37  # sequenced by the engine itself, when the time has come
+    INDICATE_MARKET = 38  # sequenced by the engine itself, about once a second
+    SET_BANDS = 39
     SET_FEES = 40
     SET_FEE_TIER = 41
 
@@ -123,8 +132,8 @@ class CommandKind(IntEnum):
 class EventKind(IntEnum):
     """What happened. Each command causes exactly one event with a terminal kind.
 
-    FILL, DECREMENTED, CONCEALED, REFRESHED, WAITING and TRIGGERED are never terminal; CANCELLED is
-    terminal only for a CANCEL or an EXPIRE command.
+    FILL, DECREMENTED, CONCEALED, REFRESHED, WAITING, TRIGGERED and VOLATILITY_CALL are never
+    terminal; CANCELLED is terminal only for a CANCEL or an EXPIRE command.
     """
 
     ACCEPTED = 1
@@ -149,12 +158,18 @@ class EventKind(IntEnum):
     WITHDRAWAL_CANCELLED = 22
     FILL_VOIDED = 23
     EXIT_CONFIRMED = 24
-    MARKET_LISTED = 32
+    MARKET_LISTED = 32  # `reason`: its ListingFlag
     MARKET_HALTED = 33
-    MARKET_RESUMED = 34
+    MARKET_RESUMED = 34  # `reason` 1: in the call in which it was halted
     MARKET_CLOSED = 35
+    MARKET_CALLED = 36
+    MARKET_UNCROSSED = 37  # open again; `reason` EFFECTS_LIMIT: there is more to do
+    INDICATED = 38  # what an uncross would do now
+    BANDS_SET = 39
     FEES_SET = 40
     FEE_TIER_SET = 41
+    # from 48 on: what happens in the midst of a command
+    VOLATILITY_CALL = 48  # a market went into a call by itself, until `expiry_s`
 
 
 class CancelReason(IntEnum):
@@ -168,6 +183,7 @@ class CancelReason(IntEnum):
     ACCOUNT_CLOSED = 6
     EXPIRED = 7
     MARKET_CLOSED = 8
+    VOLATILITY = 9  # it may not rest, and its next trade would have been outside the dynamic band
 
 
 class FillNote(IntFlag):
@@ -190,6 +206,13 @@ class MarketStatus(IntEnum):
     OPEN = 1
     HALTED = 2
     CLOSED = 3  # for good
+    CALL = 4  # orders gather and do not match until the market is uncrossed
+
+
+class ListingFlag(IntEnum):
+    """How a market starts (in the field `flags` of a LIST_MARKET)."""
+
+    OPENING_CALL = 1  # in a call, until `opens_s` or, if that is 0, until somebody uncrosses it
 
 
 def _overlaid(size: int, fields: list[tuple[str, Any, int]]) -> np.dtype[np.void]:
@@ -231,6 +254,11 @@ COMMAND: Final = _overlaid(
         ("bond_usdc6_per_lot", "<i8", 32),  # LIST_MARKET
         ("lot_multiple", "<i4", 40),  # LIST_MARKET: quantities are multiples of this
         ("closes_s", "<u4", 44),  # LIST_MARKET: when the gate closes, Unix seconds; 0: never
+        ("opens_s", "<u4", 16),  # LIST_MARKET: when an opening call is uncrossed, Unix seconds
+        ("closing_call_s", "<u4", 20),  # LIST_MARKET: so long before the gate it is called; 0: not
+        ("static_ppm", "<u4", 24),  # SET_BANDS: around the reference, `price_ticks`; 0: none
+        ("dynamic_ppm", "<u4", 28),  # SET_BANDS: around the last trade; 0: none
+        ("call_seconds", "<u4", 44),  # SET_BANDS: how long a volatility call is
         ("stop_ticks", "<u4", 24),  # NEW_STOP
         ("owner", ("u1", 20), 24),  # OPEN_ACCOUNT: the wallet's address
         ("counter_account", "<u4", 24),  # VOID_FILL: the seller; `reference` is the fill's number
@@ -270,7 +298,14 @@ EVENT: Final = _overlaid(
         ("bond_usdc6_per_lot", "<i8", 32),
         ("lot_multiple", "<i4", 40),
         ("closes_s", "<u4", 44),  # MARKET_LISTED
-        ("expiry_s", "<u4", 44),  # ACCEPTED
+        ("expiry_s", "<u4", 44),  # ACCEPTED; MARKET_CALLED, VOLATILITY_CALL: when it is uncrossed
+        ("opens_s", "<u4", 24),  # MARKET_LISTED
+        ("closing_call_s", "<u4", 28),  # MARKET_LISTED
+        ("volume_lots", "<u8", 16),  # INDICATED, MARKET_UNCROSSED: so much trades at `price_ticks`
+        ("surplus_lots", "<u8", 24),  # INDICATED, MARKET_UNCROSSED: so much of `side` does not
+        ("static_ppm", "<u4", 16),  # BANDS_SET
+        ("dynamic_ppm", "<u4", 20),  # BANDS_SET
+        ("call_seconds", "<u4", 44),  # BANDS_SET
         ("session", "<u2", 62),  # ACCEPTED
         ("stop_ticks", "<u4", 52),  # WAITING: 0 if it does not wait for a price
         ("owner", ("u1", 20), 16),
@@ -403,6 +438,34 @@ class Event(NamedTuple):
     @property
     def session(self) -> int:
         return self.reason
+
+    @property
+    def opens_s(self) -> int:
+        return self.counter_order_id & 0xFFFFFFFF
+
+    @property
+    def closing_call_s(self) -> int:
+        return self.counter_order_id >> 32
+
+    @property
+    def volume_lots(self) -> int:
+        return self.order_id
+
+    @property
+    def surplus_lots(self) -> int:
+        return self.counter_order_id
+
+    @property
+    def static_ppm(self) -> int:
+        return self.order_id & 0xFFFFFFFF
+
+    @property
+    def dynamic_ppm(self) -> int:
+        return self.order_id >> 32
+
+    @property
+    def call_seconds(self) -> int:
+        return self.expiry_s
 
     @property
     def stop_ticks(self) -> int:

@@ -56,6 +56,11 @@ class Reject(IntEnum):
     NOT_OPEN = 4005
     INVALID_LISTING = 4006
     MARKET_CLOSED = 4007
+    NOT_IN_A_CALL = 4008
+    OUTSIDE_BAND = 4009
+    NO_CALL = 4010
+    UNCROSSING = 4011
+    INVALID_BANDS = 4012
     # 5xxx: settlement and administration
     ACCOUNT_EXISTS = 5001
     DEPOSIT_OUT_OF_ORDER = 5002
@@ -122,6 +127,11 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.NOT_OPEN: "the market is not open",
     Reject.INVALID_LISTING: "a listing needs a product, a lot multiple, a bond and a later gate",
     Reject.MARKET_CLOSED: "the market is closed for good",
+    Reject.NOT_IN_A_CALL: "this kind of order cannot be entered during an auction call",
+    Reject.OUTSIDE_BAND: "the limit is beyond the market's price band around its reference price",
+    Reject.NO_CALL: "the market is not in an auction call",
+    Reject.UNCROSSING: "the market is being uncrossed; orders may only be cancelled",
+    Reject.INVALID_BANDS: "bands are up to 1000000 ppm; a dynamic one calls for 1 to 86400 seconds",
     Reject.ACCOUNT_EXISTS: "this account is open already",
     Reject.DEPOSIT_OUT_OF_ORDER: "deposits are credited once each, in the vault's order",
     Reject.ESCROW_OUT_OF_ORDER: "this account's batch was confirmed already",

@@ -145,11 +145,12 @@ def fill_held(s: Any, account: Any, side: Any, amount_usdc6: Any, capacity: Any,
 
 
 @kernel
-def fill_charged(s: Any, book: Any, side: Any, order: Any, lots: Any) -> None:
-    """`fill_held` for an order that pays a fee; what its rounding leaves over is free again."""
+def fill_charged(s: Any, book: Any, side: Any, order: Any, price: Any, lots: Any) -> None:
+    """`fill_held` for an order that pays a fee, or another price than its own: what it held beyond
+    that, and what the fee's rounding leaves over, is free again."""
     left = int64(order.qty_lots) + int64(order.hidden_lots)
     held = held_by(book, side, order, left) - held_by(book, side, order, left - lots)
-    paid = held_by(book, side, order, lots)
+    paid = held_for(book, side, price, lots, order.fee_ppm, resale_of(order))
     hold(s, order.account, side, paid - held, order.capacity, int64(0))
     fill_held(s, order.account, side, paid, order.capacity, lots)
 

@@ -9,13 +9,16 @@ back or moves on with every lot that leaves it. Called by the kernel's other mod
 
 from typing import Any, Final
 
+from engine.bands import begin_call, is_outside_band, reach
 from engine.book import (
     BUY,
     LEASE,
     NO_ORDERS,
+    RULE_BANDS,
     RULE_GATE,
     RULE_WAITING,
     RULE_WINDOW,
+    RULES_OF_TRADING,
     SELL,
     TRADING,
     TRAIT_RESALE_BIT,
@@ -58,6 +61,7 @@ from engine.records import (
     QTY_LOTS_MAX,
     SECOND_NS,
     CancelReason,
+    CommandKind,
     EventKind,
     Flag,
     MarketStatus,
@@ -168,8 +172,23 @@ def _has_room_for_lease(s: Any, c: Any) -> Any:
 
 
 @kernel
-def _why_not_open(book: Any) -> Any:
-    return Reject.MARKET_CLOSED if book.status == MarketStatus.CLOSED else Reject.MARKET_HALTED
+def _why_not_open(s: Any, c: Any) -> Any:
+    """Why a market that is not open takes no such order; 0 if it gathers them in a call."""
+    book = s.books[c.instrument]
+    if book.status == MarketStatus.CLOSED:
+        return Reject.MARKET_CLOSED
+    if book.status != MarketStatus.CALL:
+        return Reject.MARKET_HALTED
+    if s.markets[c.instrument].auction_ticks != 0:
+        return Reject.UNCROSSING
+    if c.kind == CommandKind.NEW_STOP:
+        return 0
+    # What must trade at once, or must not when it is met, has no place where all trade together.
+    at_once = c.time_in_force in (TimeInForce.IOC, TimeInForce.FOK) or c.flags == Flag.MARKET
+    gathers = not at_once and c.flags != Flag.POST_ONLY
+    if c.kind == CommandKind.NEW_ORDER and gathers and c.min_lots == 0:
+        return 0
+    return 0 if c.kind == CommandKind.AMEND and gathers else Reject.NOT_IN_A_CALL
 
 
 @inlined
@@ -179,7 +198,9 @@ def check_access(s: Any, c: Any) -> Any:
         return Reject.UNKNOWN_INSTRUMENT
     book = s.books[c.instrument]
     if book.status != MarketStatus.OPEN:
-        return _why_not_open(book)
+        reason = _why_not_open(s, c)
+        if reason != 0:
+            return reason
     if book.rules != 0:
         if is_gate_shut(s, c):
             return Reject.MARKET_CLOSED
@@ -213,6 +234,8 @@ def check_order(s: Any, c: Any) -> Any:
         return Reject.UNKNOWN_COMMAND
     if c.flags == Flag.POST_ONLY and c.time_in_force != TimeInForce.GTC:
         return Reject.CONFLICTING_FLAGS
+    if book.rules & uint8(RULE_BANDS) != 0 and is_outside_band(s, c):
+        return Reject.OUTSIDE_BAND
     if s.resting[c.account] >= ACCOUNT_ORDERS_MAX:
         return Reject.ACCOUNT_ORDERS_FULL
     if s.open_orders >= OPEN_ORDERS_MAX:
@@ -294,7 +317,7 @@ def fillable(s: Any, book: Any, c: Any, need: Any, room: Any) -> Any:
     side = uint32(SELL - c.side)
     effects = int64(0)
     rank = book.best[side]
-    limit = rank_of(side, uint32(c.price_ticks))
+    limit = rank_of(side, uint32(c.price_ticks) if book.rules == 0 else reach(s, c))
     while rank >= limit:
         leaf = leaf_for(s, book, c.instrument, side, rank)
         slot = s.levels[(leaf << uint32(6)) | (rank & uint32(63))].head
@@ -388,17 +411,16 @@ def fill(
         buyer = order.account if side == BUY else c.account
         note_bought(s, buyer, c.instrument, int64(qty))
     if order.fee_ppm != 0:
-        fill_charged(s, book, side, order, qty)
+        fill_charged(s, book, side, order, int64(order.price_ticks), qty)
         return
     amount = unit_of(book, side, int64(order.price_ticks), resale_of(order)) * qty
     fill_held(s, order.account, side, amount, order.capacity, qty)
 
 
 @kernel
-def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any) -> Any:
+def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any, limit: Any) -> Any:
     """Match against the other side: (lots left, lots filled, cost with fees in µUSDC)."""
     side = uint32(SELL - c.side)
-    limit = uint32(c.price_ticks)
     left = int64(c.qty_lots)
     filled = int64(0)
     cost = int64(0)
@@ -524,13 +546,18 @@ def work(
     """Trade with what is there, then rest what is left or end it. The slot if it rests, or 0."""
     taker_id = uint64(order_id(s, slot))
     left = int64(c.qty_lots)
-    if book.rules & uint8(RULE_WAITING) != 0:
+    limit = uint32(c.price_ticks)
+    if book.rules & uint8(RULES_OF_TRADING) != 0:
         out.stirred = c.instrument + uint32(1)
+        limit = reach(s, c)
+        crossing = crosses(book, c.side, limit)
     if crossing:
-        left, filled, cost = trade(s, book, out, c, taker_id, taker_ppm)
+        left, filled, cost = trade(s, book, out, c, taker_id, taker_ppm, limit)
         if filled > 0:
             paid = cost if c.side == BUY else unit_of(book, c.side, cost, c.resale) * filled
             fill_free(s, c.account, c.side, paid, capacity, filled)
+    if book.rules & uint8(RULE_BANDS) != 0 and left > 0:
+        left = _call_beyond_band(s, book, c, out, taker_id, left, limit)
     if left > 0 and c.time_in_force == TimeInForce.GTC:
         rest(s, book, c, slot, left, capacity)
         return slot
@@ -552,6 +579,30 @@ def work_apart(
 def check_order_apart(s: Any, c: Any) -> Any:
     """`check_order`, compiled once for all who are not on the hot path."""
     return check_order(s, c)
+
+
+@kernel
+def _call_beyond_band(
+    s: Any, book: Any, c: Any, out: Any, taker_id: Any, left: Any, reached: Any
+) -> Any:
+    """If only the dynamic band keeps what is left of an order from trading, the market goes into a
+    call: (lots left). They join it, or are cancelled if they may not rest."""
+    open_still = book.status == MarketStatus.OPEN
+    if not open_still or not crosses(book, c.side, uint32(c.price_ticks)):
+        return left
+    market = s.markets[c.instrument]
+    # To the next full second, so that no call is shorter than it was said to be.
+    now_s = (c.time_ns + int64(SECOND_NS - 1)) // int64(SECOND_NS)
+    begin_call(s, c.instrument, uint32(now_s + int64(market.call_seconds)))
+    e = emit(out, c, EventKind.VOLATILITY_CALL)
+    e.order_id = taker_id
+    e.price_ticks = int64(reached)
+    e.qty_lots = int32(left)
+    e.expiry_s = market.uncross_s
+    if c.time_in_force == TimeInForce.GTC:
+        return left
+    remainder(out, c, taker_id, left, CancelReason.VOLATILITY)
+    return int64(0)
 
 
 # --- cancel -------------------------------------------------------------------------------------

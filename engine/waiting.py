@@ -40,6 +40,7 @@ from engine.records import (
     CommandKind,
     EventKind,
     Flag,
+    MarketStatus,
     SelfTrade,
     TimeInForce,
 )
@@ -125,7 +126,8 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
     accept(s, c, out, slot)
     last = book.last_ticks
     stop = command.stop_ticks
-    if last != 0 and (last >= stop if c.side == BUY else last <= stop):
+    reached = last != 0 and (last >= stop if c.side == BUY else last <= stop)
+    if reached and book.status == MarketStatus.OPEN:
         crossing = crosses(book, c.side, uint32(c.price_ticks))
         taker_ppm = taker_ppm_of(s, c.account)
         if work_apart(s, book, c, out, slot, capacity, crossing, taker_ppm) != 0:
@@ -287,12 +289,14 @@ def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
     high = uint32(0)
     seen = out.first
     looks = 0
-    while book.rules & uint8(RULE_WAITING) != 0:
+    while book.rules & uint8(RULE_WAITING) != 0 and book.status == MarketStatus.OPEN:
         if out.count - out.first + uint64(_LEAST_EFFECTS) > uint64(EFFECTS_MAX):
             return
         while seen < out.count:
             e = out.events[seen]
-            if e.kind == EventKind.FILL and e.instrument == instrument:
+            # An auction in several commands ends with one that tells its price.
+            auction = e.kind == EventKind.MARKET_UNCROSSED and e.price_ticks != 0
+            if (e.kind == EventKind.FILL or auction) and e.instrument == instrument:
                 low = min(low, uint32(e.price_ticks))
                 high = max(high, uint32(e.price_ticks))
             seen += uint64(1)

@@ -139,6 +139,11 @@ class Feed:
             case EventKind.MARKET_HALTED:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.HALTED))
             case EventKind.MARKET_RESUMED:
+                status = MarketStatus.CALL if event.reason else MarketStatus.OPEN
+                self._tell_status(self.mirror.set_status(event, status))
+            case EventKind.MARKET_CALLED | EventKind.VOLATILITY_CALL:
+                self._tell_status(self.mirror.set_status(event, MarketStatus.CALL))
+            case EventKind.MARKET_UNCROSSED if not event.reason:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.OPEN))
             case EventKind.MARKET_CLOSED:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.CLOSED))

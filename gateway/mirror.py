@@ -1,7 +1,8 @@
 """What the gateway knows of the exchange, rebuilt from its events: markets, books, open orders.
 
 Invariant: after the events of a whole command, every level is the sum of what the open orders at
-its price show, and no book is crossed. Only the feed changes it; sessions read it through the feed.
+its price show, and no book of an open market is crossed. Only the feed changes it; sessions read it
+through the feed.
 
 How a book follows from events: ACCEPTED adds the order's quantity at its side and limit; FILL takes
 from the maker at the maker's price and from the taker at the taker's own limit; DECREMENTED takes
@@ -192,7 +193,7 @@ class Mirror:
             product=event.product,
             ticker=ticker,
             symbol=symbol,
-            status=MarketStatus.OPEN,
+            status=MarketStatus.CALL if event.reason else MarketStatus.OPEN,
             lot_multiple=event.lot_multiple,
             bond_usdc6_per_lot=event.bond_usdc6_per_lot,
             book=Book(ticker),
@@ -308,7 +309,10 @@ class Mirror:
         yield from changed.values()
 
     def check_invariants(self) -> None:
-        """Every level is the sum of what its orders show; nothing crossed. O(orders + levels)."""
+        """Every level is the sum of what its orders show; no open market is crossed.
+
+        O(orders + levels).
+        """
         assert not self._moved, "in the middle of a command"
         sums: dict[tuple[int, int, int], int] = {}
         for account, state in self.accounts.items():
@@ -325,7 +329,7 @@ class Mirror:
             assert state.by_client_id == {x.client_id: x for x in with_ids}
         levels: dict[tuple[int, int, int], int] = {}
         for instrument, market in self.markets.items():
-            market.book.check_invariants()
+            market.book.check_invariants(may_cross=market.status != MarketStatus.OPEN)
             for side, name in enumerate(SIDE_NAMES):
                 for price, lots in market.book.levels(name):
                     levels[instrument, side, price] = lots

@@ -47,6 +47,7 @@ STATUS_NAMES: Final[dict[int, m.Status]] = {
     MarketStatus.OPEN: "open",
     MarketStatus.HALTED: "halted",
     MarketStatus.CLOSED: "closed",
+    MarketStatus.CALL: "call",
 }
 _TIMES: Final[dict[m.TimeInForce, TimeInForce]] = {
     "gtc": TimeInForce.GTC,

@@ -4,10 +4,11 @@ Invariant: on any sequence of commands it gives the same events, number for numb
 in `match`. Nothing in the product calls it; model tests drive it beside the kernel.
 """
 
+from engine.reference.auctions import Auctions
 from engine.reference.markets import Markets
 from engine.reference.money import Money
 from engine.reference.waiting import Waiting
 
 
-class Reference(Waiting, Money, Markets):
+class Reference(Waiting, Money, Markets, Auctions):
     """One shard. `apply` takes commands in sequence order and returns each one's events."""

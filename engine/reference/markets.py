@@ -4,6 +4,7 @@ Invariant: a market that is closed holds no order any more once its command is d
 """
 
 from engine.records import (
+    CALL_SECONDS_MAX,
     EFFECTS_MAX,
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
@@ -14,15 +15,17 @@ from engine.records import (
     Command,
     CommandKind,
     EventKind,
+    ListingFlag,
     MarketStatus,
     Side,
 )
-from engine.reference.orders import Orders, Rule
+from engine.reference.auctions import Auctions
+from engine.reference.orders import Rule, halves
 from engine.reference.state import Book
 from engine.rejects import Reject
 
 
-class Markets(Orders):
+class Markets(Auctions):
     def _rules(self) -> dict[CommandKind, Rule]:
         return super()._rules() | {
             CommandKind.LIST_MARKET: self._list_market,
@@ -40,6 +43,14 @@ class Markets(Orders):
         gate_fits = c.expiry_s == 0 or c.expiry_s * SECOND_NS > c.time_ns
         fits = product > 0 and lot_fits and bond_fits and gate_fits
         self._require(fits, Reject.INVALID_LISTING)
+        opens_s, closing_call_s = c.client_id & 0xFFFFFFFF, c.client_id >> 32
+        opening = c.flags == ListingFlag.OPENING_CALL
+        self._require(opening or c.flags == 0, Reject.INVALID_LISTING)
+        timed = opening and opens_s * SECOND_NS > c.time_ns
+        before_gate = c.expiry_s == 0 or opens_s <= c.expiry_s
+        self._require(not opens_s or (timed and before_gate), Reject.INVALID_LISTING)
+        gated = closing_call_s <= CALL_SECONDS_MAX and c.expiry_s != 0
+        self._require(not closing_call_s or gated, Reject.INVALID_LISTING)
         self.books[c.instrument] = Book(
             product,
             lot_multiple,
@@ -47,20 +58,22 @@ class Markets(Orders):
             closes_s=c.expiry_s,
             is_window=product >> 24 & 255 > SPOT_WINDOW,
         )
-        halves = {"maker_fee_ppm": c.expiry_s & 0xFFFF, "taker_fee_ppm": c.expiry_s >> 16}
-        self._emit(EventKind.MARKET_LISTED, order_id=product, **halves)
+        if opening:
+            self._begin_call(self.books[c.instrument], opens_s)
+        self._emit(EventKind.MARKET_LISTED, order_id=product, reason=c.flags, **halves(c.expiry_s))
 
     def _halt_market(self, c: Command) -> None:
         book = self._book(c.instrument)
-        self._require(book.status is MarketStatus.OPEN, Reject.NOT_OPEN)
+        takes = book.status in {MarketStatus.OPEN, MarketStatus.CALL}
+        self._require(takes, Reject.NOT_OPEN)
         book.status = MarketStatus.HALTED
         self._emit(EventKind.MARKET_HALTED)
 
     def _resume_market(self, c: Command) -> None:
         book = self._book(c.instrument)
         self._require(book.status is MarketStatus.HALTED, Reject.NOT_HALTED)
-        book.status = MarketStatus.OPEN
-        self._emit(EventKind.MARKET_RESUMED)
+        book.status = MarketStatus.CALL if book.called else MarketStatus.OPEN
+        self._emit(EventKind.MARKET_RESUMED, reason=int(book.called))
 
     def _close_market(self, c: Command) -> None:
         """For good: every order is cancelled, from the best on, then those that wait."""

@@ -36,7 +36,7 @@ from engine.rejects import Reject
 Rule = Callable[[Command], None]
 
 
-def _halves(expiry_s: int) -> dict[str, int]:
+def halves(expiry_s: int) -> dict[str, int]:
     """An event's time lies where a fill's rates do."""
     return {"maker_fee_ppm": expiry_s & 0xFFFF, "taker_fee_ppm": expiry_s >> 16}
 
@@ -82,6 +82,21 @@ class Orders:
 
     def _wake(self, c: Command) -> None:
         """After a command's own effects: what waited for them (`waiting`)."""
+
+    # What `auctions` says of an order.
+
+    def _require_gathered(self, c: Command, book: Book) -> None:
+        """That an order may be entered in a call."""
+
+    def _check_band(self, c: Command, book: Book) -> None:
+        """That a limit is not beyond the static band."""
+
+    def _reach(self, c: Command, book: Book) -> int | None:
+        """The worst price at which an order may trade now; None if at none."""
+        return c.price_ticks if book.status is MarketStatus.OPEN else None
+
+    def _call_beyond_band(self, c: Command, book: Book, taker: Order, reached: int | None) -> None:
+        """Call the market if only the dynamic band kept what is left from trading."""
 
     def balances(self, account: int) -> Balances:
         a = self.accounts[account]
@@ -155,8 +170,8 @@ class Orders:
         order_id = self.ids.take()
         if self.books[c.instrument].is_window and c.side == Side.BUY:
             self.leases.setdefault((c.account, c.instrument), Capacity())
-        halves = _halves(c.expiry_s)
-        self._emit(EventKind.ACCEPTED, order_id=order_id, reason=c.session, **halves)
+        time = halves(c.expiry_s)
+        self._emit(EventKind.ACCEPTED, order_id=order_id, reason=c.session, **time)
         return order_id
 
     def _wait(self, order_id: int, c: Command, stop_ticks: int) -> None:
@@ -266,7 +281,9 @@ class Orders:
     def _check_access(self, c: Command) -> Book:
         book = self._book(c.instrument)
         self._require(book.status is not MarketStatus.CLOSED, Reject.MARKET_CLOSED)
-        self._require(book.status is MarketStatus.OPEN, Reject.MARKET_HALTED)
+        self._require(book.status is not MarketStatus.HALTED, Reject.MARKET_HALTED)
+        if book.status is MarketStatus.CALL:
+            self._require_gathered(c, book)
         shut = book.closes_s and book.closes_s * SECOND_NS <= c.time_ns
         self._require(not shut, Reject.MARKET_CLOSED)
         self._trading_account(c.account)
@@ -287,6 +304,7 @@ class Orders:
         )
         may_rest = c.time_in_force == TimeInForce.GTC
         self._require(may_rest or c.flags != Flag.POST_ONLY, Reject.CONFLICTING_FLAGS)
+        self._check_band(c, book)
         mine = sum(order.account == c.account for order in self.orders.values())
         self._require(mine < ACCOUNT_ORDERS_MAX, Reject.ACCOUNT_ORDERS_FULL)
         self._require(len(self.orders) < OPEN_ORDERS_MAX, Reject.TOO_MANY_OPEN_ORDERS)
@@ -325,8 +343,9 @@ class Orders:
         other = Side(1 - c.side)
         room = EFFECTS_MAX - 1 - len(self._events)  # one says that the order is accepted
         met = 0
+        limit = self._reach(c, book)
         for price in book.prices(other):
-            if (price > c.price_ticks) if c.side == Side.BUY else (price < c.price_ticks):
+            if limit is None or ((price > limit) if c.side == Side.BUY else (price < limit)):
                 return False
             for maker in book.sides[other][price]:
                 met += 1
@@ -346,7 +365,8 @@ class Orders:
 
     def _trade(self, c: Command, book: Book, taker: Order) -> None:
         other = Side(1 - taker.side)
-        while taker.qty_lots and self._crosses(book, taker.side, taker.price_ticks):
+        limit = self._reach(c, book)
+        while taker.qty_lots and limit is not None and self._crosses(book, taker.side, limit):
             if len(self._events) >= EFFECTS_MAX:
                 self._end_taker(taker, CancelReason.EFFECTS_LIMIT)
                 return
@@ -379,6 +399,7 @@ class Orders:
             self._settle_fill(maker, qty, maker.price_ticks)
             taker.qty_lots -= qty
             self._reduce(maker, qty)
+        self._call_beyond_band(c, book, taker, limit)
 
     def _self_trade(self, mode: SelfTrade, taker: Order, maker: Order) -> None:
         if mode is SelfTrade.DECREMENT:

@@ -79,6 +79,14 @@ class Book:
     closes_s: int = 0  # 0: never
     is_window: bool = False  # its hours may be sold again by who bought them
     last_ticks: int = 0  # of the last trade; 0: none yet
+    called: bool = False  # in a call, halted in one or closed in one: it may be crossed
+    uncross_s: int = 0  # when the call is to end; 0: by hand
+    auction_ticks: int = 0  # while it is being uncrossed: at this price
+    auction_lots: int = 0  # ... and so much has traded
+    reference_ticks: int = 0  # of the static band; 0: none
+    static_ppm: int = 0
+    dynamic_ppm: int = 0
+    call_seconds: int = 0
     waiting: list[Order] = field(default_factory=list["Order"])  # longest first
     status: MarketStatus = MarketStatus.OPEN
     sides: tuple["SortedDict[int, deque[Order]]", "SortedDict[int, deque[Order]]"] = field(
@@ -100,8 +108,12 @@ class Book:
     def queued(self) -> Iterator[Order]:
         """Every order on the book, bids first, best first."""
         for side in Side:
-            for price in self.prices(side):
-                yield from self.sides[side][price]
+            yield from self.on_side(side)
+
+    def on_side(self, side: Side) -> Iterator[Order]:
+        """Best first."""
+        for price in self.prices(side):
+            yield from self.sides[side][price]
 
     def stops(self, side: Side) -> list[Order]:
         """The nearest to trigger first: sell stops from the highest, buy stops from the lowest."""

@@ -16,6 +16,7 @@ from engine.records import (
     CommandKind,
     EventKind,
     Flag,
+    MarketStatus,
     SelfTrade,
     Side,
     TimeInForce,
@@ -44,7 +45,8 @@ class Waiting(Orders):
         self._meant = c
         order_id = self._accept(c)
         last = book.last_ticks
-        if last and (last >= stop if c.side == Side.BUY else last <= stop):
+        reached = last and (last >= stop if c.side == Side.BUY else last <= stop)
+        if reached and book.status is MarketStatus.OPEN:
             self._work(order_id, c, book, expiry_s=c.expiry_s)
         else:
             self._wait(order_id, c, stop)
@@ -68,6 +70,8 @@ class Waiting(Orders):
         book = self._stirred
         looks = 0
         while book and book.waiting and len(self._events) + 2 <= EFFECTS_MAX:
+            if book.status is not MarketStatus.OPEN:
+                return
             order = self._triggered(book)
             if order is None:
                 order, looks = self._fillable_whole(c, book, looks)
@@ -77,8 +81,11 @@ class Waiting(Orders):
 
     def _triggered(self, book: Book) -> Order | None:
         """The stop that comes first of those that the command's trades reached."""
+        auctions = [
+            e for e in self._events if e.kind == EventKind.MARKET_UNCROSSED and e.price_ticks
+        ]
         fills = [e for e in self._events if e.kind == EventKind.FILL]
-        prices = [e.price_ticks for e in fills if self.books[e.instrument] is book]
+        prices = [e.price_ticks for e in fills + auctions if self.books[e.instrument] is book]
         if not prices:
             return None
         falling = [o for o in book.stops(Side.SELL)[:1] if o.stop_ticks >= min(prices)]

@@ -15,6 +15,8 @@ from engine.records import (
     ACCOUNTS_MAX,
     ALL_INSTRUMENTS,
     AMOUNT_USDC6_MAX,
+    BAND_PPM_MAX,
+    CALL_SECONDS_MAX,
     FEE_PPM_MAX,
     FEE_TIERS,
     INSTRUMENTS_MAX,
@@ -28,6 +30,7 @@ from engine.records import (
     EventKind,
     FillNote,
     Flag,
+    ListingFlag,
     MarketStatus,
     Purse,
     SelfTrade,
@@ -578,7 +581,14 @@ def list_market(flow: Flow) -> Command:
         "order_id": 0,
         "qty_lots": flow.chance.choice(NO_LOTS),
         "price_ticks": flow.chance.choice(NO_PRICES),
+        "flags": flow.chance.choice((2, 255)),
+        "client_id": flow.chance.choice((1, 1 << 32, flow.chance.getrandbits(64))),
     }
+    if flow.one_in(4):
+        opens_s = flow.mostly(0, (flow.now_s(), flow.now_s() + 30, flow.now_s() + 4_000), 2)
+        command = command._replace(flags=ListingFlag.OPENING_CALL, client_id=opens_s)
+    if closes_s and flow.one_in(3):
+        command = command._replace(client_id=command.client_id | 20 << 32)
     if flow.one_in(3):
         name = flow.chance.choice(sorted(wrong))
         command = command._replace(**{name: wrong[name]})
@@ -608,6 +618,55 @@ def close_market(flow: Flow) -> Command:
     ]
     market = flow.chance.choice(shut) if shut else flow.mostly(NO_MARKETS[0], (flow.market(),), 6)
     return Command(kind=CommandKind.CLOSE_MARKET, instrument=market)
+
+
+def call_market(flow: Flow) -> Command:
+    """With some orders that cross, and mostly an end."""
+    chance, market = flow.chance, flow.market()
+    for _ in range(chance.randint(0, 9)):
+        order = chance.choice((resting_order, resting_order, iceberg, good_till_time))(flow)
+        side = chance.choice(tuple(Side))
+        price = flow.price(market, 1 - side)
+        # No offers of hours bought, which others may have none of.
+        flow.then(order._replace(instrument=market, side=side, price_ticks=price, resale=0))
+    flow.then(Command(kind=CommandKind.INDICATE_MARKET, instrument=market))
+    if not flow.one_in(3):
+        flow.then(Command(kind=CommandKind.UNCROSS_MARKET, instrument=market))
+    until_s = chance.choice((0, flow.now_s(), flow.now_s() + chance.randint(1, 90)))
+    return Command(kind=CommandKind.CALL_MARKET, instrument=market, expiry_s=until_s)
+
+
+def uncross_market(flow: Flow) -> Command:
+    books = flow.reference.books.items()
+    called = [number for number, book in books if book.status is MarketStatus.CALL]
+    if not called and not flow.one_in(6):
+        return resting_order(flow)
+    kinds = (CommandKind.UNCROSS_MARKET, CommandKind.UNCROSS_MARKET, CommandKind.INDICATE_MARKET)
+    market = flow.chance.choice(called) if called else flow.market()
+    return Command(kind=flow.chance.choice(kinds), instrument=market)
+
+
+def set_bands(flow: Flow) -> Command:
+    chance, market = flow.chance, flow.market()
+    static_ppm = chance.choice((0, 0, 0, 100_000, 400_000))
+    dynamic_ppm = chance.choice((0, 0, 5_000, 30_000, 100_000))
+    seconds = chance.choice((1, 30, CALL_SECONDS_MAX)) if dynamic_ppm else 0
+    wrong = {
+        "order_id": chance.choice((BAND_PPM_MAX + 1, BAND_PPM_MAX + 1 << 32)),
+        "price_ticks": chance.choice(NO_PRICES[:2] + NO_PRICES[3:]),
+        "expiry_s": chance.choice((0, CALL_SECONDS_MAX + 1)),
+    }
+    command = Command(
+        kind=CommandKind.SET_BANDS,
+        instrument=market,
+        order_id=static_ppm | dynamic_ppm << 32,
+        price_ticks=chance.choice((0, flow.centres.get(market, CENTRES[0]))),
+        expiry_s=seconds,
+    )
+    if flow.one_in(8):
+        name = chance.choice(sorted(wrong))
+        command = command._replace(**{name: wrong[name]})
+    return command
 
 
 def any_kind_at_all(flow: Flow) -> Command:
@@ -654,11 +713,14 @@ MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
     (0.6, halt_market),
     (4, resume_market),
     (0.4, close_market),
+    (1.5, call_market),
+    (6, uncross_market),
+    (0.7, set_bands),
     (0.3, set_fees),
     (0.6, set_fee_tier),
     (1, any_kind_at_all),
 )
 # Without these an episode would come to rest.
 RESTORING: Final = frozenset({
-    declare_capacity, deposit, reopen_account, resume_market, list_market
+    declare_capacity, deposit, reopen_account, resume_market, list_market, uncross_market
 })  # fmt: skip

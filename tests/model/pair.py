@@ -14,6 +14,7 @@ from engine.book import (
     LEASE,
     ORDER,
     RANK_MASK,
+    RULE_CALL,
     SELL_STOPS,
     TRADING,
     TRAIT_ALL_OR_NONE,
@@ -29,6 +30,10 @@ from engine.reference.state import Book, Order
 from engine.replay import Matcher
 
 LOOK_EVERY: Final = 8
+AUCTION_FIELDS: Final = (
+    "uncross_s", "auction_ticks", "auction_lots", "reference_ticks", "static_ppm", "dynamic_ppm",
+    "call_seconds",
+)  # fmt: skip
 EVENTS_SHOWN: Final = 6  # of each side, where they differ
 _COLUMN: Final = {name: i for i, name in enumerate(ORDER.names or ())}
 
@@ -152,6 +157,10 @@ class Pair:
         found = (row["status"], row["lot_multiple"], row["bond_usdc6_per_lot"], row["product"])
         assert found == (book.status, book.lot_multiple, book.bond_per_lot, book.product)
         assert (row["last_ticks"], closes_s) == (book.last_ticks, book.closes_s)
+        assert bool(row["rules"] & RULE_CALL) == book.called
+        market = self.state["markets"][0, instrument]
+        for name in AUCTION_FIELDS:
+            assert market[name] == getattr(book, name), f"{name} of market {instrument}"
 
 
 def _queues(book: Book) -> Iterator[tuple[int, int, Iterable[Order]]]:

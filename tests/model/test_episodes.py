@@ -191,6 +191,8 @@ SPOILT: Final = (
     ("identities", "opened", 1),
     ("books", "product", 1),
     ("books", "status", 1),
+    ("markets", "uncross_s", 1),
+    ("markets", "call_seconds", 1),
     ("orders", "client_id", 1),
     ("orders", "display_lots", 1),
     ("orders", "expiry_s", 1),
@@ -206,7 +208,7 @@ def test_what_no_invariant_sees_is_compared(array: str, name: str | None, more: 
         pair.apply(flow.next())
     pair.compare_all()
     slot = min(pair.reference.orders) & 0xFFFFFF
-    index = {"identities": 1, "books": 0, "orders": slot}.get(array)
+    index = {"identities": 1, "books": 0, "markets": 0, "orders": slot}.get(array)
     place = pair.state[0] if index is None else pair.state[array][0]
     if name is None:
         place[array] += more

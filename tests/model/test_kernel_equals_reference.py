@@ -24,6 +24,7 @@ from engine.records import (
     EventKind,
     FillNote,
     Flag,
+    ListingFlag,
     Purse,
     SelfTrade,
     Side,
@@ -104,6 +105,15 @@ WHOLES = st.tuples(
     st.integers(1, 60),
     st.sampled_from(SelfTrade),
     st.integers(0, 9),
+)
+# (account, side, price, lots, how many are shown, life in seconds)
+GATHERED = st.tuples(
+    st.sampled_from(ACCOUNTS),
+    st.sampled_from(Side),
+    st.integers(95, 105),
+    st.sampled_from((8, 8, 16, 24, 1, 3, 31)),
+    st.sampled_from((0, 0, 0, 8, 1)),
+    st.sampled_from((0, 0, 0, 0, 1, 9)),
 )
 ANY_U32 = st.integers(0, (1 << 32) - 1)
 
@@ -368,8 +378,13 @@ class KernelEqualsReference(RuleBasedStateMachine):
     def set_fee_tier(self, account: int, tier: int) -> None:
         self.both(CommandKind.SET_FEE_TIER, account=account, side=tier)
 
-    @rule(life=st.sampled_from((0, 0, 40)), closing=st.booleans())
-    def list_or_close(self, life: int, closing: bool) -> None:
+    @rule(
+        life=st.sampled_from((0, 0, 40)),
+        closing=st.booleans(),
+        opening=st.sampled_from((0, 0, ListingFlag.OPENING_CALL, 2)),
+        calls=st.sampled_from((0, 0, 1 << 20, 5 << 32, 1 << 63)),
+    )
+    def list_or_close(self, life: int, closing: bool, opening: int, calls: int) -> None:
         """A market of its own, so that the others go on."""
         now_s = (self.sequence + 1) * 300_000_000 // 1_000_000_000
         if closing and self.listed > SHORT_LIVED:
@@ -383,6 +398,8 @@ class KernelEqualsReference(RuleBasedStateMachine):
             order_id=9,
             qty_lots=1,
             price_ticks=2,
+            flags=opening,
+            client_id=calls,
             **gate,
         )
         for account in ACCOUNTS:
@@ -404,6 +421,61 @@ class KernelEqualsReference(RuleBasedStateMachine):
                 self_trade=mode,
                 order_id=stop if stop > 96 else 0,
             )
+
+    @rule(
+        orders=st.lists(GATHERED, min_size=1, max_size=16),
+        until_s=st.sampled_from((0, 0, 1 << 20)),
+        end=st.booleans(),
+        instrument=st.sampled_from((INSTRUMENTS[0], INSTRUMENTS[0], INSTRUMENTS[1], SHORT_LIVED)),
+    )
+    def auction(
+        self, orders: list[tuple[int, ...]], until_s: int, end: bool, instrument: int
+    ) -> None:
+        """Orders that cross gather in a call, with and without icebergs and short lives."""
+        instrument = self.listed if instrument == SHORT_LIVED else instrument
+        self.both(CommandKind.CALL_MARKET, instrument=instrument, expiry_s=until_s)
+        for account, side, price, lots, display, life in orders:
+            now_s = (self.sequence + 1) * 300_000_000 // 1_000_000_000
+            self.both(
+                CommandKind.NEW_ORDER,
+                account=account,
+                instrument=instrument,
+                side=side,
+                price_ticks=price,
+                qty_lots=lots,
+                time_in_force=TimeInForce.GTT if life else TimeInForce.GTC,
+                order_id=order_terms(display_lots=min(display, lots)),
+                expiry_s=now_s + life if life else 0,
+                client_id=self.sequence,
+            )
+        self.both(CommandKind.INDICATE_MARKET, instrument=instrument)
+        if end:
+            self.both(CommandKind.UNCROSS_MARKET, instrument=instrument)
+
+    @rule(
+        kind=st.sampled_from((CommandKind.INDICATE_MARKET, *(CommandKind.UNCROSS_MARKET,) * 4)),
+        instrument=st.sampled_from((*INSTRUMENTS, 2)),
+    )
+    def uncross(self, kind: int, instrument: int) -> None:
+        self.both(kind, instrument=instrument)
+
+    @rule(
+        instrument=st.sampled_from((*INSTRUMENTS, 2)),
+        static_ppm=st.sampled_from((0, 0, 0, 20_000, 1_000_000, 1_000_001)),
+        dynamic_ppm=st.sampled_from((0, 0, 9_999, 10_000, 25_000, 1_000_000)),
+        reference=st.sampled_from((0, 0, 100, 99, PRICE_TICKS_MAX, -1)),
+        seconds=st.sampled_from((0, 1, 30, 86_400, 86_401)),
+    )
+    def set_bands(
+        self, instrument: int, static_ppm: int, dynamic_ppm: int, reference: int, seconds: int
+    ) -> None:
+        self.both(
+            CommandKind.SET_BANDS,
+            instrument=instrument,
+            order_id=static_ppm | dynamic_ppm << 32,
+            price_ticks=reference,
+            expiry_s=seconds,
+        )
 
     @rule(changes=st.lists(CHANGE, min_size=1, max_size=6), data=st.data())
     def amend(self, changes: list[tuple[int, int, int, int, int]], data: st.DataObject) -> None:

@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from engine.book import BUY_STOPS, TRAIT_ALL_OR_NONE
+from engine.book import BUY_STOPS, RULE_CALL, RULE_WAITING, TRAIT_ALL_OR_NONE
 from engine.invariants import BOND_HELD, Invariant, check_invariants
 from engine.records import (
     ACCOUNTS_MAX,
@@ -14,6 +14,7 @@ from engine.records import (
     CommandKind,
     EventKind,
     Flag,
+    MarketStatus,
     Side,
     order_terms,
 )
@@ -148,6 +149,11 @@ SPOILT: Final[list[tuple[Invariant, str, Any, Any]]] = [
     (Is.A_MARKET_COUNTS_WHO_WAITS, "market", "open_orders", one_more),
     (Is.A_BOOK_KNOWS_WHETHER_SOME_WAIT, "book", "rules", 0),
     (Is.A_BOOK_KNOWS_WHETHER_IT_HAS_A_GATE, "market", "closes_s", 1),
+    (Is.A_BOOK_KNOWS_WHETHER_IT_HAS_BANDS, "market", "dynamic_ppm", 1),
+    (Is.A_BOOK_KNOWS_WHETHER_IT_WAS_CALLED, "book", "status", MarketStatus.CALL),
+    (Is.A_BOOK_KNOWS_WHETHER_IT_WAS_CALLED, "book", "rules", RULE_WAITING | RULE_CALL),
+    (Is.ONLY_A_CALL_IS_UNCROSSED, "market", "auction_ticks", 1),
+    (Is.ONLY_A_CALL_IS_UNCROSSED, "market", "auction_lots", 1),
     (Is.WHOLE_ORDERS_STAND_APART, "whole", "traits", 0),
     (Is.WHOLE_ORDERS_STAND_APART, "first", "traits", TRAIT_ALL_OR_NONE),
     (Is.WHO_WAITS_CONCEALS_NOTHING, "stop", "hidden_lots", 1),

@@ -90,7 +90,9 @@ def test_an_event_reads_back_by_every_way(event: Event) -> None:
 def test_the_names_that_share_bytes_read_the_same_from_tuple_and_array(event: Event) -> None:
     row: Any = np.frombuffer(event.pack(), EVENT)[0]
     shared = ("client_id", "reference", "product", "amount_usdc6", "lot_multiple", "stop_ticks")
-    for name in (*shared, "expiry_s", "closes_s", "session"):
+    calls = ("opens_s", "closing_call_s", "volume_lots", "surplus_lots", "call_seconds")
+    bands = ("static_ppm", "dynamic_ppm")
+    for name in (*shared, *calls, *bands, "expiry_s", "closes_s", "session"):
         assert row[name] == getattr(event, name), name
     assert row["bond_usdc6_per_lot"] == event.bond_usdc6_per_lot
     assert row["owner"].tobytes() == event.owner
@@ -120,4 +122,6 @@ def test_many_events_decode_in_order() -> None:
 
 def test_each_command_of_settlement_and_markets_ends_with_the_event_of_its_number() -> None:
     ends = {k.value for k in CommandKind if k >= CommandKind.OPEN_ACCOUNT}
-    assert ends == {k.value for k in EventKind if k >= EventKind.ACCOUNT_OPENED}
+    assert ends == {
+        k.value for k in EventKind if EventKind.ACCOUNT_OPENED <= k < EventKind.VOLATILITY_CALL
+    }

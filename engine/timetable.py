@@ -1,0 +1,159 @@
+"""What markets do when a time comes: a call begins or ends, the gate closes, a price is indicated.
+
+Built from published events alone, so that a restart knows what is still to come. Invariant: before
+a command is sequenced, all that was to happen to markets by then is in the order before it, each
+once until it is answered; what a command could not finish is asked for again at once. Only
+`pipeline` calls. Planning and taking are O(log n) in the times planned.
+"""
+
+from typing import Final
+
+from sortedcontainers import SortedList
+
+from engine.records import (
+    SECOND_NS,
+    Command,
+    CommandKind,
+    Event,
+    EventArray,
+    EventKind,
+    ListingFlag,
+)
+
+INDICATION_NS: Final = SECOND_NS  # between two indicated prices of a market
+
+# In this order where several are due at one time: a closing call ends before the gate shuts.
+_STEPS: Final = (
+    CommandKind.CALL_MARKET,
+    CommandKind.UNCROSS_MARKET,
+    CommandKind.CLOSE_MARKET,
+    CommandKind.INDICATE_MARKET,
+)
+# After these a market in a call would uncross at another price.
+_CHANGES: Final = (EventKind.ACCEPTED, EventKind.CANCELLED, EventKind.AMENDED)
+_CALL, _UNCROSS, _CLOSE, _INDICATE = range(len(_STEPS))
+
+
+class Timetable:
+    def __init__(self) -> None:
+        self._times: SortedList[tuple[int, int, int]] = SortedList()  # (at_ns, step, instrument)
+        self._at_ns: dict[tuple[int, int], int] = {}  # (step, instrument) -> its time
+        self._closes_s: dict[int, int] = {}
+        self._closing_call_s: dict[int, int] = {}  # when a closing call is to begin
+        self._calls: dict[int, int] = {}  # markets in a call -> when it ends; 0: by hand
+        self._halted: set[int] = set()
+        self._indicated_ns: dict[int, int] = {}  # by market in a call
+
+    def _plan(self, step: int, instrument: int, at_ns: int) -> None:
+        self._drop(step, instrument)
+        self._times.add((at_ns, step, instrument))
+        self._at_ns[step, instrument] = at_ns
+
+    def _drop(self, step: int, instrument: int) -> None:
+        at_ns = self._at_ns.pop((step, instrument), None)
+        if at_ns is not None:
+            self._times.discard((at_ns, step, instrument))
+
+    def due(self, now_ns: int) -> list[Command]:
+        """The commands whose time has come, earliest first."""
+        commands: list[Command] = []
+        while self._times and self._times[0][0] <= now_ns:
+            _, step, instrument = self._times.pop(0)
+            del self._at_ns[step, instrument]
+            if step != _CALL:
+                commands.append(Command(kind=_STEPS[step], instrument=instrument))
+                continue
+            # The gate is its end; a market that is halted stays so, until it is resumed.
+            closes_s = self._closes_s[instrument]
+            if instrument not in self._halted and closes_s * SECOND_NS > now_ns:
+                call = Command(kind=_STEPS[step], instrument=instrument, expiry_s=closes_s)
+                commands.append(call)
+        return commands
+
+    def published(self, array: EventArray, events: list[Event]) -> None:
+        """array, events: the same consecutive events. O(events) only where a market is called."""
+        if not self._calls and not (array["kind"] >= EventKind.MARKET_LISTED).any():
+            return  # the many
+        for event in events:
+            if event.kind >= EventKind.MARKET_LISTED:
+                self._market_event(event)
+            elif event.kind in _CHANGES and event.instrument in self._calls:
+                self._changed(event)
+
+    def _market_event(self, event: Event) -> None:
+        instrument = event.instrument
+        match event.kind:
+            case EventKind.MARKET_LISTED:
+                self._listed(event)
+            case EventKind.MARKET_CALLED | EventKind.VOLATILITY_CALL:
+                self._halted.discard(instrument)
+                self._begin(instrument, event.expiry_s, event.time_ns)
+            case EventKind.MARKET_UNCROSSED:
+                if event.reason:
+                    self._plan(_UNCROSS, instrument, event.time_ns)
+                else:
+                    self._end(instrument)
+            case EventKind.INDICATED:
+                self._drop(_INDICATE, instrument)
+                self._indicated_ns[instrument] = event.time_ns
+            case EventKind.MARKET_HALTED:
+                self._halted.add(instrument)
+                for step in (_UNCROSS, _INDICATE):
+                    self._drop(step, instrument)
+            case EventKind.MARKET_RESUMED:
+                self._resumed(event)
+            case EventKind.MARKET_CLOSED:
+                self._closed(event)
+            case _:
+                pass
+
+    def _listed(self, event: Event) -> None:
+        instrument, closes_s = event.instrument, event.closes_s
+        if closes_s:
+            self._closes_s[instrument] = closes_s
+            self._plan(_CLOSE, instrument, closes_s * SECOND_NS)
+        if event.closing_call_s:
+            self._closing_call_s[instrument] = closes_s - event.closing_call_s
+            self._plan(_CALL, instrument, self._closing_call_s[instrument] * SECOND_NS)
+        if event.reason == ListingFlag.OPENING_CALL:
+            self._begin(instrument, event.opens_s or closes_s, event.time_ns)
+
+    def _begin(self, instrument: int, until_s: int, now_ns: int) -> None:
+        """A call that ends then; 0: by hand."""
+        self._calls[instrument] = until_s
+        self._indicated_ns.setdefault(instrument, now_ns)
+        self._drop(_UNCROSS, instrument)
+        if until_s:
+            self._plan(_UNCROSS, instrument, until_s * SECOND_NS)
+
+    def _end(self, instrument: int) -> None:
+        self._calls.pop(instrument, None)
+        self._indicated_ns.pop(instrument, None)
+        for step in (_UNCROSS, _INDICATE):
+            self._drop(step, instrument)
+
+    def _resumed(self, event: Event) -> None:
+        instrument = event.instrument
+        self._halted.discard(instrument)
+        if event.reason:
+            self._begin(instrument, self._calls[instrument], event.time_ns)
+        call_ns = self._closing_call_s.get(instrument, 0) * SECOND_NS
+        if call_ns and call_ns <= event.time_ns:
+            self._plan(_CALL, instrument, event.time_ns)
+
+    def _closed(self, event: Event) -> None:
+        instrument = event.instrument
+        self._end(instrument)
+        self._halted.discard(instrument)
+        for step in (_CALL, _CLOSE):
+            self._drop(step, instrument)
+        if event.reason:  # more orders than one command may cancel
+            self._plan(_CLOSE, instrument, event.time_ns)
+
+    def _changed(self, event: Event) -> None:
+        """An order came, went or changed in a call: say soon what its price would be now."""
+        instrument = event.instrument
+        planned = (_INDICATE, instrument) in self._at_ns
+        if not planned and instrument not in self._halted:
+            next_ns = self._indicated_ns[instrument] + INDICATION_NS
+            self._plan(_INDICATE, instrument, max(event.time_ns, next_ns))
