@@ -49,8 +49,8 @@ class Challenge:
 
     def verify(self, login: m.Login) -> bytes:
         """The 20-byte wallet that signed. Raises BadRequest; the nonce is used up either way."""
-        wallet = _field(login.wallet, ADDRESS_BYTES, "wallet")
-        nonce = _field(login.nonce, NONCE_BYTES, "nonce")
+        wallet = bytes_of(login.wallet, ADDRESS_BYTES, "wallet")
+        nonce = bytes_of(login.nonce, NONCE_BYTES, "nonce")
         if not hmac.compare_digest(nonce, self._nonce):
             raise BadRequest(Reject.NONCE_REPLAYED, "nonce")
         self._nonce = self._random_bytes(NONCE_BYTES)
@@ -64,7 +64,8 @@ class Challenge:
         return wallet
 
 
-def _field(text: str, size_bytes: int, name: str) -> bytes:
+def bytes_of(text: str, size_bytes: int, name: str) -> bytes:
+    """What a field of hex digits says. Raises BadRequest."""
     try:
         return parse_hex(text, size_bytes)
     except WalletError as error:

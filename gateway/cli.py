@@ -90,6 +90,13 @@ def command_line() -> argparse.ArgumentParser:
     market.add_argument("--url", default="ws://127.0.0.1:8765/ws")
     market.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
     market.set_defaults(run=_market)
+
+    tier = commands.add_parser("tier", help="a wallet's tier of fees (administrator)")
+    tier.add_argument("wallet", help="its address")
+    tier.add_argument("tier", type=int, help="from 0; the rates are in the node's settings")
+    tier.add_argument("--url", default="ws://127.0.0.1:8765/ws")
+    tier.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    tier.set_defaults(run=_tier)
     return parser
 
 
@@ -350,21 +357,25 @@ async def _fund_wallet(options: argparse.Namespace) -> int:
 
 
 def _market(options: argparse.Namespace) -> int:
-    return _run(_administer(options))
+    return _run(_administer(options, f"{options.action}_market", options.symbol))
 
 
-async def _administer(options: argparse.Namespace) -> int:
+def _tier(options: argparse.Namespace) -> int:
+    return _run(_administer(options, "set_fee_tier", options.wallet, options.tier))
+
+
+async def _administer(options: argparse.Namespace, action: str, *arguments: str | int) -> int:
+    """One call of the client's, as the administrator."""
     from compex_client import CompexClientError, Wallet, connect
 
     key = await asyncio.to_thread(options.key_file.read_text, "ascii")
     try:
         async with await connect(options.url, Wallet(key.strip())) as administrator:
-            action = getattr(administrator, f"{options.action}_market")
-            ack = await action(options.symbol)
+            ack = await getattr(administrator, action)(*arguments)
     except CompexClientError as error:
         console.print(f"[red]compex: {error}[/red]")
         return 1
-    console.print(f"{options.action}: {ack.market} at sequence {ack.sequence}")
+    console.print(f"{action}: {ack.market or arguments[0]} at sequence {ack.sequence}")
     return 0
 
 

@@ -14,14 +14,14 @@ from typing import Final, NamedTuple
 
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
-from compex_client.wallet import Domain, address_text
+from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
 
 from engine.catalog import Catalog
 from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, Event, EventKind
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
-from gateway.auth import Challenge, LoginRefused
+from gateway.auth import Challenge, LoginRefused, bytes_of
 from gateway.feed import EVERY_MARKET, Feed, Topic
 from gateway.limits import BUSY_RETRY_MS, DEFAULT_LIMITS, Outbox, TokenBucket
 from gateway.wire import BadRequest
@@ -245,6 +245,8 @@ class Session:
                 self._login(request)
             case m.Market():
                 self._administer(request)
+            case m.FeeTier():
+                self._set_fee_tier(request)
             case m.Ping():
                 self._reply(m.Pong(request.id, translate.time_us(self._desk.time_ns())))
 
@@ -399,10 +401,20 @@ class Session:
         self._ack(m.Ack(request.id, market=request.market))
 
     # --- administration ------------------------------------------------------------------------
-    def _administer(self, request: m.Market) -> None:
-        desk = self._desk
-        if not desk.administrator or self.wallet != desk.administrator:
+    def _require_administrator(self) -> None:
+        if not self._desk.administrator or self.wallet != self._desk.administrator:
             raise BadRequest(Reject.NOT_ADMINISTRATOR)
+
+    def _set_fee_tier(self, request: m.FeeTier) -> None:
+        self._require_administrator()
+        account = self._desk.feed.account_of(bytes_of(request.wallet, ADDRESS_BYTES, "wallet"))
+        if not account:
+            raise BadRequest(Reject.NO_ACCOUNT, "wallet")
+        self._submit(request, translate.set_fee_tier(account, request.tier))
+
+    def _administer(self, request: m.Market) -> None:
+        self._require_administrator()
+        desk = self._desk
         if request.action != "list":
             market = desk.feed.market(request.market)
             command = translate.set_status(request.action, market.instrument)

@@ -233,6 +233,11 @@ def set_fees(tier: int, maker_ppm: int, taker_ppm: int) -> Command:
     )
 
 
+def set_fee_tier(account: int, tier: int) -> Command:
+    # The tier lies in the bytes of `side`.
+    return Command(kind=CommandKind.SET_FEE_TIER, account=account, side=tier)
+
+
 def set_status(action: m.MarketAction, instrument: int) -> Command:
     return Command(kind=_STATUS_COMMANDS[action], instrument=instrument)
 
@@ -264,6 +269,7 @@ def ack_of(request: int, event: Event, market: str) -> m.Ack:
                 EventKind.MARKET_LISTED,
                 EventKind.MARKET_HALTED,
                 EventKind.MARKET_RESUMED,
+                EventKind.FEE_TIER_SET,
             }, f"event kind {event.kind} answers no request of a session"
     return ack
 

@@ -6,7 +6,8 @@ from typing import Any
 
 import pytest
 
-from engine.records import Event, EventKind, Side
+from engine.catalog import load_catalog
+from engine.records import CommandKind, Event, EventKind, Side, TimeInForce
 from engine.rejects import Reject
 from settlement.chain import address_of
 from settlement.errors import SettlementHalted
@@ -146,6 +147,41 @@ async def test_fills_whose_buyer_left_with_the_money_are_undone_for_both(node: N
     summary = await node.settlement.summary()
     assert (summary.fills, summary.fills_settled, summary.voided_fills) == (2, 1, 1)
     assert summary.quarantined_accounts == 0
+
+
+async def test_hours_sold_again_to_a_buyer_who_left_are_back_with_who_had_bought_them(
+    node: Node,
+) -> None:
+    product = load_catalog().product("nv.h100-sxm-80g.x8.ib", "us-e", "B", "H", 600_000)
+    hour = 1
+    await node.submit(
+        kind=CommandKind.LIST_MARKET, instrument=hour, order_id=product,
+        price_ticks=BOND_USDC6_PER_LOT, qty_lots=1,
+    )  # fmt: skip
+    seller, buyer, leaver = (node.account(who) for who in (SELLER, BUYER, LEAVER))
+    await node.submit(
+        kind=CommandKind.DECLARE_CAPACITY, account=seller, instrument=hour, qty_lots=100
+    )
+
+    async def order(account: int, side: Side, resale: int) -> None:
+        await node.submit(
+            kind=CommandKind.NEW_ORDER, account=account, instrument=hour, side=side,
+            price_ticks=PRICE_TICKS, qty_lots=100, time_in_force=TimeInForce.GTC, resale=resale,
+        )  # fmt: skip
+
+    await order(seller, Side.SELL, 0)
+    await order(buyer, Side.BUY, 0)
+    await order(buyer, Side.SELL, 1)
+    await order(leaver, Side.BUY, 0)
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await settle_all(node)
+    assert (await node.settlement.summary()).voided_fills == 1
+    assert money(node, BUYER) == (99 * DOLLAR, 0, 0, DOLLAR, 0)
+    events = heard(node)
+    await order(buyer, Side.SELL, 1)
+    assert events[-1].kind == EventKind.ACCEPTED, "the buyer may offer them once more"
 
 
 async def test_an_overdue_exit_pays_the_owner_and_settles_what_the_owner_sold(node: Node) -> None:

@@ -10,8 +10,9 @@ import pytest
 from compex_client import messages as m
 from compex_client.wallet import keccak256, login_digest
 
-from engine.records import Command, CommandKind, Purse
+from engine.records import FEE_TIERS, Command, CommandKind, Purse
 from engine.rejects import WORDS, Reject
+from gateway import translate
 from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Outbox, TokenBucket
 from tests.exchange import (
     ADMINISTRATOR,
@@ -651,6 +652,35 @@ async def test_only_the_administrator_lists_halts_and_resumes(exchange: Exchange
     assert reject.code == Reject.MARKET_HALTED
     acked(await ask(exchange, chief, m.Market(6, "resume", ticker)))
     acked(await ask(exchange, buyer, m.New(6, ticker, "buy", "1", "8")))
+
+
+async def test_only_the_administrator_puts_a_wallet_into_another_tier_of_fees(
+    exchange: Exchange,
+) -> None:
+    chief, buyer = exchange.converse(ADMINISTRATOR), trader(exchange, BUYER)
+    seller, whose = trader(exchange, SELLER), wallet(100 + BUYER).address
+    assert m.FEE_TIER_MAX == FEE_TIERS - 1
+    for tier, (maker_ppm, taker_ppm) in enumerate([(200, 500), (100, 300)]):
+        exchange.port.submit(translate.set_fees(tier, maker_ppm, taker_ppm))
+    assert refused(buyer.say(m.FeeTier(3, whose, 1))).code == Reject.NOT_ADMINISTRATOR
+    nobody = refused(chief.say(m.FeeTier(3, wallet(99).address, 1)))
+    assert (nobody.code, nobody.field) == (Reject.NO_ACCOUNT, "wallet")
+    torn = refused(chief.say(m.FeeTier(3, whose[:-1], 1)))
+    assert (torn.code, torn.field) == (Reject.INVALID_FIELD, "wallet")
+    assert refused(chief.say(m.FeeTier(3, whose, FEE_TIERS))).code == Reject.INVALID_FIELD
+    buyer.say(m.Subscribe(4, "account"))
+
+    async def fee(number: int) -> str:
+        acked(await ask(exchange, seller, sell(number)))
+        buyer.heard()
+        buyer.say(buy(number))
+        await exchange.port.settled()
+        [fill] = [x for x in buyer.heard() if isinstance(x, m.Fill)]
+        return fill.fee
+
+    assert await fee(10) == "0.00483", "500 ppm of 9.66"
+    acked(await ask(exchange, chief, m.FeeTier(11, whose, 1)))
+    assert await fee(12) == "0.002898", "300 ppm of 9.66"
 
 
 async def test_a_listing_takes_the_catalogs_terms_unless_given(exchange: Exchange) -> None:

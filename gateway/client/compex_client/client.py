@@ -280,6 +280,10 @@ class Client:
         """For good; every order in it is cancelled. `count`, and `partial` as for cancel_all."""
         return await self._ask(lambda i: m.Market(i, "close", market))
 
+    async def set_fee_tier(self, wallet: str, tier: int) -> m.Ack:
+        """Which rates the wallet's orders are charged from now on; tiers count from 0."""
+        return await self._ask(lambda i: m.FeeTier(i, wallet, tier))
+
     # --- streams -------------------------------------------------------------------------------
     async def book(self, market: str) -> BookStream:
         """The mirrored book of a market; its snapshot is applied when this returns.

@@ -28,6 +28,7 @@ PROTOCOL_VERSION: Final = 1
 ID_MAX: Final = (1 << 53) - 1
 EXPIRES_S_MAX: Final = (1 << 32) - 1
 SESSION_MAX: Final = 255
+FEE_TIER_MAX: Final = 15
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
 DECIMAL_CHARS_MAX: Final = 32
@@ -36,6 +37,7 @@ CHECKSUM_LEVELS: Final = 10  # of each side
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
 OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
 UnixSeconds: TypeAlias = Annotated[int, Meta(ge=0, le=EXPIRES_S_MAX)]
+FeeTierNumber: TypeAlias = Annotated[int, Meta(ge=0, le=FEE_TIER_MAX)]
 SessionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=SESSION_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 Decimal: TypeAlias = Annotated[str, Meta(max_length=DECIMAL_CHARS_MAX)]
@@ -226,6 +228,14 @@ class Market(Request, tag="market"):
     closes_s: UnixSeconds = 0  # 0: it stays open
 
 
+class FeeTier(Request, tag="fee_tier"):
+    """Administrator only. From now on the orders of a wallet that has an account are charged the
+    rates of this tier; those in the book keep the rates they came with."""
+
+    wallet: Text
+    tier: FeeTierNumber
+
+
 class Ping(Request, tag="ping"):
     """Answered by a pong at once: keeps the way open and tells the server's time."""
 
@@ -242,6 +252,7 @@ ClientMessage: TypeAlias = (
     | Withdraw
     | Query
     | Market
+    | FeeTier
     | Ping
 )
 
