@@ -180,7 +180,7 @@ def drive(
             if record.op == 1:
                 block[j].order_id = order_ids[record.id].order_id
             first = out.count
-            apply(s, block[j], out)
+            apply(s, block, j, out)
             if record.op != 1:
                 order_ids[record.id].order_id = out.events[first].order_id
         i += size

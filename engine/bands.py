@@ -3,9 +3,10 @@
 The static band lies around a reference price: a buy whose limit is above it or a sell whose limit
 is below it is refused; the other way no limit can do harm. The dynamic band lies around the last
 trade before an order: where the order's next trade would be outside, the market goes into a call
-instead. Invariant: no trade between auctions is outside the dynamic band, and a market in a call
-says so in its rules. A band's width is the price times its parts per million, rounded down: never
-wider than it was said to be. Called by `trade`, `markets` and `auction`. O(1) each.
+instead. Invariant: no trade between auctions is outside the dynamic band, but for those off the
+queue, which are no price of the market, and a market in a call says so in its rules. A band's width
+is the price times its parts per million, rounded down: never wider than it was said to be. Called
+by `trade`, `markets` and `auction`. O(1) each.
 """
 
 from typing import Any

@@ -4,8 +4,9 @@ A directory of segments, each preallocated, a header and then frames. A frame is
 its commands, the digest of the frame before it and a digest over both, so that no frame can be
 changed, dropped or moved unseen. Invariant: `append` has returned only when fdatasync has, and
 after any error of the disk nothing is ever appended again (a failed fsync may have dropped the
-pages; a retry would lie). One writer, held by a lock on the directory. Called by `pipeline` and
-`replay`.
+pages; a retry would lie). A frame never splits a command of several records, so a torn one loses
+the whole command or nothing of it. One writer, held by a lock on the directory. Called by
+`pipeline` and `replay`.
 
     header, 64 B: magic 8, format 4, layout 4, first sequence 8, build 8, chain 16, digest 16
     frame, 64 B: magic 8, first sequence 8, count 8, zero 8, chain 16, digest 16
@@ -29,7 +30,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from engine.kernel import build_hash
-from engine.records import COMMAND, LAYOUT_VERSION, READABLE_LAYOUTS, CommandArray
+from engine.records import COMMAND, LAYOUT_VERSION, PARTS_MAX, READABLE_LAYOUTS, CommandArray
 from engine.rejects import DamagedJournal, JournalError
 
 FORMAT_VERSION: Final = 2
@@ -48,6 +49,7 @@ assert _SEGMENT.size + _DIGEST_BYTES == HEADER_BYTES
 assert _FRAME.size + _DIGEST_BYTES == FRAME_HEADER_BYTES
 assert HEADER_BYTES % ALIGNMENT == FRAME_HEADER_BYTES % ALIGNMENT == 0
 assert HEADER_BYTES + FRAME_BYTES_MAX < SEGMENT_BYTES
+assert 1 + PARTS_MAX <= FRAME_COMMANDS_MAX, "a frame holds any command whole"
 assert COMMAND.fields is not None and COMMAND.fields["sequence"][1] == 0
 assert int.from_bytes(FRAME_MAGIC, "little") >= 1 << 63, "above any sequence"
 
@@ -335,8 +337,8 @@ class Journal:
     def append(self, commands: bytes) -> None:
         """One frame of whole commands, durable on return. Blocks; call it off the event loop.
 
-        Their sequences continue the journal's. Raises JournalError, now and at every later call,
-        when the disk fails.
+        Their sequences continue the journal's, and a head stands with all its parts. Raises
+        JournalError, now and at every later call, when the disk fails.
         """
         count, torn = divmod(len(commands), COMMAND.itemsize)
         assert torn == 0 and 0 < count <= FRAME_COMMANDS_MAX

@@ -28,6 +28,7 @@ SOURCES: Final = (
     "trade.py",
     "waiting.py",
     "terms.py",
+    "compound.py",
     "money.py",
     "markets.py",
     "auction.py",

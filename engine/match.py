@@ -1,7 +1,8 @@
 """The matching kernel's door: one sequenced command in, its numbered events out.
 
 `execute` takes a batch of commands in sequence order; each goes to the module that knows its kind
-(`trade`, `money`, `markets`), and every one ends in exactly one terminal event. The kernel reads
+(`trade`, `money`, `markets`), and every one, of one record or of several, ends in exactly one
+terminal event; a head without its parts, and a part without a head, are refused. The kernel reads
 nothing but the state and the commands, so the same commands give the same state everywhere. Called
 by `pipeline`, `replay` and benchmarks.
 """
@@ -11,7 +12,8 @@ from typing import Any, Final
 from engine.auction import call_market, indicate_market, uncross_market
 from engine.bands import set_bands
 from engine.book import rank_of
-from engine.kernel import inlined, kernel, prefetch, uint8, uint32, uint64
+from engine.compound import basket, block, exclusive
+from engine.kernel import inlined, int64, kernel, prefetch, uint8, uint32, uint64
 from engine.markets import close_market, list_market, set_status
 from engine.money import (
     answer_withdrawal,
@@ -28,7 +30,14 @@ from engine.money import (
     withdraw,
 )
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX_EVENTS, reject
-from engine.records import INSTRUMENTS_MAX, OPEN_ORDERS_MAX, CommandKind, Flag, TimeInForce
+from engine.records import (
+    INSTRUMENTS_MAX,
+    OPEN_ORDERS_MAX,
+    PARTS_MAX,
+    CommandKind,
+    Flag,
+    TimeInForce,
+)
 from engine.rejects import Reject
 from engine.reserve import capacity_home
 from engine.terms import amend, expire, new_order_with_terms, stop_order
@@ -104,13 +113,49 @@ def _apply_rare(s: Any, c: Any, out: Any) -> Any:
     return reject(out, c, Reject.UNKNOWN_COMMAND)
 
 
+@kernel
+def _are_parts(commands: Any, start: Any, end: Any) -> Any:
+    """Whether commands[start:end] are all there, and parts."""
+    if end > len(commands) or end - start > PARTS_MAX:
+        return False
+    parts = True
+    for i in range(start, end):
+        parts &= commands[i].kind == CommandKind.PART
+    return parts
+
+
+@kernel
+def _apply_several(s: Any, commands: Any, i: Any, out: Any) -> Any:
+    """The commands that may be of several records: how many of those behind the head it took."""
+    head = commands[i]
+    if head.kind < CommandKind.BLOCK or head.kind > CommandKind.BASKET:
+        _apply_rare(s, head, out)
+        return 0
+    count = int64(head.parts)
+    if not _are_parts(commands, i + 1, i + 1 + count):
+        reject(out, head, Reject.UNKNOWN_COMMAND)
+        return 0
+    s.sequence = commands[i + count].sequence
+    if head.kind == CommandKind.BLOCK:
+        block(s, commands, i, out)
+    elif head.kind == CommandKind.EXCLUSIVE:
+        exclusive(s, commands, i, out)
+    else:
+        basket(s, commands, i, out)
+    out.stirred = uint32(0)  # they have woken what they stirred, market by market
+    return count
+
+
 @inlined
-def apply(s: Any, c: Any, out: Any) -> None:
+def apply(s: Any, commands: Any, i: Any, out: Any) -> Any:
     """One command against the state; its events go behind those in the outbox.
 
-    s: the STATE record; c: a COMMAND record; out: an OUTBOX record with room for
-    EVENTS_PER_COMMAND_MAX more events.
+    s: the STATE record; commands: shape (k,), dtype COMMAND, i the command's place there; out: an
+    OUTBOX record with room for EVENTS_PER_COMMAND_MAX more events. Returns the number of its parts,
+    which stand behind it.
     """
+    c = commands[i]
+    parts = 0
     s.sequence = c.sequence
     s.time_ns = c.time_ns
     out.first = out.count
@@ -119,10 +164,11 @@ def apply(s: Any, c: Any, out: Any) -> None:
     elif c.kind == CommandKind.CANCEL:
         cancel(s, c, out)
     else:
-        _apply_rare(s, c, out)
+        parts = _apply_several(s, commands, i, out)
     if out.stirred != 0:
         wake(s, out.stirred - uint32(1), out, c)
         out.stirred = uint32(0)
+    return parts
 
 
 @inlined
@@ -174,6 +220,5 @@ def execute(state: Any, commands: Any, start: Any, outbox: Any) -> Any:
     while i < len(commands) and out.count <= uint64(OUTBOX_EVENTS - EVENTS_PER_COMMAND_MAX):
         if i + AHEAD < len(commands):
             look_ahead(s, commands[i + AHEAD], commands[i + SOON], large)
-        apply(s, commands[i], out)
-        i += 1
+        i += 1 + apply(s, commands, i, out)
     return i

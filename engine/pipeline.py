@@ -13,7 +13,7 @@ what was matched but not durable is never published.
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from typing import Final
 
@@ -59,7 +59,8 @@ class Pipeline:
         self._subscribers: list[Subscriber] = []
         self._rooms: list[Callable[[], bool]] = []
         self._stop_listeners: list[Callable[[str], None]] = []
-        self._queue: deque[bytes] = deque()
+        self._queue: deque[bytes] = deque()  # whole commands, each of one record or several
+        self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._published_sequence = 0
@@ -91,24 +92,25 @@ class Pipeline:
 
     # 2. submit: a place in the order, or a refusal that changes nothing
 
-    def submit(self, command: Command) -> Sequenced:
+    def submit(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
         if self._stopped:
             raise Refused(Reject.STOPPED)
-        if len(self._queue) >= QUEUE_COMMANDS_MAX:
+        if self._queued_bytes >= QUEUE_COMMANDS_MAX * COMMAND.itemsize:
             raise Refused(Reject.BUSY)
         if not self._has_room() and command.kind not in LESSENING:
             raise Refused(Reject.BUSY)
         self._expire()
-        return self._sequence(command)
+        return self._sequence(command, parts)
 
     def _has_room(self) -> bool:
         return all(room() for room in self._rooms)
 
-    def _sequence(self, command: Command) -> Sequenced:
-        sequenced, stamped = self._sequencer.sequence(command)
+    def _sequence(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
+        sequenced, stamped = self._sequencer.sequence(command, parts)
         if stamped:
             self._expiries.sequenced(command, sequenced.sequence)
             self._queue.append(stamped)
+            self._queued_bytes += len(stamped)
             self._arrived.set()
         return sequenced
 
@@ -132,8 +134,7 @@ class Pipeline:
             while True:
                 await self._arrived.wait()
                 while self._queue:
-                    size = min(len(self._queue), FRAME_COMMANDS_MAX)
-                    await self._commit(b"".join(self._queue.popleft() for _ in range(size)))
+                    await self._commit(self._take_group())
                 self._arrived.clear()
         except JournalError as error:
             self._fail(str(error))
@@ -141,6 +142,18 @@ class Pipeline:
             # A broken invariant: nothing after it can be trusted, the journal has all before it.
             self._fail(f"broken: {error!r}")
             raise
+
+    def _take_group(self) -> bytes:
+        """As many whole commands as fit into one frame."""
+        group: list[bytes] = []
+        left = FRAME_COMMANDS_MAX * COMMAND.itemsize
+        while self._queue and len(self._queue[0]) <= left:
+            stamped = self._queue.popleft()
+            left -= len(stamped)
+            group.append(stamped)
+        taken = b"".join(group)
+        self._queued_bytes -= len(taken)
+        return taken
 
     async def _commit(self, group: bytes) -> None:
         loop = asyncio.get_running_loop()
@@ -179,6 +192,7 @@ class Pipeline:
     def _stop(self, reason: str) -> None:
         self._stopped = reason
         self._queue.clear()
+        self._queued_bytes = 0
         for _, waiter in self._waiting:
             if not waiter.done():
                 waiter.set_exception(JournalError(reason))

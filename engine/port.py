@@ -4,7 +4,7 @@ Gateway and settlement know the engine through this protocol alone. Invariant: a
 every event exactly once, in order, and only after the command behind it is durable and matched.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 from engine.records import Balances, Command, Event, EventArray
@@ -14,7 +14,7 @@ class Sequenced(NamedTuple):
     """The place a command got in the total order.
 
     For a repeated client id with the same body, `duplicate` is true, `sequence` is the first
-    one's, and `answer` is the first one's ACCEPTED event, or None while it is still in flight.
+    one's, and `answer` is the first one's terminal event, or None while it is still in flight.
     """
 
     sequence: int
@@ -68,11 +68,14 @@ class Subscriber(Protocol):
 
 
 class Port(Protocol):
-    def submit(self, command: Command) -> Sequenced:
-        """Sequence one command (its own `sequence` and `time_ns` are ignored).
+    def submit(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
+        """Sequence one command (its own `sequence` and `time_ns` are ignored), or one of several
+        records: its head, of a kind in OF_SEVERAL, and its parts, of kind PART.
 
-        Raises Refused (BUSY, STOPPED, CLIENT_ID_REUSED, CLIENT_ID_OUT_OF_RANGE, INVALID_FIELD for
-        a number its field cannot hold) with nothing changed. Everything else is answered by the
+        A client id of the head names head and parts together. Raises Refused (BUSY, STOPPED,
+        CLIENT_ID_REUSED, CLIENT_ID_OUT_OF_RANGE, INVALID_FIELD for a number its field cannot hold,
+        UNKNOWN_COMMAND for a part alone, TOO_MANY_LEGS beyond PARTS_MAX, INVALID_LEGS for records
+        that are no head and its parts) with nothing changed. Everything else is answered by the
         command's one terminal event.
         """
         ...

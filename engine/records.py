@@ -46,6 +46,10 @@ WHOLE_LOOKS_MAX: Final = 64  # all-or-none orders looked at after a command, bes
 EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work between two commands
 ALL_INSTRUMENTS: Final = (1 << 32) - 1  # cancel-all over every market of the account
 PARTS_MAX: Final = 168  # records that may follow a command of several: a block of a week's hours
+COMPOUND_LOOKS_MAX: Final = 8000  # resting orders one command of several legs may look at
+BLOCK_OPERATORS_MAX: Final = 512  # sellers that one block compares
+EXCLUSIVE_LEGS_MAX: Final = 32
+BASKET_LEGS_MAX: Final = 32
 FEE_TIERS: Final = 16
 SPOT_WINDOW: Final = 1  # of the kinds of window in a packed product (catalog.pack_product)
 PPM: Final = 1_000_000  # rates are in parts per million of the notional
@@ -58,6 +62,8 @@ FEE_PPM_MAX: Final = 50_000  # five per cent
 
 assert PRICE_TICKS_MAX * QTY_LOTS_MAX < TOTAL_USDC6_MAX < 1 << 62
 assert OPEN_ORDERS_MAX < 1 << ORDER_SLOT_BITS
+assert 2 * COMPOUND_LOOKS_MAX + PARTS_MAX < EFFECTS_MAX, "what was looked at can also be traded"
+assert PARTS_MAX <= 255, "the number of parts is one byte"
 assert ORDER_SLOT_BITS + ORDER_GENERATION_BITS <= 53, "order ids are exact in every JSON reader"
 assert QTY_LOTS_MAX < 1 << 32 and PRICE_TICKS_MAX < 1 << 24, "the kernel stores both in 32 bits"
 
@@ -107,6 +113,11 @@ class CommandKind(IntEnum):
     AMEND = 6
     EXPIRE = 7  # sequenced by the engine itself, when an order's time has come
     NEW_STOP = 8  # an order that waits until a trade reaches `stop_ticks`
+    # Of several records: this one, the head, and `parts` more of kind PART, one after the other.
+    BLOCK = 10  # the same lots of consecutive hours from one seller, at a limit on the average
+    EXCLUSIVE = 11  # the best of several buys
+    BASKET = 12  # several orders, all at once or none
+    PART = 15
     # below: sequenced by settlement or an administrator, never by a trading session
     OPEN_ACCOUNT = 16
     DEPOSIT = 17
@@ -134,6 +145,12 @@ class EventKind(IntEnum):
 
     FILL, DECREMENTED, CONCEALED, REFRESHED, WAITING, TRIGGERED and VOLATILITY_CALL are never
     terminal; CANCELLED is terminal only for a CANCEL or an EXPIRE command.
+
+    A command of several records has one terminal event, which comes first and carries the head's
+    sequence: LEGS_FILLED, or REJECTED, and nothing has changed. Behind it each part that
+    takes effect says ACCEPTED, with an order id of its own, and what follows from it, under the
+    part's own sequence; a part that takes no effect says nothing. What its trades trigger comes
+    last, under the sequence of the last part.
     """
 
     ACCEPTED = 1
@@ -149,6 +166,7 @@ class EventKind(IntEnum):
     REFRESHED = 11  # so many concealed lots are shown now, behind all others of their price
     WAITING = 12  # an order just accepted is off the book until its condition holds
     TRIGGERED = 13  # it holds: the order is at work now, its limit and what is left of it
+    LEGS_FILLED = 15  # so many legs (`qty_lots`); `amount_usdc6`: what its buys cost, with fees
     ACCOUNT_OPENED = 16
     DEPOSITED = 17
     ESCROW_CONFIRMED = 18
@@ -326,6 +344,9 @@ BALANCES: Final = np.dtype(
         ("bond_locked_usdc6", "<i8"),  # behind sold, undelivered hours
     ]
 )
+
+# Commands whose head says how many parts follow it.
+OF_SEVERAL: Final = (CommandKind.BLOCK, CommandKind.EXCLUSIVE, CommandKind.BASKET)
 
 CommandArray = NDArray[np.void]  # shape (n,), dtype COMMAND
 EventArray = NDArray[np.void]  # shape (n,), dtype EVENT

@@ -40,6 +40,10 @@ class Reject(IntEnum):
     MINIMUM_NOT_FILLABLE = 2014
     ACCOUNT_ORDERS_FULL = 2015
     WAITING_NOT_AMENDABLE = 2016
+    TOO_MANY_LEGS = 2017
+    INVALID_LEGS = 2018
+    LEGS_NOT_FILLABLE = 2019
+    TOO_DEEP = 2020
     # 3xxx: money and capacity
     UNKNOWN_ACCOUNT = 3001
     INSUFFICIENT_BALANCE = 3002
@@ -113,6 +117,10 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.MINIMUM_NOT_FILLABLE: "the order's minimum quantity could not be filled at once",
     Reject.ACCOUNT_ORDERS_FULL: "this account has as many open orders as one account may",
     Reject.WAITING_NOT_AMENDABLE: "an order that waits for its condition cannot be amended",
+    Reject.TOO_MANY_LEGS: "the command has more legs than one may have",
+    Reject.INVALID_LEGS: "the legs do not fit each other or what the command means",
+    Reject.LEGS_NOT_FILLABLE: "the legs cannot be filled at once within their limits",
+    Reject.TOO_DEEP: "more resting orders stand within the limits than one command looks at",
     Reject.UNKNOWN_ACCOUNT: "no such account",
     Reject.INSUFFICIENT_BALANCE: "the free balance does not cover this",
     Reject.INSUFFICIENT_BOND: "the free bond does not cover this ask",

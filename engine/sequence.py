@@ -1,11 +1,13 @@
 """The total order: each command gets its sequence and its time here, once.
 
 Invariant: sequences are consecutive from 1, times never run backwards, and a client id names one
-command of its account for good, so that sending an order again cannot place it twice. Only
-`pipeline` calls.
+command of its account for good, so that sending an order again cannot place it twice. Each record
+of a command of several has a sequence of its own, all have one time, and nothing comes between
+them; the head's client id names them all. Only `pipeline` calls.
 """
 
 import struct
+from collections.abc import Sequence
 from typing import Final, NamedTuple
 
 from engine.clock import Clock
@@ -13,6 +15,8 @@ from engine.port import Sequenced
 from engine.records import (
     CLIENT_ID_MAX,
     COMMAND_STRUCT,
+    OF_SEVERAL,
+    PARTS_MAX,
     Command,
     CommandArray,
     CommandKind,
@@ -38,6 +42,29 @@ def _is_deduplicated(command: Command) -> bool:
     return command.client_id != 0 and command.kind < CommandKind.OPEN_ACCOUNT
 
 
+def _check_parts(command: Command, parts: Sequence[Command]) -> None:
+    """Raises Refused unless these parts may follow this head."""
+    if command.kind == CommandKind.PART:
+        raise Refused(Reject.UNKNOWN_COMMAND)
+    if len(parts) > PARTS_MAX:
+        raise Refused(Reject.TOO_MANY_LEGS)
+    fits = all(part.kind == CommandKind.PART and part.parts == 0 for part in parts)
+    if not fits or command.parts not in {0, len(parts)}:
+        raise Refused(Reject.INVALID_LEGS)
+    if parts and command.kind not in OF_SEVERAL:
+        raise Refused(Reject.INVALID_LEGS)
+    if any(part.client_id > CLIENT_ID_MAX for part in parts):
+        raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
+
+
+def _body(stamped: bytes) -> bytes:
+    """What a client id stands for: the records without their sequences and times."""
+    if len(stamped) == COMMAND_STRUCT.size:
+        return stamped[_BODY_OFFSET:]
+    starts = range(0, len(stamped), COMMAND_STRUCT.size)
+    return b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts)
+
+
 class Sequencer:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
@@ -50,28 +77,34 @@ class Sequencer:
     def last_sequence(self) -> int:
         return self._last_sequence
 
-    def sequence(self, command: Command) -> tuple[Sequenced, bytes]:
-        """The command's place and its 64 bytes; no bytes for a duplicate.
+    def sequence(self, command: Command, parts: Sequence[Command] = ()) -> tuple[Sequenced, bytes]:
+        """The place of the command, or of its head, and 64 bytes for each record; no bytes for a
+        duplicate.
 
         Raises Refused, with nothing changed: a refused command takes no place in the order.
         """
         sequence = self._last_sequence + 1
         time_ns = max(self._last_time_ns, self._clock.now_ns())
+        if parts or command.parts or command.kind == CommandKind.PART:
+            _check_parts(command, parts)
+            command = command._replace(parts=len(parts))
         try:
             stamped = COMMAND_STRUCT.pack(sequence, time_ns, *command[2:])
+            for number, part in enumerate(parts, start=sequence + 1):
+                stamped += COMMAND_STRUCT.pack(number, time_ns, *part[2:])
         except struct.error as error:
             raise Refused(Reject.INVALID_FIELD) from error
         if _is_deduplicated(command):
             if command.client_id > CLIENT_ID_MAX:
                 raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
-            body = stamped[_BODY_OFFSET:]
+            body = _body(stamped)
             use = self._uses.get((command.account, command.client_id))
             if use is not None and use.body != body:
                 raise Refused(Reject.CLIENT_ID_REUSED)
             if use is not None:
                 return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
             self._remember(command, body, sequence)
-        self._last_sequence = sequence
+        self._last_sequence = sequence + len(parts)
         self._last_time_ns = time_ns
         return Sequenced(sequence), stamped
 
@@ -99,10 +132,12 @@ class Sequencer:
 
     def resume(self, commands: CommandArray) -> None:
         """Take up what the journal says was sequenced; `answered` follows with its events."""
-        for command in decode_commands(commands):
+        stamped = commands.tobytes()
+        for i, command in enumerate(decode_commands(commands)):
             assert command.sequence == self._last_sequence + 1, "the journal has no gaps"
             self._last_sequence = command.sequence
             self._last_time_ns = command.time_ns
-            if _is_deduplicated(command):
-                body = command.pack()[_BODY_OFFSET:]
-                self._remember(command, body, command.sequence)
+            if command.kind != CommandKind.PART and _is_deduplicated(command):
+                size = COMMAND_STRUCT.size
+                records = stamped[i * size : (i + 1 + command.parts) * size]
+                self._remember(command, _body(records), command.sequence)

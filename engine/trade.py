@@ -362,7 +362,7 @@ def _self_trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, l
         if both < maker_qty:
             s.orders[slot].qty_lots = uint32(maker_qty - both)
         elif s.orders[slot].hidden_lots != 0:
-            _refresh(s, out, c, slot)
+            refresh(s, out, c, slot)
         else:
             dequeue(s, book, side, slot)
         return left - both
@@ -375,7 +375,7 @@ def _self_trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, slot: Any, l
 
 
 @kernel
-def _refresh(s: Any, out: Any, c: Any, slot: Any) -> None:
+def refresh(s: Any, out: Any, c: Any, slot: Any) -> None:
     """Show an iceberg's next clip; it stands behind all others of its price again."""
     order = s.orders[slot]
     clip = min(order.hidden_lots, order.display_lots)
@@ -454,7 +454,7 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any, li
                 order.qty_lots = uint32(maker_qty - qty)
                 break
             if order.hidden_lots != 0:
-                _refresh(s, out, c, slot)
+                refresh(s, out, c, slot)
                 slot = s.levels[level].head
                 continue
             behind = order.next

@@ -30,8 +30,8 @@ from engine.book import (
     side_of,
     take_slot,
 )
-from engine.kernel import inlined, int64, kernel, uint8, uint32, uint64
-from engine.outbox import emit, reject
+from engine.kernel import inlined, int64, kernel, uint8, uint16, uint32, uint64
+from engine.outbox import OFF_QUEUE, emit, reject
 from engine.records import (
     EFFECTS_MAX,
     PRICE_TICKS_MAX,
@@ -294,9 +294,10 @@ def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
             return
         while seen < out.count:
             e = out.events[seen]
+            in_turn = e.kind == EventKind.FILL and e.reason & uint16(OFF_QUEUE) == 0
             # An auction in several commands ends with one that tells its price.
             auction = e.kind == EventKind.MARKET_UNCROSSED and e.price_ticks != 0
-            if (e.kind == EventKind.FILL or auction) and e.instrument == instrument:
+            if (in_turn or auction) and e.instrument == instrument:
                 low = min(low, uint32(e.price_ticks))
                 high = max(high, uint32(e.price_ticks))
             seen += uint64(1)

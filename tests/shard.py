@@ -58,15 +58,21 @@ class Shard:
     def do_all(self, commands: Iterable[Command]) -> list[Event]:
         """Many at once; the kernel's events must be the specification's."""
         stamped: list[Command] = []
+        time_ns = 0
         for command in commands:
             self.sequence += 1
-            stamped.append(
-                command._replace(sequence=self.sequence, time_ns=self.sequence * 10 + self.later_ns)
-            )
+            if command.kind != CommandKind.PART:
+                time_ns = self.sequence * 10 + self.later_ns
+            stamped.append(command._replace(sequence=self.sequence, time_ns=time_ns))
         parts = self.matcher.match(command_array(stamped))
         events = [event for part in parts for event in decode_events(part)]
-        assert events == [event for c in stamped for event in self.reference.apply(c)]
+        assert events == self.reference.apply_all(stamped)
         return events
+
+    def do_several(self, kind: int, parts: Iterable[dict[str, int]], **fields: Any) -> list[Event]:
+        """A head and its parts."""
+        behind = [Command(kind=CommandKind.PART, **part) for part in parts]
+        return self.do_all([Command(kind=kind, parts=len(behind), **fields), *behind])
 
     def matcher_only(self, kind: int, **fields: Any) -> list[Event]:
         """Past the specification, where a test has put the kernel's state ahead by hand."""

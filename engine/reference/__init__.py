@@ -5,10 +5,12 @@ in `match`. Nothing in the product calls it; model tests drive it beside the ker
 """
 
 from engine.reference.auctions import Auctions
+from engine.reference.compound import Compound
 from engine.reference.markets import Markets
 from engine.reference.money import Money
 from engine.reference.waiting import Waiting
 
 
-class Reference(Waiting, Money, Markets, Auctions):
-    """One shard. `apply` takes commands in sequence order and returns each one's events."""
+class Reference(Compound, Waiting, Money, Markets, Auctions):
+    """One shard. `apply` takes commands in sequence order, each with its parts, and returns its
+    events; `apply_all` finds which records belong together."""

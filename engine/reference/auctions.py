@@ -139,7 +139,7 @@ class Auctions(Orders):
         book.auction_ticks = book.auction_lots = 0
         book.reference_ticks = price or book.reference_ticks
         if not book.closes_s or book.closes_s * SECOND_NS > c.time_ns:
-            self._stirred = book
+            self._stirred.append(book)
 
     def _heads(self, book: Book, price: int = 0) -> tuple[Order, Order] | None:
         """The best bid and ask if they meet, at this price if one is given."""

@@ -4,14 +4,16 @@ Invariant: an order holds what its remainder needs, to the µUSDC. The other rul
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 from engine.records import (
     ACCOUNT_ORDERS_MAX,
     ALL_INSTRUMENTS,
     EFFECTS_MAX,
     FEE_TIERS,
+    OF_SEVERAL,
     OPEN_ORDERS_MAX,
+    PARTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
@@ -55,16 +57,36 @@ class Orders:
         self.last_void = 0
         self.total = 0
 
-    def apply(self, command: Command) -> list[Event]:
+    def apply_all(self, records: Sequence[Command]) -> list[Event]:
+        """Commands one after the other; a head that has not all its parts is on its own."""
+        events: list[Event] = []
+        at = 0
+        while at < len(records):
+            head = records[at]
+            parts = records[at + 1 : at + 1 + head.parts] if head.kind in OF_SEVERAL else ()
+            if any(part.kind != CommandKind.PART for part in parts):
+                parts = ()
+            if head.kind in OF_SEVERAL and len(parts) != head.parts:
+                parts = ()
+            events += self.apply(head, parts)
+            at += 1 + len(parts)
+        return events
+
+    def apply(self, command: Command, parts: Sequence[Command] = ()) -> list[Event]:
         self._meant = command  # changed where an order means another than it says
+        self._parts = parts
         self._events: list[Event] = []
         rules = self._rules()
-        self._stirred: Book | None = None
+        self._stirred: list[Book] = []
         try:
             if command.kind not in rules:
                 raise RejectedError(Reject.UNKNOWN_COMMAND)
+            if command.kind in OF_SEVERAL:
+                whole = len(parts) == command.parts <= PARTS_MAX
+                self._require(whole, Reject.UNKNOWN_COMMAND)
             rules[CommandKind(command.kind)](command)
-            self._wake(command)
+            for book in self._stirred:
+                self._wake(parts[-1] if parts else command, book)
         except RejectedError as error:
             self._meant = command
             self._emit(EventKind.REJECTED, order_id=command.order_id, reason=error.reject)
@@ -80,8 +102,8 @@ class Orders:
             CommandKind.EXPIRE: self._expire,
         }
 
-    def _wake(self, c: Command) -> None:
-        """After a command's own effects: what waited for them (`waiting`)."""
+    def _wake(self, c: Command, book: Book) -> None:
+        """After a command's own effects in a market: what waited for them (`waiting`)."""
 
     # What `auctions` says of an order.
 
@@ -223,7 +245,8 @@ class Orders:
             resale=bool(c.resale),
             sequence=c.sequence,
         )
-        self._stirred = book
+        if all(known is not book for known in self._stirred):
+            self._stirred.append(book)
         self._hold(taker, taker.qty_lots)
         self._trade(c, book, taker)
         if taker.qty_lots and c.time_in_force == TimeInForce.GTC:

@@ -15,6 +15,7 @@ from engine.records import (
     Command,
     CommandKind,
     EventKind,
+    FillNote,
     Flag,
     MarketStatus,
     SelfTrade,
@@ -66,10 +67,9 @@ class Waiting(Orders):
         protects = c.flags != Flag.MARKET or 0 <= c.price_ticks <= PRICE_TICKS_MAX
         self._require(protects, Reject.PRICE_OUT_OF_RANGE)
 
-    def _wake(self, c: Command) -> None:
-        book = self._stirred
+    def _wake(self, c: Command, book: Book) -> None:
         looks = 0
-        while book and book.waiting and len(self._events) + 2 <= EFFECTS_MAX:
+        while book.waiting and len(self._events) + 2 <= EFFECTS_MAX:
             if book.status is not MarketStatus.OPEN:
                 return
             order = self._triggered(book)
@@ -85,6 +85,7 @@ class Waiting(Orders):
             e for e in self._events if e.kind == EventKind.MARKET_UNCROSSED and e.price_ticks
         ]
         fills = [e for e in self._events if e.kind == EventKind.FILL]
+        fills = [e for e in fills if not e.reason & FillNote.OFF_QUEUE]
         prices = [e.price_ticks for e in fills + auctions if self.books[e.instrument] is book]
         if not prices:
             return None

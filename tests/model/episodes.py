@@ -54,9 +54,7 @@ class Tally:
 
     def count(self, step: Step, events: Iterable[Event]) -> None:
         self.steps += 1
-        kind = step[0].kind
-        if kind in _KINDS:
-            self.commands[_KINDS[kind]] += 1
+        self.commands.update(_KINDS[record.kind] for record in step if record.kind in _KINDS)
         for event in events:
             self.events[EventKind(event.kind)] += 1
             if event.kind == EventKind.CANCELLED:

@@ -16,10 +16,13 @@ from engine.records import (
     ALL_INSTRUMENTS,
     AMOUNT_USDC6_MAX,
     BAND_PPM_MAX,
+    BASKET_LEGS_MAX,
     CALL_SECONDS_MAX,
+    EXCLUSIVE_LEGS_MAX,
     FEE_PPM_MAX,
     FEE_TIERS,
     INSTRUMENTS_MAX,
+    OF_SEVERAL,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
@@ -46,12 +49,12 @@ T = TypeVar("T")
 
 # Markets of an episode: number, lots multiple, bond per lot. Numbers and accounts stay small, as
 # each check after each step looks at all up to the highest.
-MARKETS: Final = ((0, 1, 5), (1, 8, 1), (7, 1, 900), (64, 3, 40))
+MARKETS: Final = ((0, 1, 5), (1, 8, 1), (3, 1, 900), (64, 3, 40))
 ACCOUNTS_MOST: Final = 6
 LATE_ACCOUNT: Final = 8  # not open from the start
 LATE_MARKETS: Final = range(9, 25)
 STRANGERS: Final = (0, ACCOUNTS_MAX, (1 << 32) - 1)
-NO_MARKETS: Final = (3, INSTRUMENTS_MAX, ALL_INSTRUMENTS)
+NO_MARKETS: Final = (7, INSTRUMENTS_MAX, ALL_INSTRUMENTS)
 # Far apart, so that tries grow and shrink, and where their levels begin and end.
 FAR_PRICES: Final = (1, 63, 64, 65, 4_095, 4_096, 4_097, 262_143, 262_144, PRICE_TICKS_MAX)
 NO_PRICES: Final = (-(1 << 63), -1, 0, PRICE_TICKS_MAX + 1, 1 << 32, (1 << 63) - 1)
@@ -101,7 +104,8 @@ class Flow:
             [(_, maker)] = self.chance.choices(MAKERS, self._weights)
             if self.is_over_everywhere() and self.one_in(10):
                 maker = list_market
-            self._next.appendleft((maker(self),))
+            made = maker(self)
+            self._next.appendleft((made,) if isinstance(made, Command) else made)
         return tuple(record._replace(time_ns=self.time_ns) for record in self._next.popleft())
 
     def observe(self, events: list[Event]) -> None:
@@ -114,9 +118,9 @@ class Flow:
                 self.markets.append(event.instrument)
                 self.centres[event.instrument] = self.chance.choice(CENTRES[:3])
 
-    def then(self, *commands: Command) -> None:
+    def then(self, *made: Command | Step) -> None:
         """What comes after the command that is being made."""
-        self._next.extend((command,) for command in commands)
+        self._next.extend((each,) if isinstance(each, Command) else each for each in made)
 
     def _opening(self) -> Iterable[Step]:
         for number, multiple, bond in MARKETS[: len(self.markets)]:
@@ -205,7 +209,7 @@ class Flow:
         return self.mostly(order.account, self.accounts, 40), order.order_id
 
 
-Maker = Callable[[Flow], Command]
+Maker = Callable[[Flow], Command | Step]
 
 
 # --- commands that more than one maker needs -----------------------------------------------------
@@ -215,7 +219,8 @@ def list_command(market: int, multiple: int, bond_usdc6: int) -> Command:
     return Command(
         kind=CommandKind.LIST_MARKET,
         instrument=market,
-        order_id=market + 1 + (SPOT_WINDOW + market % 2 << 24),  # hours of a window, or not
+        # Of odd numbers hours of a window, one after the other.
+        order_id=(market + 1) // 2 + (SPOT_WINDOW + market % 2 << 24),
         qty_lots=multiple,
         price_ticks=bond_usdc6,
     )
@@ -363,6 +368,75 @@ def hostile_order(flow: Flow) -> Command:
     return order._replace(**{name: anything[name] for name in some})
 
 
+# --- of several records --------------------------------------------------------------------------
+
+
+def of_several(head: Command, legs: Iterable[Command]) -> Step:
+    parts = [leg._replace(kind=CommandKind.PART) for leg in legs]
+    return head._replace(parts=min(len(parts), 255)), *parts
+
+
+def _takers(flow: Flow, orders: Iterable[Command]) -> list[Command]:
+    """Legs that mostly find somebody: their price is that of a maker on the other side."""
+    found: list[Command] = []
+    for order in orders:
+        book = flow.reference.books.get(order.instrument)
+        best = book.best(Side(1 - order.side)) if book else None
+        price = best if best and not flow.one_in(6) else order.price_ticks
+        found.append(order._replace(price_ticks=price, resale=flow.mostly(order.resale, (1,), 20)))
+    return found
+
+
+def exclusive(flow: Flow) -> Step:
+    count = flow.mostly(flow.chance.randint(0, 4), (EXCLUSIVE_LEGS_MAX + 1,), 20)
+    legs = _takers(flow, (limit_order(flow)._replace(side=Side.BUY) for _ in range(count)))
+    if flow.one_in(10) and legs:
+        legs[-1] = legs[-1]._replace(side=flow.mostly(Side.SELL, (2,), 5))
+    return of_several(
+        limit_order(flow)._replace(kind=CommandKind.EXCLUSIVE, self_trade=SelfTrade.CANCEL_MAKER),
+        legs,
+    )
+
+
+def basket(flow: Flow) -> Step:
+    markets = flow.chance.sample(flow.markets, min(len(flow.markets), flow.chance.randint(1, 3)))
+    legs = _takers(flow, (limit_order(flow)._replace(instrument=market) for market in markets))
+    if flow.one_in(15):
+        legs *= flow.chance.choice((0, 2, BASKET_LEGS_MAX + 1))
+    return of_several(limit_order(flow)._replace(kind=CommandKind.BASKET), legs)
+
+
+def block(flow: Flow) -> Step:
+    """Of one hour or more of those that follow each other, mostly."""
+    chance = flow.chance
+    hours = [market for market in flow.open_markets() if market % 2] or flow.markets
+    first = chance.choice(hours)
+    windows = [first + 2 * number for number in range(chance.choice((1, 1, 2, 3)))]
+    if flow.one_in(20):
+        chance.shuffle(windows)
+        windows = windows[chance.randint(0, 1) :]
+    order = limit_order(flow)._replace(
+        kind=CommandKind.BLOCK,
+        side=flow.mostly(Side.BUY, (Side.SELL,), 30),
+        qty_lots=flow.lots(first, 4),
+        price_ticks=flow.price(first, Side.SELL) + flow.spread,
+    )
+    dearest = flow.mostly(0, (flow.price(first, Side.SELL), *NO_PRICES[:3]), 3)
+    return of_several(order, (Command(instrument=w, price_ticks=dearest) for w in windows))
+
+
+def records_that_do_not_belong_together(flow: Flow) -> Step:
+    """A head without all its parts, parts without a head, others in between."""
+    chance = flow.chance
+    kinds = (*OF_SEVERAL, CommandKind.NEW_ORDER, CommandKind.PART)
+    head = limit_order(flow)._replace(kind=chance.choice(kinds), parts=chance.randrange(256))
+    behind = [limit_order(flow) for _ in range(chance.randint(0, 3))]
+    return head, *(flow.mostly(c._replace(kind=CommandKind.PART), (c,), 3) for c in behind)
+
+
+# --- more than one command may do, changed and ended ---------------------------------------------
+
+
 def deep_iceberg(flow: Flow) -> Command:
     """More clips than one command may refresh and fill, and an order that meets them all."""
     market = flow.chance.choice(flow.markets)
@@ -375,6 +449,10 @@ def deep_iceberg(flow: Flow) -> Command:
         deposit_command(seller, 10**8, deposit + 2, Purse.BOND),
         capacity_command(seller, market, QTY_LOTS_MAX),
         order._replace(account=buyer, order_id=order_terms(display_lots=multiple)),
+        of_several(
+            Command(kind=CommandKind.BASKET, account=seller, self_trade=SelfTrade.CANCEL_MAKER),
+            [order._replace(side=Side.SELL)],
+        ),
         order._replace(
             account=seller,
             side=Side.SELL,
@@ -694,6 +772,10 @@ MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
     (6, stop_order),
     (3, order_with_any_terms),
     (2, hostile_order),
+    (5, exclusive),
+    (4, basket),
+    (6, block),
+    (1, records_that_do_not_belong_together),
     (0.02, deep_iceberg),
     (12, amend),
     (6, cancel),

@@ -80,7 +80,7 @@ class Pair:
         self.sequence += len(stamped)
         parts = self.matcher.match(command_array(stamped))
         events = [event for part in parts for event in decode_events(part)]
-        meant = [event for command in stamped for event in self.reference.apply(command)]
+        meant = self.reference.apply_all(stamped)
         assert events == meant, _difference(events, meant)
         check_invariants(self.state)
         self._compare_money()

@@ -15,8 +15,10 @@ from engine.invariants import check_invariants
 from engine.records import (
     ALL_INSTRUMENTS,
     EFFECTS_MAX,
+    OF_SEVERAL,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
+    SPOT_WINDOW,
     CancelReason,
     Command,
     CommandKind,
@@ -34,6 +36,7 @@ from engine.records import (
     order_terms,
 )
 from engine.reference import Reference
+from engine.reference.compound import HOUR_WINDOW
 from engine.rejects import Reject
 from engine.replay import Matcher
 
@@ -116,9 +119,19 @@ GATHERED = st.tuples(
     st.sampled_from((0, 0, 0, 0, 1, 9)),
 )
 ANY_U32 = st.integers(0, (1 << 32) - 1)
+# Two markets are hours, one after the other, so that blocks of them can be bought and sold again.
+FIRST_PRODUCT = 1 << 48 | 1 << 40 | 1 << 32 | HOUR_WINDOW << 24 | 500_000
+SPOT_PRODUCT = 1 << 48 | 1 << 40 | 1 << 32 | SPOT_WINDOW << 24
+LEG = st.fixed_dictionaries({
+    "instrument": st.sampled_from(INSTRUMENTS * 8 + (2,)),
+    "side": st.sampled_from((Side.BUY, Side.BUY, Side.BUY, Side.SELL)),
+    "price_ticks": st.sampled_from((*range(97, 104),) * 3 + (0, -1, PRICE_TICKS_MAX)),
+    "qty_lots": st.sampled_from((1, 2, 5, 8, 8, 8, 16, 16, 24, 0)),
+    "client_id": st.integers(0, 9),
+    "resale": st.sampled_from((0,) * 9 + (1,)),
+})  # fmt: skip
 
 
-HOURLY = 2 << 24  # in a product: a kind of window whose hours may be sold again
 SHORT_LIVED = 100  # markets above this number come and go
 
 
@@ -136,12 +149,22 @@ class KernelEqualsReference(RuleBasedStateMachine):
         self.listed = SHORT_LIVED
 
     def both(self, kind: int, **fields: Any) -> list[Event]:
-        self.sequence += 1
-        time_ns = self.sequence * 300_000_000  # three commands a second
-        command = Command(sequence=self.sequence, time_ns=time_ns, kind=kind, **fields)
-        parts = self.matcher.match(command_array([command]))
-        events = [event for part in parts for event in decode_events(part)]
-        assert events == self.reference.apply(command), command
+        return self.both_at_once([Command(kind=kind, **fields)])
+
+    def both_several(self, kind: int, parts: list[dict[str, int]], **fields: Any) -> list[Event]:
+        behind = [Command(kind=CommandKind.PART, **part) for part in parts]
+        return self.both_at_once([Command(kind=kind, parts=len(behind), **fields), *behind])
+
+    def both_at_once(self, records: list[Command]) -> list[Event]:
+        time_ns = (self.sequence + 1) * 300_000_000  # three commands a second
+        records = [
+            record._replace(sequence=sequence, time_ns=time_ns)
+            for sequence, record in enumerate(records, start=self.sequence + 1)
+        ]
+        self.sequence += len(records)
+        arrays = self.matcher.match(command_array(records))
+        events = [event for array in arrays for event in decode_events(array)]
+        assert events == self.reference.apply_all(records), records
         self.order_ids += [e.order_id for e in events if e.kind == EventKind.ACCEPTED]
         self.fills += [e for e in events if e.kind == EventKind.FILL]
         return events
@@ -153,7 +176,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
             self.both(
                 CommandKind.LIST_MARKET,
                 instrument=instrument,
-                order_id=i + 1 | HOURLY if i == 0 else i + 1,
+                order_id=SPOT_PRODUCT if i == 2 else FIRST_PRODUCT + i,
                 qty_lots=multiple,
                 price_ticks=bond,
             )
@@ -645,6 +668,71 @@ class KernelEqualsReference(RuleBasedStateMachine):
     )
     def halt_or_resume(self, kind: int, instrument: int) -> None:
         self.both(kind, instrument=instrument)
+
+    @rule(
+        account=st.sampled_from(ACCOUNTS),
+        windows=st.sampled_from(((0, 1), (0, 1), (0, 1), (0,), (1,), (1, 0), (0, 7))),
+        price=st.integers(96, 106),
+        lots=st.sampled_from((8, 8, 16, 24, 3)),
+        dearest=st.sampled_from((0, 0, 101, 103)),
+    )
+    def block(
+        self, account: int, windows: tuple[int, ...], price: int, lots: int, dearest: int
+    ) -> None:
+        self.both_several(
+            CommandKind.BLOCK,
+            [{"instrument": instrument, "price_ticks": dearest} for instrument in windows],
+            account=account,
+            price_ticks=price,
+            qty_lots=lots,
+        )
+
+    @rule(
+        kind=st.sampled_from((CommandKind.EXCLUSIVE, CommandKind.BASKET)),
+        account=st.sampled_from((*ACCOUNTS, *ACCOUNTS, *ACCOUNTS, 4)),
+        legs=st.lists(LEG, max_size=4),
+        mode=st.sampled_from((*SelfTrade, SelfTrade.CANCEL_MAKER, SelfTrade.CANCEL_MAKER, 4)),
+    )
+    def legs(self, kind: int, account: int, legs: list[dict[str, int]], mode: int) -> None:
+        self.both_several(kind, legs, account=account, self_trade=mode)
+
+    @rule(
+        kind=st.sampled_from((*OF_SEVERAL, CommandKind.NEW_ORDER)),
+        parts=st.integers(0, 255),
+        behind=st.lists(st.sampled_from((CommandKind.PART, CommandKind.PART, 2)), max_size=4),
+    )
+    def records_that_do_not_belong_together(self, kind: int, parts: int, behind: list[int]) -> None:
+        head = Command(kind=kind, parts=parts, account=1, price_ticks=100, qty_lots=8)
+        self.both_at_once([head, *(Command(kind=other, account=1) for other in behind)])
+
+    @rule(
+        side=st.sampled_from((Side.SELL, Side.SELL, Side.BUY)),
+        orders=st.lists(
+            st.tuples(
+                st.sampled_from(ACCOUNTS),
+                st.sampled_from(INSTRUMENTS),
+                st.integers(97, 103),
+                st.integers(1, 4),
+                st.sampled_from((0, 0, 0, 8)),
+            ),
+            min_size=6,
+            max_size=24,
+        ),
+    )
+    def offers_in_every_market(
+        self, side: int, orders: list[tuple[int, int, int, int, int]]
+    ) -> None:
+        for account, instrument, price, nodes, display in orders:
+            self.both(
+                CommandKind.NEW_ORDER,
+                account=account,
+                instrument=instrument,
+                side=side,
+                price_ticks=price,
+                qty_lots=nodes * 8,
+                order_id=order_terms(display_lots=display),
+                self_trade=SelfTrade.CANCEL_MAKER,
+            )
 
     @rule(kind=st.integers(0, 255), instrument=ANY_U32, account=ANY_U32, lots=st.integers(-1, 9))
     def any_kind_at_all(self, kind: int, instrument: int, account: int, lots: int) -> None:

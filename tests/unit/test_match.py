@@ -717,7 +717,8 @@ REFUSALS: list[tuple[Reject, Act]] = [
     (Reject.TOO_MANY_ACCOUNTS, _any(CommandKind.OPEN_ACCOUNT, account=1 << 20)),
     (Reject.TOO_MANY_INSTRUMENTS, lambda s: s.list_market(INSTRUMENTS_MAX)),
 ]
-# Shown by a scenario of their own above or below; the last three are said before sequencing.
+# Shown by a scenario of their own above or below; the three before the legs' are said before
+# sequencing.
 SHOWN_ELSEWHERE = {
     Reject.ACCOUNT_ORDERS_FULL,
     Reject.INSUFFICIENT_BOND,
@@ -734,6 +735,11 @@ SHOWN_ELSEWHERE = {
     Reject.PRICE_NOT_ON_TICK,
     Reject.CLIENT_ID_REUSED,
     Reject.CLIENT_ID_OUT_OF_RANGE,
+    # of several legs, in test_compound
+    Reject.TOO_MANY_LEGS,
+    Reject.INVALID_LEGS,
+    Reject.LEGS_NOT_FILLABLE,
+    Reject.TOO_DEEP,
 }
 
 

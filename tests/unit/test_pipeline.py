@@ -400,3 +400,99 @@ async def test_before_the_start_nothing_is_taken(tmp_path: Path) -> None:
     assert pipeline.ready().stopped == "not started"
     assert refused(lambda: pipeline.submit(buy())) == Reject.STOPPED
     await pipeline.close()
+
+
+# --- commands of several records -----------------------------------------------------------------
+
+
+def basket(**fields: int) -> tuple[Command, list[Command]]:
+    """Two lots in each of two markets."""
+    parts = [
+        Command(kind=CommandKind.PART, instrument=i, price_ticks=100, qty_lots=2) for i in (0, 1)
+    ]
+    return Command(kind=CommandKind.BASKET, account=1)._replace(**fields), parts
+
+
+async def offered(pipeline: Pipeline) -> None:
+    await opened(pipeline)
+    for instrument in (0, 1):
+        pipeline.submit(buy(account=2, side=Side.SELL, instrument=instrument, qty_lots=10**5))
+    await pipeline.settled()
+
+
+async def test_a_command_of_several_records_is_answered_once_and_again_after_a_restart(
+    tmp_path: Path,
+) -> None:
+    async with running(tmp_path) as (pipeline, heard):
+        await offered(pipeline)
+        before = len(heard.events)
+        place = pipeline.submit(*basket(client_id=5))
+        assert pipeline.ready().last_sequence == place.sequence + 2
+        await pipeline.settled()
+        [answer, *rest] = heard.events[before:]
+        assert (answer.kind, answer.sequence) == (EventKind.LEGS_FILLED, place.sequence)
+        assert [e.sequence - place.sequence for e in rest] == [1, 1, 2, 2]
+        assert pipeline.submit(*basket(client_id=5)) == (place.sequence, True, answer)
+        head, parts = basket(client_id=5)
+        assert refused(lambda: pipeline.submit(head, parts[:1])) == Reject.CLIENT_ID_REUSED
+        assert refused(lambda: pipeline.submit(parts[0])) == Reject.UNKNOWN_COMMAND
+        assert pipeline.ready().last_sequence == place.sequence + 2
+        state = pipeline.state_hash()
+    async with running(tmp_path) as (pipeline, again):
+        assert pipeline.state_hash() == state
+        assert again.events == heard.events
+        assert pipeline.submit(*basket(client_id=5)) == (place.sequence, True, answer)
+        assert pipeline.submit(*basket(client_id=6)) == (place.sequence + 3, False, None)
+    assert verify(tmp_path).sequence == place.sequence + 5
+
+
+async def test_a_frame_never_splits_a_command_of_several_records(tmp_path: Path) -> None:
+    disk = HeldDisk()
+    async with running(tmp_path, disk) as (pipeline, heard):
+        await offered(pipeline)
+        before = len(heard.events)
+        disk.hold()
+        for _ in range(FRAME_COMMANDS_MAX):
+            pipeline.submit(*basket())
+        disk.let_go()
+        await pipeline.settled()
+        answers = [e for e in heard.events[before:] if e.kind == EventKind.LEGS_FILLED]
+        assert len(answers) == FRAME_COMMANDS_MAX
+    frames = [f.commands for f in journal.read(tmp_path)]
+    assert max(len(f) for f in frames) == FRAME_COMMANDS_MAX // 3 * 3
+    for commands in frames:
+        assert commands["kind"][0] != CommandKind.PART
+        assert commands["kind"][-1] != CommandKind.BASKET
+    assert verify(tmp_path).sequence == pipeline.ready().last_sequence
+
+
+async def test_a_torn_frame_loses_a_command_of_several_records_whole(tmp_path: Path) -> None:
+    async with running(tmp_path) as (pipeline, _):
+        await offered(pipeline)
+        before, sequence = pipeline.state_hash(), pipeline.ready().last_sequence
+        pipeline.submit(*basket(client_id=5))
+        await pipeline.settled()
+        after = pipeline.state_hash()
+    [path], _ = journal.segments(tmp_path)
+    data = path.read_bytes()
+    end = len(data.rstrip(b"\0"))
+    for cut in range(end - 1, data.rfind(journal.FRAME_MAGIC), -32):
+        path.write_bytes(data[:cut] + bytes(len(data) - cut))
+        async with running(tmp_path) as (pipeline, _):
+            assert pipeline.state_hash() == before
+            assert pipeline.submit(*basket(client_id=5)) == (sequence + 1, False, None)
+            await pipeline.settled()
+            assert pipeline.state_hash() == after
+
+
+async def test_the_queue_counts_records(tmp_path: Path) -> None:
+    disk = HeldDisk()
+    async with running(tmp_path, disk) as (pipeline, _):
+        disk.hold()
+        head, parts = basket()
+        for _ in range(QUEUE_COMMANDS_MAX // 3 + 1):
+            pipeline.submit(head, parts)
+        assert refused(lambda: pipeline.submit(head, parts)) == Reject.BUSY
+        disk.let_go()
+        await pipeline.settled()
+        pipeline.submit(head, parts)

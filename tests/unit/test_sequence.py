@@ -5,6 +5,7 @@ import pytest
 from engine.clock import ScriptedClock
 from engine.records import (
     CLIENT_ID_MAX,
+    PARTS_MAX,
     Command,
     CommandKind,
     Event,
@@ -183,3 +184,83 @@ def test_a_resumed_sequencer_goes_on_and_knows_what_was_in_flight(sequencer: Seq
 def test_a_gap_in_what_is_resumed_is_a_broken_invariant(sequencer: Sequencer) -> None:
     with pytest.raises(AssertionError, match="no gaps"):
         sequencer.resume(command_array([ORDER._replace(sequence=2)]))
+
+
+# --- commands of several records -----------------------------------------------------------------
+
+BASKET = Command(kind=CommandKind.BASKET, account=1, client_id=8)
+PARTS = [Command(kind=CommandKind.PART, instrument=i, price_ticks=5, qty_lots=1) for i in range(3)]
+
+
+def unpack_all(data: bytes) -> list[Command]:
+    return [unpack_command(data[i : i + 64]) for i in range(0, len(data), 64)]
+
+
+def test_each_record_of_a_command_has_its_place_and_all_have_one_time() -> None:
+    sequencer = Sequencer(JumpingClock(START_NS, START_NS + 5))
+    sequenced, data = sequencer.sequence(BASKET, PARTS)
+    assert sequenced == (1, False, None)
+    records = unpack_all(data)
+    assert [(r.sequence, r.time_ns) for r in records] == [(n, START_NS) for n in (1, 2, 3, 4)]
+    assert records[0].parts == 3
+    assert [r.instrument for r in records[1:]] == [0, 1, 2]
+    assert sequencer.last_sequence == 4
+    assert sequencer.sequence(ORDER)[0].sequence == 5
+
+
+def test_a_client_id_names_head_and_parts_together(sequencer: Sequencer) -> None:
+    sequencer.sequence(BASKET, PARTS)
+    assert sequencer.sequence(BASKET, PARTS) == ((1, True, None), b"")
+    sequencer.answered([event(1, EventKind.LEGS_FILLED), event(2, EventKind.ACCEPTED)])
+    assert sequencer.sequence(BASKET, PARTS)[0].answer == event(1, EventKind.LEGS_FILLED)
+    for other in (PARTS[:2], [], [*PARTS[:2], PARTS[2]._replace(price_ticks=6)], PARTS[::-1]):
+        with pytest.raises(Refused) as caught:
+            sequencer.sequence(BASKET, other)
+        assert caught.value.reject == Reject.CLIENT_ID_REUSED
+    assert sequencer.last_sequence == 4
+
+
+def test_a_rejected_command_of_several_frees_its_id(sequencer: Sequencer) -> None:
+    sequencer.sequence(BASKET, PARTS)
+    sequencer.answered([event(1, EventKind.REJECTED)])
+    assert sequencer.sequence(BASKET, PARTS[:1])[0] == (5, False, None)
+
+
+@pytest.mark.parametrize(
+    ("head", "parts", "reject"),
+    [
+        (PARTS[0], [], Reject.UNKNOWN_COMMAND),
+        (PARTS[0], PARTS, Reject.UNKNOWN_COMMAND),
+        (BASKET, [PARTS[0]] * (PARTS_MAX + 1), Reject.TOO_MANY_LEGS),
+        (BASKET, [PARTS[0], ORDER], Reject.INVALID_LEGS),
+        (BASKET, [PARTS[0]._replace(parts=1)], Reject.INVALID_LEGS),
+        (BASKET._replace(parts=2), PARTS, Reject.INVALID_LEGS),
+        (BASKET._replace(parts=2), [], Reject.INVALID_LEGS),
+        (ORDER, PARTS, Reject.INVALID_LEGS),
+        (ORDER._replace(parts=1), [], Reject.INVALID_LEGS),
+        (BASKET, [PARTS[0]._replace(client_id=CLIENT_ID_MAX + 1)], Reject.CLIENT_ID_OUT_OF_RANGE),
+        (BASKET, [PARTS[0], PARTS[1]._replace(instrument=1 << 32)], Reject.INVALID_FIELD),
+    ],
+)
+def test_records_that_are_no_head_and_its_parts_are_refused_without_a_gap(
+    sequencer: Sequencer, head: Command, parts: list[Command], reject: Reject
+) -> None:
+    with pytest.raises(Refused) as caught:
+        sequencer.sequence(head, parts)
+    assert caught.value.reject == reject
+    assert sequencer.sequence(BASKET, PARTS)[0] == (1, False, None)
+
+
+def test_a_resumed_sequencer_knows_commands_of_several_records(sequencer: Sequencer) -> None:
+    stamped = b"".join(
+        sequencer.sequence(head, parts)[1]
+        for head, parts in ((ORDER, ()), (BASKET, PARTS), (CANCEL, ()))
+    )
+    resumed = Sequencer(ScriptedClock(0))
+    resumed.resume(command_array(unpack_all(stamped)))
+    answer = event(2, EventKind.LEGS_FILLED)
+    resumed.answered([answer, event(3, EventKind.ACCEPTED), event(6, EventKind.CANCELLED)])
+    assert resumed.last_sequence == 6
+    assert resumed.sequence(BASKET, PARTS)[0] == (2, True, answer)
+    with pytest.raises(Refused):
+        resumed.sequence(BASKET, PARTS[:2])
