@@ -375,6 +375,7 @@ WRONG = [
     ("an account taken away", GROWS, "DELETE FROM ledger_account WHERE account = 2"),
     ("a fill repriced", GROWS, "UPDATE fill SET price_ticks = 1"),
     ("a fill taken away", GROWS, "DELETE FROM fill"),
+    ("a sale made a resale", GROWS, "UPDATE fill SET resold = true"),
     ("a fee changed", GROWS, "UPDATE fill SET seller_fee_ppm = 1"),
     ("an exit taken back", GROWS, "DELETE FROM vault_exit"),
     (
