@@ -339,6 +339,37 @@ class Catalog:
         """
         return self._parse_symbol(name) if "|" in name else self._parse_ticker(name)
 
+    def alternatives(self, name: str, *, or_better: bool = False) -> list[int]:
+        """The products that deliver what a symbol asks for, whose region may be one at large
+        (`us.any`): region by region and, if better grades will do, from the one named upwards.
+
+        A better grade delivers into a worse one, never the other way. Raises CatalogError.
+        """
+        if "|" not in name:
+            products = [self.parse(name)]
+        else:
+            class_id, place, *rest = name.split("|")
+            regions = self.regions_of(place)
+            products = [self.parse("|".join((class_id, region, *rest))) for region in regions]
+        if not or_better:
+            return products
+        numbers = map(unpack_product, products)
+        return [
+            pack_product(*x._replace(grade=grade))
+            for x in numbers
+            for grade in range(x.grade, 0, -1)
+        ]
+
+    def hours_from(self, product: int, count: int) -> list[int]:
+        """The products of so many consecutive hours, the first given. Raises CatalogError if that
+        is no hour."""
+        parts = self.parts(product)
+        if parts.window.name != "H":
+            raise CatalogError(f"{self.symbol(product)} is not one hour")
+        hours = [product + i for i in range(count)]
+        window_hours("H", unpack_product(hours[-1]).start_hours)
+        return hours
+
     def _parse_symbol(self, symbol: str) -> int:
         match symbol.split("|"):
             case [class_id, region, grade, "SPOT"]:

@@ -27,7 +27,7 @@ from engine.records import (
     cost_usdc6,
     fee_usdc6,
 )
-from engine.rejects import Reject
+from engine.rejects import CatalogError, Reject
 from gateway import translate
 from gateway.mirror import AccountState, Change, MarketState, Mirror, OpenOrder
 from gateway.translate import SIDE_NAMES
@@ -63,6 +63,7 @@ class Feed:
     def __init__(self, port: Port, catalog: Catalog, answer: Callable[[Event], None]) -> None:
         self._port = port
         self._answer = answer
+        self._catalog = catalog
         self.mirror: Final = Mirror(catalog)
         self._listeners: dict[Topic, dict[Listener, None]] = {}
         self._sequence = 0  # of the command whose events are being applied
@@ -142,9 +143,15 @@ class Feed:
                 status = MarketStatus.CALL if event.reason else MarketStatus.OPEN
                 self._tell_status(self.mirror.set_status(event, status))
             case EventKind.MARKET_CALLED | EventKind.VOLATILITY_CALL:
-                self._tell_status(self.mirror.set_status(event, MarketStatus.CALL))
+                called = self.mirror.set_status(event, MarketStatus.CALL, event.expiry_s)
+                self._tell_status(called)
+            case EventKind.INDICATED:
+                self._tell_auction(self.mirror.markets[event.instrument], event)
             case EventKind.MARKET_UNCROSSED if not event.reason:
-                self._tell_status(self.mirror.set_status(event, MarketStatus.OPEN))
+                market = self.mirror.set_status(event, MarketStatus.OPEN)
+                self._tell_auction(market, event)
+                market.auction = None
+                self._tell_status(market)
             case EventKind.MARKET_CLOSED:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.CLOSED))
             case _:
@@ -220,6 +227,7 @@ class Feed:
             qty=qty,
             side=SIDE_NAMES[event.side],
             time_us=self._time_us,
+            block=bool(event.reason & FillNote.OFF_QUEUE),
         )
         market.trades.append(trade)
         self._publish("trades", event.instrument, lambda: trade)
@@ -263,6 +271,10 @@ class Feed:
     def _tell_status(self, market: MarketState) -> None:
         self._publish("status", market.instrument, market.status_message)
 
+    def _tell_auction(self, market: MarketState, event: Event) -> None:
+        market.auction = told = translate.auction(event, market.ticker)
+        self._publish("auction", market.instrument, lambda: told)
+
     def _end_command(self) -> None:
         for change in self.mirror.changes(self._sequence):
             self._publish("book", change.market.instrument, lambda c=change: self._delta(c))
@@ -294,7 +306,7 @@ class Feed:
                 return Topic("account", account)
             case "book":
                 return Topic("book", self.market(market).instrument)
-            case "trades" | "status" | "index":
+            case "trades" | "status" | "index" | "auction":
                 named = self.market(market).instrument if market else EVERY_MARKET
                 return Topic(channel, named)
             case _:
@@ -323,6 +335,9 @@ class Feed:
             case "status":
                 chosen = every.values() if topic.of == EVERY_MARKET else [every[topic.of]]
                 return [market.status_message() for market in chosen]
+            case "auction":
+                chosen = every.values() if topic.of == EVERY_MARKET else [every[topic.of]]
+                return [market.auction for market in chosen if market.auction is not None]
             case _:
                 if topic.of == EVERY_MARKET:
                     return list(self._indexes.values())
@@ -350,6 +365,31 @@ class Feed:
         if market is None:
             raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "market")
         return market
+
+    def hours_from(self, name: str, hours: int) -> list[int]:
+        """The markets of so many consecutive hours, the first named. Raises BadRequest."""
+        try:
+            products = self._catalog.hours_from(self.market(name).product, hours)
+        except CatalogError as error:
+            raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "market", str(error)) from error
+        for product in products:
+            if product not in self.mirror.instrument_of:
+                words = f"{self._catalog.symbol(product)} is not listed"
+                raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "hours", words)
+        return [self.mirror.instrument_of[product] for product in products]
+
+    def alternatives(self, name: str, or_better: bool) -> list[int]:
+        """The listed markets that a name means which may say a region at large, and those of
+        better grades if asked for. Raises BadRequest if there are none."""
+        try:
+            products = self._catalog.alternatives(name, or_better=or_better)
+        except CatalogError as error:
+            raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "legs", str(error)) from error
+        instrument_of = self.mirror.instrument_of
+        listed = [instrument_of[product] for product in products if product in instrument_of]
+        if not listed:
+            raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "legs", f"nothing is listed for {name}")
+        return listed
 
     def account_of(self, wallet: bytes) -> int:
         """The account of a 20-byte wallet address; 0 before its first deposit."""

@@ -77,6 +77,8 @@ class MarketState(msgspec.Struct):
     status_sequence: int
     status_time_us: int
     closes_s: int = 0  # 0: it stays open
+    until_s: int = 0  # in a call: when it is uncrossed; 0: by hand
+    auction: m.Auction | None = None  # in a call: what it would come to
 
     def info(self) -> m.MarketInfo:
         return m.MarketInfo(
@@ -86,6 +88,7 @@ class MarketState(msgspec.Struct):
             lot=qty_text(self.lot_multiple),
             bond=usdc_text(self.bond_usdc6_per_lot),
             closes_s=self.closes_s,
+            until_s=self.until_s,
         )
 
     def status_message(self) -> m.MarketStatus:
@@ -95,6 +98,7 @@ class MarketState(msgspec.Struct):
             status=STATUS_NAMES[self.status],
             sequence=self.status_sequence,
             time_us=self.status_time_us,
+            until_s=self.until_s,
         )
 
     def snapshot(self) -> m.BookSnapshot:
@@ -149,7 +153,8 @@ class Mirror:
         self.markets: dict[int, MarketState] = {}
         self.accounts: dict[int, AccountState] = {}
         self.account_of: dict[bytes, int] = {}
-        self._instrument_of: dict[str, int] = {}
+        self.instrument_of: dict[int, int] = {}  # by product
+        self._instrument_of: dict[str, int] = {}  # by ticker and symbol
         # Net change of the running command: (instrument, side, price_ticks) → lots.
         self._moved: dict[tuple[int, int, int], int] = {}
 
@@ -201,14 +206,17 @@ class Mirror:
             status_sequence=event.sequence,
             status_time_us=translate.time_us(event.time_ns),
             closes_s=event.closes_s,
+            until_s=event.opens_s,
         )
         self.markets[event.instrument] = market
+        self.instrument_of[event.product] = event.instrument
         self._instrument_of[ticker] = self._instrument_of[symbol] = event.instrument
         return market
 
-    def set_status(self, event: Event, status: MarketStatus) -> MarketState:
+    def set_status(self, event: Event, status: MarketStatus, until_s: int = 0) -> MarketState:
         market = self.markets[event.instrument]
         market.status = status
+        market.until_s = until_s
         market.status_sequence = event.sequence
         market.status_time_us = translate.time_us(event.time_ns)
         return market

@@ -190,7 +190,9 @@ class Node:
                 continue
             bond_usdc6, lots = catalog.bond_usdc6_per_lot(product), catalog.lot_multiple(product)
             instrument = self.desk.next_instrument()
-            self.engine.submit(translate.list_market(instrument, product, bond_usdc6, lots))
+            plain = m.Market(id=1, action="list", market=symbol)
+            command = translate.list_market(plain, instrument, product, bond_usdc6, lots)
+            self.engine.submit(command)
             await self.engine.settled()
 
     async def _catch_up(self) -> None:

@@ -18,7 +18,7 @@ from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
 
 from engine.catalog import Catalog
 from engine.port import Port
-from engine.records import ALL_INSTRUMENTS, Command, Event, EventKind
+from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
@@ -33,7 +33,12 @@ _NEVER_TERMINAL: Final = frozenset({
     EventKind.REFRESHED,
     EventKind.WAITING,
     EventKind.TRIGGERED,
+    EventKind.VOLATILITY_CALL,
 })  # fmt: skip
+
+
+# Requests that a client id makes safe to repeat.
+_NAMED: Final = (m.New, m.Withdraw, m.Block, m.Exclusive, m.Basket)
 
 
 class Asked(NamedTuple):
@@ -75,7 +80,7 @@ class Pending:
         if event.kind == EventKind.CANCELLED and not isinstance(first, m.Cancel):
             return
         del self._asked[event.sequence]
-        if isinstance(first, m.New | m.Withdraw):
+        if isinstance(first, _NAMED):
             self._sequence_of.pop((event.account, first.client_id), None)
         for asked in waiting:
             asked.session.answered(asked, event)
@@ -227,6 +232,8 @@ class Session:
                 self._new(request)
             case m.Cancel() | m.Amend():
                 self._change(request)
+            case m.Block() | m.Exclusive() | m.Basket():
+                self._several(request)
             case m.CancelAll():
                 self._cancel_all(request)
             case m.Capacity():
@@ -269,10 +276,16 @@ class Session:
             raise BadRequest(Reject.NO_ACCOUNT)
         return account
 
-    def _submit(self, request: m.ClientMessage, command: Command, market: str = "") -> bool:
+    def _submit(
+        self,
+        request: m.ClientMessage,
+        command: Command,
+        market: str = "",
+        parts: Sequence[Command] = (),
+    ) -> bool:
         """Sequence a command; its answer comes later. False if it was refused, which is told."""
         try:
-            sequenced = self._desk.port.submit(command)
+            sequenced = self._desk.port.submit(command, parts)
         except Refused as refused:
             retry_ms = BUSY_RETRY_MS if refused.reject is Reject.BUSY else 0
             self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
@@ -281,7 +294,8 @@ class Session:
         if sequenced.answer is not None:
             self.answered(asked, sequenced.answer)
         else:
-            self._desk.pending.wait(sequenced.sequence, asked, command.account, command.client_id)
+            client_id = command.client_id if isinstance(request, _NAMED) else 0
+            self._desk.pending.wait(sequenced.sequence, asked, command.account, client_id)
         return True
 
     def answered(self, asked: Asked, event: Event) -> None:
@@ -311,6 +325,27 @@ class Session:
         market = self._desk.feed.market(request.market)
         command = translate.new_order(request, account, market.instrument, self.number)
         self._submit(request, command, market.ticker)
+
+    def _several(self, request: m.Block | m.Exclusive | m.Basket) -> None:
+        """An order of several records."""
+        account, feed, ticker = self._trader(), self._desk.feed, ""
+        match request:
+            case m.Block():
+                hours = feed.hours_from(request.market, request.hours)
+                several = translate.block(request, account, hours, self.number)
+            case m.Exclusive():
+                chosen = [
+                    (instrument, leg)
+                    for leg in request.legs
+                    for instrument in feed.alternatives(leg.market, request.or_better)
+                ]
+                kind = CommandKind.EXCLUSIVE
+                several = translate.legs(kind, chosen, account, request.client_id, self.number)
+            case m.Basket():
+                chosen = [(feed.market(leg.market).instrument, leg) for leg in request.legs]
+                kind = CommandKind.BASKET
+                several = translate.legs(kind, chosen, account, request.client_id, self.number)
+        self._submit(request, several.head, ticker, several.parts)
 
     def _change(self, request: m.Cancel | m.Amend) -> None:
         """Cancel or amend an order, which may still be on its way to the engine."""
@@ -417,7 +452,7 @@ class Session:
         desk = self._desk
         if request.action != "list":
             market = desk.feed.market(request.market)
-            command = translate.set_status(request.action, market.instrument)
+            command = translate.change_market(request, market.instrument)
             self._submit(request, command, market.ticker)
             return
         try:
@@ -427,12 +462,6 @@ class Session:
         if product in desk.listing or desk.feed.mirror.market_named(request.market):
             raise BadRequest(Reject.ALREADY_LISTED, "market")
         bond, lot = desk.catalog.bond_usdc6_per_lot(product), desk.catalog.lot_multiple(product)
-        if request.bond:
-            bond = translate.amount_usdc6(request.bond, "bond")
-        if request.lot:
-            lot = translate.qty_lots(request.lot, "lot")
-        command = translate.list_market(
-            desk.next_instrument(), product, bond, lot, request.closes_s
-        )
+        command = translate.list_market(request, desk.next_instrument(), product, bond, lot)
         if self._submit(request, command, desk.catalog.ticker(product)):
             desk.listing.add(product)

@@ -4,7 +4,8 @@ Invariant: exact both ways, or a numbered refusal that names the field. Pure fun
 and the feed call them.
 """
 
-from typing import Final
+from collections.abc import Iterable, Sequence
+from typing import Final, NamedTuple
 
 from compex_client import messages as m
 from compex_client.errors import NotADecimal, NumberError
@@ -29,6 +30,7 @@ from engine.records import (
     Event,
     EventKind,
     Flag,
+    ListingFlag,
     MarketStatus,
     OneSide,
     SelfTrade,
@@ -61,10 +63,12 @@ _SELF_TRADES: Final[dict[m.SelfTrade, SelfTrade]] = {
     "cancel_both": SelfTrade.CANCEL_BOTH,
     "decrement": SelfTrade.DECREMENT,
 }
-_STATUS_COMMANDS: Final[dict[str, CommandKind]] = {
+_MARKET_COMMANDS: Final[dict[str, CommandKind]] = {
     "halt": CommandKind.HALT_MARKET,
     "resume": CommandKind.RESUME_MARKET,
     "close": CommandKind.CLOSE_MARKET,
+    "call": CommandKind.CALL_MARKET,
+    "uncross": CommandKind.UNCROSS_MARKET,
 }
 _ONE_SIDES: Final[dict[str, OneSide]] = {
     "": OneSide.BOTH,
@@ -165,6 +169,56 @@ def _limit_or_protection(message: m.New) -> int:
     return price_ticks(message.protection, "protection", least=0)
 
 
+class Several(NamedTuple):
+    """A command of several records, as `port.submit` takes it."""
+
+    head: Command
+    parts: tuple[Command, ...]
+
+
+def block(message: m.Block, account: int, instruments: Sequence[int], session: int) -> Several:
+    """`instruments`: the markets of its hours, one after the other."""
+    parts = tuple(
+        Command(kind=CommandKind.PART, account=account, instrument=instrument)
+        for instrument in instruments
+    )
+    head = Command(
+        kind=CommandKind.BLOCK,
+        account=account,
+        client_id=message.client_id,
+        price_ticks=price_ticks(message.price),
+        qty_lots=qty_lots(message.qty),
+        session=session,
+        parts=len(parts),
+    )
+    return Several(head, parts)
+
+
+def legs(
+    kind: CommandKind,
+    chosen: Iterable[tuple[int, m.Leg]],
+    account: int,
+    client_id: int,
+    session: int,
+) -> Several:
+    """An EXCLUSIVE or a BASKET of (instrument, leg)."""
+    parts = tuple(
+        Command(
+            kind=CommandKind.PART,
+            account=account,
+            instrument=instrument,
+            side=SIDES[leg.side],
+            price_ticks=price_ticks(leg.price),
+            qty_lots=qty_lots(leg.qty),
+        )
+        for instrument, leg in chosen
+    )
+    head = Command(
+        kind=kind, account=account, client_id=client_id, session=session, parts=len(parts)
+    )
+    return Several(head, parts)
+
+
 def amend(message: m.Amend, account: int, order_id: int) -> Command:
     if not (message.price or message.qty):
         raise BadRequest(Reject.INVALID_FIELD, "price", "give a price, a quantity, or both")
@@ -213,15 +267,22 @@ def withdraw(message: m.Withdraw, account: int) -> Command:
 
 
 def list_market(
-    instrument: int, product: int, bond_usdc6: int, lot_multiple: int, closes_s: int = 0
+    message: m.Market, instrument: int, product: int, bond_usdc6: int, lot_multiple: int
 ) -> Command:
+    """What the message leaves out of its bond and its lot is as given here."""
+    if message.bond:
+        bond_usdc6 = amount_usdc6(message.bond, "bond")
+    if message.lot:
+        lot_multiple = qty_lots(message.lot, "lot")
     return Command(
         kind=CommandKind.LIST_MARKET,
         instrument=instrument,
         order_id=product,  # the bytes of product
         price_ticks=bond_usdc6,  # the bytes of bond_usdc6_per_lot
         qty_lots=lot_multiple,  # the bytes of lot_multiple
-        expiry_s=closes_s,  # the bytes of closes_s
+        expiry_s=message.closes_s,  # the bytes of closes_s
+        client_id=message.opens_s | message.closing_call_s << 32,  # the bytes of both
+        flags=ListingFlag.OPENING_CALL if message.opening_call else 0,
     )
 
 
@@ -233,13 +294,22 @@ def set_fees(tier: int, maker_ppm: int, taker_ppm: int) -> Command:
     )
 
 
+def change_market(message: m.Market, instrument: int) -> Command:
+    if message.action == "bands":
+        return Command(
+            kind=CommandKind.SET_BANDS,
+            instrument=instrument,
+            order_id=message.static_ppm | message.dynamic_ppm << 32,  # the bytes of both
+            expiry_s=message.call_s,  # the bytes of call_seconds
+            price_ticks=price_ticks(message.reference, "reference") if message.reference else 0,
+        )
+    kind = _MARKET_COMMANDS[message.action]
+    return Command(kind=kind, instrument=instrument, expiry_s=message.until_s)
+
+
 def set_fee_tier(account: int, tier: int) -> Command:
     # The tier lies in the bytes of `side`.
     return Command(kind=CommandKind.SET_FEE_TIER, account=account, side=tier)
-
-
-def set_status(action: m.MarketAction, instrument: int) -> Command:
-    return Command(kind=_STATUS_COMMANDS[action], instrument=instrument)
 
 
 # --- events → replies --------------------------------------------------------------------------
@@ -260,12 +330,20 @@ def ack_of(request: int, event: Event, market: str) -> m.Ack:
         case EventKind.CANCEL_ALL_DONE | EventKind.MARKET_CLOSED:
             ack.count = event.qty_lots
             ack.partial = event.reason == CancelReason.EFFECTS_LIMIT
+        case EventKind.LEGS_FILLED:
+            ack.client_id, ack.count = event.client_id, event.qty_lots
+            ack.amount = usdc_text(event.amount_usdc6)
         case EventKind.CAPACITY_DECLARED:
             ack.qty = qty_text(event.qty_lots)
         case EventKind.WITHDRAWAL_RESERVED:
             ack.withdrawal_id = event.reference
+        case EventKind.MARKET_UNCROSSED:
+            ack.price, ack.qty = price_text(event.price_ticks), qty_text(event.volume_lots)
+            ack.partial = event.reason == CancelReason.EFFECTS_LIMIT
         case _:
             assert event.kind in {
+                EventKind.MARKET_CALLED,
+                EventKind.BANDS_SET,
                 EventKind.MARKET_LISTED,
                 EventKind.MARKET_HALTED,
                 EventKind.MARKET_RESUMED,
@@ -276,6 +354,18 @@ def ack_of(request: int, event: Event, market: str) -> m.Ack:
 
 def balances_of(balances: Balances) -> m.Balances:
     return m.Balances(*map(usdc_text, balances))
+
+
+def auction(event: Event, market: str) -> m.Auction:
+    return m.Auction(
+        market=market,
+        price=price_text(event.price_ticks),
+        qty=qty_text(event.volume_lots),
+        surplus=qty_text(event.surplus_lots),
+        side=SIDE_NAMES[event.side],
+        time_us=time_us(event.time_ns),
+        final=event.kind == EventKind.MARKET_UNCROSSED,
+    )
 
 
 def level(price: int, lots: int) -> m.Level:

@@ -6,14 +6,32 @@ import sys
 from pathlib import Path
 
 import pytest
-from compex_client import connect
+from compex_client import Leg, Rejected, connect
 
-from tests.exchange import SYMBOL, TICKER, running_exchange, running_server, wallet
+from tests.exchange import (
+    ADMINISTRATOR,
+    START_NS,
+    SYMBOL,
+    TICKER,
+    running_exchange,
+    running_server,
+    wallet,
+)
 
 README = Path(__file__).parents[2] / "gateway" / "client" / "README.md"
 RUN_S = 60.0
 HOUR, HOURLY_SUFFIX = "H|2026-12-01T14", "H2026120114"  # what only a window can show
-ORDERS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
+ROWS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
+OF_SEVERAL = [row for row in ROWS if re.match(r"client\.(quote|block|exclusive|basket)", row[1])]
+ORDERS = [row for row in ROWS if row not in OF_SEVERAL]
+# What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
+# each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
+SEVERAL_OUTCOMES = {
+    "block": (3, "60", [1_600, 1_600, 800]),
+    "exclusive": (1, "19.6", [1_600, 800, 1_600]),
+    "region at large": (1, "19.6", [1_600, 800, 1_600]),
+    "basket": (2, "39.6", [800, 800, 1_600]),
+}
 # What becomes of each where 16 GPU-hours are offered at 2.5: (state, price, left, best bid, ask).
 NO_BID, ALL_OFFERED = (0, 0), (25_000, 1_600)
 OUTCOMES = {
@@ -61,6 +79,65 @@ async def test_each_order_of_the_readme_does_what_its_row_says(
             book = (await client.book(market)).book
             best = book.bids[0] if book.bids else (0, 0), book.asks[0] if book.asks else (0, 0)
             assert (order.state, order.price, order.left, *best) == OUTCOMES[name]
+
+
+def test_every_order_of_several_has_its_example() -> None:
+    assert [name for name, _ in OF_SEVERAL] == list(SEVERAL_OUTCOMES)
+
+
+@pytest.mark.parametrize(("name", "example"), OF_SEVERAL, ids=[name for name, _ in OF_SEVERAL])
+async def test_each_order_of_several_does_what_its_row_says(
+    tmp_path: Path, name: str, example: str
+) -> None:
+    hours = [SYMBOL.replace("SPOT", f"H|2026-12-01T{hour}") for hour in (14, 15, 16)]
+    elsewhere = SYMBOL.replace("us-e", "eu-n")
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        maker = await exchange.open_account(1, bond_usdc6=10**9)
+        trader = await exchange.open_account(2, cash_usdc6=10**9, bond_usdc6=10**9)
+        async with await connect(url, maker) as seller, await connect(url, trader) as client:
+            for symbol in (SYMBOL, elsewhere, *hours):
+                instrument = await exchange.list_market(symbol)
+                await exchange.declare(1, instrument, 10_000)
+                await exchange.declare(2, instrument, 10_000)
+                price = "2.45" if symbol == elsewhere else "2.5"
+                await seller.place(symbol, "sell", price, "16")
+            names = {"client": client, "market": TICKER, "elsewhere": elsewhere, "Leg": Leg}
+            # The text of our own README, which this test is about.
+            ack = await eval(example.replace("\\|", "|"), {**names, "hour": hours[0]})
+            books = [(await client.book(x)).book for x in (SYMBOL, elsewhere, hours[2])]
+            left = [book.asks[0][1] for book in books]
+            assert (ack.count, ack.amount, left) == SEVERAL_OUTCOMES[name]
+
+
+async def test_a_market_is_called_indicated_and_uncrossed(tmp_path: Path) -> None:
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        await exchange.list_market()
+        maker = await exchange.open_account(1, bond_usdc6=10**9)
+        trader = await exchange.open_account(2, cash_usdc6=10**9)
+        await exchange.declare(1, 1, 10_000)
+        async with (
+            await connect(url, ADMINISTRATOR) as administrator,
+            await connect(url, maker) as seller,
+            await connect(url, trader) as client,
+        ):
+            await administrator.call_market(TICKER)
+            auctions, statuses = await client.auctions(TICKER), await client.statuses(TICKER)
+            assert (await anext(statuses)).status == "call"
+            await seller.place(TICKER, "sell", "2.4", "16")
+            await client.place(TICKER, "buy", "2.6", "24")
+            exchange.clock.advance_to(START_NS + 2 * 10**9)
+            async with asyncio.timeout(RUN_S):
+                told = await anext(auctions)
+                assert (told.qty, told.surplus, told.side, told.final) == ("16", "8", "buy", False)
+                ack = await administrator.uncross_market(TICKER)
+                assert (ack.qty, ack.partial) == ("16", False)
+                while not told.final:
+                    told = await anext(auctions)
+                assert (told.price, told.qty) == (ack.price, "16")
+                assert (await anext(statuses)).status == "open"
+            await administrator.set_bands(TICKER, static_ppm=50_000, reference="2.5")
+            with pytest.raises(Rejected, match="4009"):
+                await client.place(TICKER, "buy", "2.7", "1")
 
 
 async def test_the_readmes_example_trades(tmp_path: Path) -> None:

@@ -7,6 +7,7 @@ login; `errors` is the tree of everything raised; `messages` is the wire, field 
 from compex_client.book import Book
 from compex_client.client import Client, connect
 from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
+from compex_client.messages import Leg
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
@@ -16,6 +17,7 @@ __all__ = [
     "Client",
     "CompexClientError",
     "Disconnected",
+    "Leg",
     "Rejected",
     "Stream",
     "StreamOverflow",

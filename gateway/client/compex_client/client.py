@@ -5,7 +5,7 @@ Start with `connect`. Invariant: every request ends in its ack, in `Rejected`, o
 """
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Final, Literal, TypeAlias
@@ -190,6 +190,26 @@ class Client:
         )
         return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
 
+    async def block(
+        self, market: str, hours: int, qty: Number, price: Number, *, client_id: int = 0
+    ) -> m.Ack:
+        """Buy `qty` GPU-hours in each of `hours` hours, the first of which `market` is, from one
+        seller throughout, at `price` on average or better. `messages.Block` tells more."""
+        q, p = _decimal(qty), _decimal(price)
+        return await self._ask(lambda i: m.Block(i, market, hours, q, p, client_id))
+
+    async def exclusive(
+        self, legs: Iterable[m.Leg], *, client_id: int = 0, or_better: bool = False
+    ) -> m.Ack:
+        """Buy just the best of several alternatives, whole and at once."""
+        chosen = list(legs)
+        return await self._ask(lambda i: m.Exclusive(i, chosen, client_id, or_better))
+
+    async def basket(self, legs: Iterable[m.Leg], *, client_id: int = 0) -> m.Ack:
+        """Trade every leg whole and at once, or none."""
+        chosen = list(legs)
+        return await self._ask(lambda i: m.Basket(i, chosen, client_id))
+
     async def amend(
         self,
         order_id: int = 0,
@@ -263,12 +283,61 @@ class Client:
 
     # --- administration ------------------------------------------------------------------------
     async def list_market(
-        self, market: str, *, bond: Number = "", lot: Number = "", closes_s: int = 0
+        self,
+        market: str,
+        *,
+        bond: Number = "",
+        lot: Number = "",
+        closes_s: int = 0,
+        opening_call: bool = False,
+        opens_s: int = 0,
+        closing_call_s: int = 0,
     ) -> m.Ack:
         """`bond` in USDC per 0.01 GPU-hour; quantities will be multiples of `lot` GPU-hours;
-        by default as the catalog has them. `closes_s`, in Unix seconds, is its gate closure."""
-        b, q = _decimal(bond), _decimal(lot)
-        return await self._ask(lambda i: m.Market(i, "list", market, b, q, closes_s))
+        by default as the catalog has them. `closes_s`, in Unix seconds, is its gate closure.
+        `messages.Market` tells of opening and closing calls."""
+        request = m.Market(
+            id=1,  # until it is sent
+            action="list",
+            market=market,
+            bond=_decimal(bond),
+            lot=_decimal(lot),
+            closes_s=closes_s,
+            opening_call=opening_call,
+            opens_s=opens_s,
+            closing_call_s=closing_call_s,
+        )
+        return await self._ask(lambda i: msgspec.structs.replace(request, id=i))
+
+    async def call_market(self, market: str, *, until_s: int = 0) -> m.Ack:
+        """Gather orders without matching, until then (Unix seconds) or `uncross_market`."""
+        return await self._ask(lambda i: m.Market(i, "call", market, until_s=until_s))
+
+    async def uncross_market(self, market: str) -> m.Ack:
+        """End a call: trade what can be traded at one price, the ack's `price`, so much of it as
+        its `qty`. `partial`: there is more to do, and it is being done."""
+        return await self._ask(lambda i: m.Market(i, "uncross", market))
+
+    async def set_bands(
+        self,
+        market: str,
+        *,
+        static_ppm: int = 0,
+        dynamic_ppm: int = 0,
+        call_s: int = 0,
+        reference: Number = "",
+    ) -> m.Ack:
+        """Hold prices within bands, in parts per million; 0 takes a band away."""
+        request = m.Market(
+            id=1,
+            action="bands",
+            market=market,
+            static_ppm=static_ppm,
+            dynamic_ppm=dynamic_ppm,
+            call_s=call_s,
+            reference=_decimal(reference),
+        )
+        return await self._ask(lambda i: msgspec.structs.replace(request, id=i))
 
     async def halt_market(self, market: str) -> m.Ack:
         return await self._ask(lambda i: m.Market(i, "halt", market))
@@ -323,6 +392,16 @@ class Client:
             Stream[m.MarketStatus](),
             lambda x: isinstance(x, m.MarketStatus) and market in {"", x.market},
             "status",
+            market,
+        )
+
+    async def auctions(self, market: str = "") -> Stream[m.Auction]:
+        """What calls would come to, and came to: of one market or, without one, of all."""
+        ticker = await self._ticker(market) if market else ""
+        return await self._open_stream(
+            Stream[m.Auction](),
+            lambda x: isinstance(x, m.Auction) and ticker in {"", x.market},
+            "auction",
             market,
         )
 

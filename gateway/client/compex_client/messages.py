@@ -28,6 +28,8 @@ PROTOCOL_VERSION: Final = 1
 ID_MAX: Final = (1 << 53) - 1
 EXPIRES_S_MAX: Final = (1 << 32) - 1
 SESSION_MAX: Final = 255
+BLOCK_HOURS_MAX: Final = 168  # a week
+LEGS_MAX: Final = 32
 FEE_TIER_MAX: Final = 15
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
@@ -37,6 +39,7 @@ CHECKSUM_LEVELS: Final = 10  # of each side
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
 OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
 UnixSeconds: TypeAlias = Annotated[int, Meta(ge=0, le=EXPIRES_S_MAX)]
+Ppm: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
 FeeTierNumber: TypeAlias = Annotated[int, Meta(ge=0, le=FEE_TIER_MAX)]
 SessionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=SESSION_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
@@ -49,7 +52,7 @@ Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" remov
 OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
 Status: TypeAlias = Literal["open", "halted", "closed", "call"]
 What: TypeAlias = Literal["orders", "order", "balances", "markets"]
-MarketAction: TypeAlias = Literal["list", "halt", "resume", "close"]
+MarketAction: TypeAlias = Literal["list", "halt", "resume", "close", "call", "uncross", "bands"]
 TransferKind: TypeAlias = Literal[
     "deposit",
     "bond_deposit",
@@ -104,7 +107,7 @@ class Subscribe(Request, tag="subscribe"):
     - `book`, with a market: one `book_snapshot`, then `book_delta`s. Asked again, it sends a
       new snapshot: that is how a gap is mended.
     - `trades`: of one market, its latest ones first, or of all markets, from now on.
-    - `status`, `index`: of one market or, without one, of all; the present state first.
+    - `status`, `index`, `auction`: of one market or, without one, of all; the present state first.
     - `account`, after login: one `account_snapshot`, then the numbered private stream.
     """
 
@@ -154,6 +157,52 @@ class New(Request, tag="new"):
     stop: Decimal = ""
     all_or_none: bool = False
     resale: bool = False
+
+
+class Leg(Struct, forbid_unknown_fields=True, omit_defaults=True):
+    """One part of an `exclusive` or a `basket`: a limit order that trades whole."""
+
+    market: Text
+    price: Decimal
+    qty: Decimal
+    side: Side = "buy"
+
+
+class Block(Request, tag="block"):
+    """Buy the same GPU-hours in each of so many consecutive hours from one seller throughout.
+
+    `market` is that of the first hour; `qty` is for each hour, and `price` is a limit on the
+    average price. All or nothing, at once: among the sellers who offer enough in every hour the
+    cheapest total wins, of two the one whose offer stands longer. What others offer at better
+    prices is passed by, so these trades are marked `block` and set no price of the market. The ack
+    has the `count` of hours and the `amount` paid, fees included.
+    """
+
+    market: Text
+    hours: Annotated[int, Meta(ge=1, le=BLOCK_HOURS_MAX)]
+    qty: Decimal
+    price: Decimal
+    client_id: OptionalId = 0
+
+
+class Exclusive(Request, tag="exclusive"):
+    """Buy just one of several alternatives: the one that leaves most below its limit, of two the
+    one that stands first. It trades whole and at once, or nothing does.
+
+    A leg's market may name a region at large, `us.any`, `eu.any` or `any`: then every listed market
+    there is an alternative at this price. With `or_better` so is every better grade.
+    """
+
+    legs: Annotated[list[Leg], Meta(min_length=1, max_length=LEGS_MAX)]
+    client_id: OptionalId = 0
+    or_better: bool = False
+
+
+class Basket(Request, tag="basket"):
+    """Trade in several markets at once, every leg whole and within its limit, or in none."""
+
+    legs: Annotated[list[Leg], Meta(min_length=1, max_length=LEGS_MAX)]
+    client_id: OptionalId = 0
 
 
 class Amend(Request, tag="amend"):
@@ -219,13 +268,28 @@ class Market(Request, tag="market"):
     """Administrator only. `list` takes `bond` (USDC per lot of 0.01 GPU-hour) and `lot` (a
     quantity is a multiple of it, in GPU-hours); what is left out is as the catalog has it. A
     market whose `closes_s` has come takes no order any more, and those it has are cancelled;
-    `close` does so now. Both are for good."""
+    `close` does so now. Both are for good.
+
+    `call` gathers orders without matching until `until_s` or, without it, until `uncross`, which
+    trades them at one price. `list` may start in a call (`opening_call`, until `opens_s`), and call
+    the market again so many seconds before its gate (`closing_call_s`). `bands` refuses limits
+    further than `static_ppm` (parts per million) beyond the `reference` price, and calls the
+    market for `call_s` seconds where it would trade further than `dynamic_ppm` from its last
+    trade; without a `reference` the one it has stays."""
 
     action: MarketAction
     market: Text
     bond: Decimal = ""
     lot: Decimal = ""
     closes_s: UnixSeconds = 0  # 0: it stays open
+    opening_call: bool = False
+    opens_s: UnixSeconds = 0
+    closing_call_s: UnixSeconds = 0
+    until_s: UnixSeconds = 0
+    static_ppm: Ppm = 0
+    dynamic_ppm: Ppm = 0
+    call_s: UnixSeconds = 0
+    reference: Decimal = ""
 
 
 class FeeTier(Request, tag="fee_tier"):
@@ -245,6 +309,9 @@ ClientMessage: TypeAlias = (
     | Subscribe
     | Unsubscribe
     | New
+    | Block
+    | Exclusive
+    | Basket
     | Amend
     | Cancel
     | CancelAll
@@ -330,6 +397,7 @@ class MarketInfo(Struct):
     lot: str  # quantities are multiples of this, GPU-hours
     bond: str  # an ask reserves this much USDC per lot of 0.01 GPU-hour
     closes_s: int = 0  # when it closes, Unix seconds; 0: it stays open
+    until_s: int = 0  # of a call, as in MarketStatus
 
 
 class Ack(Reply, tag="ack"):
@@ -342,7 +410,7 @@ class Ack(Reply, tag="ack"):
     client_id: int = 0
     dup: bool = False  # new: this client id was accepted before; this is that order's answer
     qty: str = ""  # cancel: removed from the book; amend: left open; capacity: as declared
-    count: int = 0  # cancel_all: orders cancelled
+    count: int = 0  # cancel_all: orders cancelled; block, ...: legs filled
     partial: bool = False  # cancel_all: there are more; ask again
     account: int = 0  # login
     wallet: str = ""  # login
@@ -354,6 +422,7 @@ class Ack(Reply, tag="ack"):
     markets: list[MarketInfo] | None = None
     budget: tuple[int, int] | None = None  # requests and cancels left in the buckets
     price: str = ""  # new: the limit, also of a market order; amend: the price now
+    amount: str = ""  # block, exclusive, basket: what its purchases cost, fees included
     lost_place: bool = False  # amend: it stands behind the others of its price now
 
 
@@ -424,6 +493,7 @@ class Trade(Reply, tag="trade"):
     qty: str
     side: Side
     time_us: int
+    block: bool = False  # between two parties of a block order: no price of the market
 
 
 class Index(Reply, tag="index"):
@@ -442,6 +512,20 @@ class MarketStatus(Reply, tag="market_status"):
     status: Status
     sequence: int
     time_us: int
+    until_s: int = 0  # of a call: when it is uncrossed, Unix seconds; 0: by hand
+
+
+class Auction(Reply, tag="auction"):
+    """What a call would come to now, told about once a second while it changes; at its end, with
+    `final`, what it came to. `qty` trades at `price`, and of `side` `surplus` is left over."""
+
+    market: str
+    price: str  # "0" while nothing would trade
+    qty: str
+    surplus: str
+    side: Side
+    time_us: int
+    final: bool = False
 
 
 class Order(Reply, tag="order"):
@@ -534,6 +618,7 @@ ServerMessage: TypeAlias = (
     | Trade
     | Index
     | MarketStatus
+    | Auction
     | Order
     | Fill
     | Transfer
