@@ -156,6 +156,11 @@ def _bid_is_younger(s: Any, buy: Any, sell: Any) -> Any:
 
 
 @kernel
+def _tell_shown(s: Any, out: Any, c: Any, slot: Any, lots: Any) -> None:
+    event_of(s, out, c, slot, EventKind.REFRESHED, lots, 0)
+
+
+@kernel
 def _show(s: Any, out: Any, c: Any, slot: Any, lots: Any) -> None:
     """An iceberg shows what it is about to trade, unless it trades whole; it keeps its place."""
     order = s.orders[slot]
@@ -164,7 +169,7 @@ def _show(s: Any, out: Any, c: Any, slot: Any, lots: Any) -> None:
         return
     order.qty_lots = uint32(lots)
     order.hidden_lots -= uint32(more)
-    event_of(s, out, c, slot, EventKind.REFRESHED, more, 0)
+    _tell_shown(s, out, c, slot, more)
 
 
 @kernel
@@ -179,7 +184,7 @@ def _take(s: Any, book: Any, out: Any, c: Any, side: Any, slot: Any, lots: Any) 
         clip = min(order.hidden_lots, order.display_lots)
         order.qty_lots = clip
         order.hidden_lots -= clip
-        event_of(s, out, c, slot, EventKind.REFRESHED, int64(clip), 0)
+        _tell_shown(s, out, c, slot, int64(clip))
 
 
 @kernel
@@ -221,15 +226,14 @@ def _allocate(s: Any, c: Any, out: Any, price: Any) -> None:
     while not is_spent(out) and _meet_at(book, price, price):
         buy = _head(s, book, uint32(BUY))
         sell = _head(s, book, uint32(SELL))
-        if is_expired(s.orders[buy], c.time_ns):
-            remove(s, out, c, buy, CancelReason.EXPIRED)
-        elif is_expired(s.orders[sell], c.time_ns):
-            remove(s, out, c, sell, CancelReason.EXPIRED)
-        elif s.orders[buy].account == s.orders[sell].account:
-            younger = buy if _bid_is_younger(s, buy, sell) else sell
-            remove(s, out, c, younger, CancelReason.SELF_TRADE)
-        else:
+        bid_expired = is_expired(s.orders[buy], c.time_ns)
+        expired = bid_expired or is_expired(s.orders[sell], c.time_ns)
+        if not expired and s.orders[buy].account != s.orders[sell].account:
             _fill_both(s, c, out, buy, sell, price)
+            continue
+        goes = buy if bid_expired or (not expired and _bid_is_younger(s, buy, sell)) else sell
+        why = uint16(CancelReason.EXPIRED) if expired else uint16(CancelReason.SELF_TRADE)
+        remove(s, out, c, goes, why)
 
 
 # --- the commands -------------------------------------------------------------------------------
