@@ -132,13 +132,20 @@ class Exits:
         return await self._unbooked_voids()
 
     async def _mark_void(self, accounts: list[int]) -> None:
+        """Their purchases, and before each whatever was sold again of it, last sale first: hours
+        that nobody delivers to the first buyer cannot come to the second."""
         async with self._database.transaction():
             await self._database.execute(
-                "UPDATE fill SET void_number = numbered.void_number FROM ("
-                "  SELECT event_number, row_number() OVER (ORDER BY event_number)"
-                "   + (SELECT coalesce(max(void_number), 0) FROM fill) AS void_number"
-                "  FROM fill WHERE buyer = ANY($1::bigint[])"
-                "   AND batch_id IS NULL AND void_number IS NULL"
+                "WITH RECURSIVE undone AS ("
+                "  SELECT event_number, buyer, instrument FROM fill"
+                "   WHERE buyer = ANY($1::bigint[]) AND batch_id IS NULL AND void_number IS NULL"
+                "  UNION SELECT f.event_number, f.buyer, f.instrument FROM fill f JOIN undone u"
+                "   ON f.seller = u.buyer AND f.instrument = u.instrument AND f.resold"
+                "   AND f.event_number > u.event_number"
+                "   AND f.batch_id IS NULL AND f.void_number IS NULL"
+                ") UPDATE fill SET void_number = numbered.void_number FROM ("
+                "  SELECT event_number, row_number() OVER (ORDER BY event_number DESC)"
+                "   + (SELECT coalesce(max(void_number), 0) FROM fill) AS void_number FROM undone"
                 " ) numbered WHERE fill.event_number = numbered.event_number",
                 accounts,
             )

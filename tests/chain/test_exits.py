@@ -1,6 +1,6 @@
 """Wallets that leave the vault by themselves: the others trade, settle and reconcile on."""
 
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -149,30 +149,57 @@ async def test_fills_whose_buyer_left_with_the_money_are_undone_for_both(node: N
     assert summary.quarantined_accounts == 0
 
 
-async def test_hours_sold_again_to_a_buyer_who_left_are_back_with_who_had_bought_them(
-    node: Node,
-) -> None:
+async def hour_of_resales(node: Node) -> Callable[[int, Side, int], Awaitable[None]]:
+    """An hour of which the seller has 100 lots; who, which side, and whether it is a resale."""
     product = load_catalog().product("nv.h100-sxm-80g.x8.ib", "us-e", "B", "H", 600_000)
     hour = 1
     await node.submit(
         kind=CommandKind.LIST_MARKET, instrument=hour, order_id=product,
         price_ticks=BOND_USDC6_PER_LOT, qty_lots=1,
     )  # fmt: skip
-    seller, buyer, leaver = (node.account(who) for who in (SELLER, BUYER, LEAVER))
     await node.submit(
-        kind=CommandKind.DECLARE_CAPACITY, account=seller, instrument=hour, qty_lots=100
+        kind=CommandKind.DECLARE_CAPACITY,
+        account=node.account(SELLER),
+        instrument=hour,
+        qty_lots=100,
     )
 
-    async def order(account: int, side: Side, resale: int) -> None:
+    async def order(who: int, side: Side, resale: int) -> None:
         await node.submit(
-            kind=CommandKind.NEW_ORDER, account=account, instrument=hour, side=side,
+            kind=CommandKind.NEW_ORDER, account=node.account(who), instrument=hour, side=side,
             price_ticks=PRICE_TICKS, qty_lots=100, time_in_force=TimeInForce.GTC, resale=resale,
         )  # fmt: skip
 
-    await order(seller, Side.SELL, 0)
-    await order(buyer, Side.BUY, 0)
-    await order(buyer, Side.SELL, 1)
-    await order(leaver, Side.BUY, 0)
+    return order
+
+
+async def test_hours_sold_again_by_a_buyer_who_left_are_back_with_who_delivers_them(
+    node: Node,
+) -> None:
+    order = await hour_of_resales(node)
+    await order(SELLER, Side.SELL, 0)
+    await order(LEAVER, Side.BUY, 0)
+    await order(LEAVER, Side.SELL, 1)
+    await order(BUYER, Side.BUY, 0)
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await settle_all(node)
+    assert (await node.settlement.summary()).voided_fills == 2
+    assert money(node, BUYER) == (100 * DOLLAR, 0, 0, 0, 0)
+    events = heard(node)
+    await order(SELLER, Side.SELL, 0)
+    assert events[-1].kind == EventKind.ACCEPTED, "the seller has its capacity again"
+
+
+async def test_hours_sold_again_to_a_buyer_who_left_are_back_with_who_had_bought_them(
+    node: Node,
+) -> None:
+    order = await hour_of_resales(node)
+    await order(SELLER, Side.SELL, 0)
+    await order(BUYER, Side.BUY, 0)
+    await order(BUYER, Side.SELL, 1)
+    await order(LEAVER, Side.BUY, 0)
     await node.stop()
     await node.exit(LEAVER)
     await node.start()
@@ -180,7 +207,7 @@ async def test_hours_sold_again_to_a_buyer_who_left_are_back_with_who_had_bought
     assert (await node.settlement.summary()).voided_fills == 1
     assert money(node, BUYER) == (99 * DOLLAR, 0, 0, DOLLAR, 0)
     events = heard(node)
-    await order(buyer, Side.SELL, 1)
+    await order(BUYER, Side.SELL, 1)
     assert events[-1].kind == EventKind.ACCEPTED, "the buyer may offer them once more"
 
 
