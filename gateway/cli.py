@@ -83,9 +83,9 @@ def command_line() -> argparse.ArgumentParser:
     fund.set_defaults(run=_fund)
 
     market = commands.add_parser(
-        "market", help="list, halt, resume or close a market (administrator)"
+        "market", help="list, halt, resume, call, uncross or close (administrator)"
     )
-    market.add_argument("action", choices=("list", "halt", "resume", "close"))
+    market.add_argument("action", choices=("list", "halt", "resume", "call", "uncross", "close"))
     market.add_argument("symbol")
     market.add_argument("--url", default="ws://127.0.0.1:8765/ws")
     market.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
