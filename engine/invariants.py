@@ -213,19 +213,19 @@ def _check_auction(book: Any, market: Any) -> Any:
 def _check_trie(s: Any, book: Any, instrument: Any, trie: Any, sums: Any) -> Any:
     """Walk one trie, depth first; `book` is the BOOK or the MARKET that has its root."""
     best = int64(NO_ORDERS)
+    if book.root[trie] == 0:
+        return _check_best(s, book, trie, best)
     top = int64(book.height[trie])
+    if top > TRIE_HEIGHT_MAX:
+        return Invariant.A_LINK_LEADS_TO_WHAT_IS_IN_USE
     # By height: the place on the way down, and which child of it comes next.
     places = np.zeros(TRIE_HEIGHT_MAX + 1, np.uint32)
     slots = np.zeros(TRIE_HEIGHT_MAX + 1, np.int64)
-    height = top + 1
-    if book.root[trie] != 0:
-        if top > TRIE_HEIGHT_MAX:
-            return Invariant.A_LINK_LEADS_TO_WHAT_IS_IN_USE
-        height = top
-        places[top] = book.root[trie]
-        broken = _check_place(s, places[top], top, int64(book.prefix[trie]), uint32(0), sums)
-        if broken != 0:
-            return broken
+    height = top
+    places[top] = book.root[trie]
+    broken = _check_place(s, places[top], top, int64(book.prefix[trie]), uint32(0), sums)
+    if broken != 0:
+        return broken
     while height <= top:
         place = places[height]
         if height == 0:
@@ -459,8 +459,11 @@ def _for_each_capacity(s: Any, sums: Any, check: Any) -> Any:
     for i in range(names if by_name else CAPACITY_SLOTS):
         slot = uint32(i)
         if by_name:
-            owner = uint32(i // 2 // markets) | uint32(LEASE) * uint32(i % 2)
-            slot = find_capacity(s, owner, uint32(i // 2 % markets), uint8(SELL))
+            market, owner = uint32(i // 2 // accounts), uint32(i // 2 % accounts)
+            if s.books[market].status == 0:
+                continue
+            owner |= uint32(LEASE) * uint32(i % 2)
+            slot = find_capacity(s, owner, market, uint8(SELL))
         row = s.capacities[slot]
         if slot == 0 or row.key == 0:
             continue

@@ -85,7 +85,7 @@ class Player:
         self._ids: dict[tuple[int, int], int] = {}
 
     def draw(self, step: Step, number: int) -> Told:
-        assert all(record.pack() for record in step)  # or the flow is at fault
+        assert all(record.pack() for record in step), step
         due = self.pair.reference.last_deposit + 1
         is_deposit = step[0].kind == CommandKind.DEPOSIT
         next_deposit = is_deposit and step[0].client_id == due

@@ -49,7 +49,7 @@ T = TypeVar("T")
 
 # Markets of an episode: number, lots multiple, bond per lot. Numbers and accounts stay small, as
 # each check after each step looks at all up to the highest.
-MARKETS: Final = ((0, 1, 5), (1, 8, 1), (3, 1, 900), (64, 3, 40))
+MARKETS: Final = ((0, 1, 5), (1, 8, 1), (3, 1, 900), (8, 3, 40))
 ACCOUNTS_MOST: Final = 6
 LATE_ACCOUNT: Final = 8  # not open from the start
 LATE_MARKETS: Final = range(9, 25)
@@ -57,9 +57,12 @@ STRANGERS: Final = (0, ACCOUNTS_MAX, (1 << 32) - 1)
 NO_MARKETS: Final = (7, INSTRUMENTS_MAX, ALL_INSTRUMENTS)
 # Far apart, so that tries grow and shrink, and where their levels begin and end.
 FAR_PRICES: Final = (1, 63, 64, 65, 4_095, 4_096, 4_097, 262_143, 262_144, PRICE_TICKS_MAX)
-NO_PRICES: Final = (-(1 << 63), -1, 0, PRICE_TICKS_MAX + 1, 1 << 32, (1 << 63) - 1)
-NO_LOTS: Final = (-(1 << 31), -1, 0, QTY_LOTS_MAX + 1, (1 << 31) - 1)
-NO_AMOUNTS: Final = (-1, 0, AMOUNT_USDC6_MAX + 1, (1 << 63) - 1)
+# Where ranges end, and beyond.
+EDGE_PRICES: Final = (
+    -(1 << 63), -1, 0, 1, PRICE_TICKS_MAX, PRICE_TICKS_MAX + 1, 1 << 32, (1 << 63) - 1
+)  # fmt: skip
+EDGE_LOTS: Final = (-(1 << 31), -1, 0, QTY_LOTS_MAX, QTY_LOTS_MAX + 1, (1 << 31) - 1)
+EDGE_AMOUNTS: Final = (-1, 0, 1, AMOUNT_USDC6_MAX, AMOUNT_USDC6_MAX + 1, (1 << 63) - 1)
 CENTRES: Final = (100, 100, 64, 4_096, 24_150, PRICE_TICKS_MAX - 50)
 LUCK: Final = (0, 0.3, 1, 1, 1, 3)  # what an episode may multiply a weight by
 STEP_NS: Final = (0, 1_000_000, 300_000_000, 300_000_000, 2 * SECOND_NS)
@@ -200,6 +203,10 @@ class Flow:
     def now_s(self) -> int:
         return self.time_ns // SECOND_NS
 
+    def soon_s(self) -> int:
+        """A time at which an order may end: this second, which is over, or a later one."""
+        return self.now_s() + self.chance.randint(0, self.chance.choice((1, 40)))
+
     def open_order(self, *, mortal: bool = False) -> tuple[int, int]:
         """(account, order id) of an open order, or of one that was, or of a stranger."""
         orders = [o for o in self.reference.orders.values() if o.expiry_s or not mortal]
@@ -253,8 +260,8 @@ def limit_order(flow: Flow) -> Command:
         account=flow.account(),
         instrument=market,
         side=side,
-        price_ticks=flow.mostly(flow.price(market, side), NO_PRICES, 100),
-        qty_lots=flow.mostly(flow.lots(market), NO_LOTS, 100),
+        price_ticks=flow.mostly(flow.price(market, side), EDGE_PRICES, 100),
+        qty_lots=flow.mostly(flow.lots(market), EDGE_LOTS, 100),
         time_in_force=chance.choice(tifs),
         self_trade=chance.choice(tuple(SelfTrade)),
         flags=flow.mostly(0, (Flag.POST_ONLY,), 8),
@@ -293,14 +300,14 @@ def minimum_quantity(flow: Flow) -> Command:
 def good_till_time(flow: Flow) -> Command:
     return limit_order(flow)._replace(
         time_in_force=flow.mostly(TimeInForce.GTT, tuple(TimeInForce), 20),
-        expiry_s=max(0, flow.now_s() + flow.chance.randint(0, 40)),
+        expiry_s=flow.soon_s(),
     )
 
 
 def market_order(flow: Flow) -> Command:
     return limit_order(flow)._replace(
         flags=Flag.MARKET,
-        price_ticks=flow.mostly(flow.chance.randint(0, flow.spread), NO_PRICES, 50),
+        price_ticks=flow.mostly(flow.chance.randint(0, flow.spread), EDGE_PRICES, 50),
         time_in_force=flow.mostly(TimeInForce.IOC, tuple(TimeInForce), 4),
     )
 
@@ -312,7 +319,7 @@ def all_or_none(flow: Flow) -> Command:
         flags=Flag.ALL_OR_NONE,
         qty_lots=larger(order.qty_lots, flow.chance.choice((1, 2, 4))),
         time_in_force=tif,
-        expiry_s=flow.now_s() + flow.chance.randint(0, 40) if tif == TimeInForce.GTT else 0,
+        expiry_s=flow.soon_s() if tif == TimeInForce.GTT else 0,
         order_id=flow.mostly(0, (order_terms(display_lots=1), order_terms(min_lots=1)), 30),
     )
 
@@ -322,7 +329,7 @@ def stop_order(flow: Flow) -> Command:
     market = chance.random() < 0.3
     usual = TimeInForce.IOC if market else chance.choice((TimeInForce.GTC, TimeInForce.GTT))
     tif = flow.mostly(usual, tuple(TimeInForce), 10)
-    away = flow.mostly(chance.randint(0, flow.spread), NO_PRICES, 30)
+    away = flow.mostly(chance.randint(0, flow.spread), EDGE_PRICES, 30)
     flags = Flag.MARKET if market else flow.mostly(0, (Flag.POST_ONLY, Flag.ALL_OR_NONE, 9), 30)
     # A stop on its own side of the market, where trades reach it as they move away.
     stop = flow.price(order.instrument, 1 - order.side if order.side <= Side.SELL else 0)
@@ -332,7 +339,7 @@ def stop_order(flow: Flow) -> Command:
         price_ticks=away if market else order.price_ticks,
         flags=flags,
         time_in_force=tif,
-        expiry_s=flow.now_s() + chance.randint(0, 40) if tif == TimeInForce.GTT else 0,
+        expiry_s=flow.soon_s() if (tif == TimeInForce.GTT) != flow.one_in(30) else 0,
     )
 
 
@@ -345,7 +352,8 @@ def order_with_any_terms(flow: Flow) -> Command:
     return order._replace(
         time_in_force=chance.choice(tuple(TimeInForce)),
         flags=chance.choice((0, 0, *Flag)),
-        expiry_s=chance.choice((0, 0, flow.now_s() + 3)),
+        expiry_s=chance.choice((0, 0, flow.soon_s())),
+        kind=chance.choice((CommandKind.NEW_ORDER, CommandKind.NEW_ORDER, CommandKind.NEW_STOP)),
         order_id=terms,
     )
 
@@ -361,11 +369,12 @@ def hostile_order(flow: Flow) -> Command:
         "flags": chance.randrange(256),
         "order_id": chance.getrandbits(64),
         "expiry_s": chance.getrandbits(32),
-        "price_ticks": chance.choice(NO_PRICES),
-        "qty_lots": chance.choice((*NO_LOTS, QTY_LOTS_MAX)),
+        "price_ticks": chance.choice(EDGE_PRICES),
+        "qty_lots": chance.choice(EDGE_LOTS),
     }
     some = chance.sample(sorted(anything), chance.randint(1, 3))
-    return order._replace(**{name: anything[name] for name in some})
+    kind = flow.mostly(order.kind, (CommandKind.NEW_STOP,), 3)
+    return order._replace(kind=kind, **{name: anything[name] for name in some})
 
 
 # --- of several records --------------------------------------------------------------------------
@@ -421,7 +430,7 @@ def block(flow: Flow) -> Step:
         qty_lots=flow.lots(first, 4),
         price_ticks=flow.price(first, Side.SELL) + flow.spread,
     )
-    dearest = flow.mostly(0, (flow.price(first, Side.SELL), *NO_PRICES[:3]), 3)
+    dearest = flow.mostly(0, (flow.price(first, Side.SELL), *EDGE_PRICES[:3]), 3)
     return of_several(order, (Command(instrument=w, price_ticks=dearest) for w in windows))
 
 
@@ -478,8 +487,8 @@ def amend(flow: Flow) -> Command:
         kind=CommandKind.AMEND,
         account=account,
         order_id=order_id,
-        price_ticks=flow.mostly(chance.choice((0, flow.price(market, side))), NO_PRICES, 50),
-        qty_lots=flow.mostly(chance.choice(lots), NO_LOTS, 50),
+        price_ticks=flow.mostly(chance.choice((0, flow.price(market, side))), EDGE_PRICES, 50),
+        qty_lots=flow.mostly(chance.choice(lots), EDGE_LOTS, 50),
         flags=flow.mostly(chance.choice((0, 0, Flag.POST_ONLY)), (2, 3, 255), 50),
         self_trade=flow.mostly(chance.choice(tuple(SelfTrade)), (4, 255), 50),
     )
@@ -518,14 +527,14 @@ def declare_capacity(flow: Flow) -> Command:
     row = flow.reference.capacities.get((account, market))
     promised = row.held + row.sold if row else 0
     more = flow.chance.randint(-3, flow.chance.choice((10, flow.capacity_lots)))
-    return capacity_command(account, market, flow.mostly(promised + more, NO_LOTS, 20))
+    return capacity_command(account, market, flow.mostly(promised + more, EDGE_LOTS, 20))
 
 
 def deposit(flow: Flow) -> Command:
     number = flow.reference.last_deposit + flow.mostly(1, (0, 2), 20)
     purse = flow.chance.choice(tuple(Purse))
     amount = flow.chance.randint(1, flow.bond_usdc6 if purse == Purse.BOND else flow.cash_usdc6)
-    return deposit_command(flow.account(), flow.mostly(amount, NO_AMOUNTS, 20), number, purse)
+    return deposit_command(flow.account(), flow.mostly(amount, EDGE_AMOUNTS, 20), number, purse)
 
 
 def _move_of(flow: Flow, kind: int, balance: str, number: int) -> Command:
@@ -537,7 +546,7 @@ def _move_of(flow: Flow, kind: int, balance: str, number: int) -> Command:
     return Command(
         kind=kind,
         account=number_of_account,
-        price_ticks=flow.mostly(amount, NO_AMOUNTS, 20),
+        price_ticks=flow.mostly(amount, EDGE_AMOUNTS, 20),
         client_id=number,
     )
 
@@ -588,8 +597,8 @@ def void_fill(flow: Flow) -> Command:
         "resale": flow.chance.choice((0, 1, 2)),
         "account": flow.account(),
         "instrument": flow.market(),
-        "price_ticks": flow.chance.choice(NO_PRICES),
-        "qty_lots": flow.chance.choice((*NO_LOTS, QTY_LOTS_MAX)),
+        "price_ticks": flow.chance.choice(EDGE_PRICES),
+        "qty_lots": flow.chance.choice(EDGE_LOTS),
     }
     if flow.one_in(6):
         name = flow.chance.choice(sorted(wrong))
@@ -654,11 +663,11 @@ def list_market(flow: Flow) -> Command:
     command = list_command(market, flow.chance.choice((1, 2)), flow.chance.choice((1, 70)))
     closes_s = flow.chance.choice((0, flow.now_s() + flow.chance.randint(60, 2_000)))
     command = command._replace(expiry_s=closes_s)
-    wrong = {
-        "expiry_s": max(1, flow.now_s() - flow.chance.randrange(2)),
-        "order_id": 0,
-        "qty_lots": flow.chance.choice(NO_LOTS),
-        "price_ticks": flow.chance.choice(NO_PRICES),
+    edges = {
+        "expiry_s": max(1, flow.now_s() + flow.chance.choice((-1, 0, 1))),
+        "order_id": flow.chance.choice((0, 1)),
+        "qty_lots": flow.chance.choice(EDGE_LOTS),
+        "price_ticks": flow.chance.choice(EDGE_PRICES),
         "flags": flow.chance.choice((2, 255)),
         "client_id": flow.chance.choice((1, 1 << 32, flow.chance.getrandbits(64))),
     }
@@ -668,8 +677,8 @@ def list_market(flow: Flow) -> Command:
     if closes_s and flow.one_in(3):
         command = command._replace(client_id=command.client_id | 20 << 32)
     if flow.one_in(3):
-        name = flow.chance.choice(sorted(wrong))
-        command = command._replace(**{name: wrong[name]})
+        name = flow.chance.choice(sorted(edges))
+        command = command._replace(**{name: edges[name]})
     return command
 
 
@@ -731,7 +740,7 @@ def set_bands(flow: Flow) -> Command:
     seconds = chance.choice((1, 30, CALL_SECONDS_MAX)) if dynamic_ppm else 0
     wrong = {
         "order_id": chance.choice((BAND_PPM_MAX + 1, BAND_PPM_MAX + 1 << 32)),
-        "price_ticks": chance.choice(NO_PRICES[:2] + NO_PRICES[3:]),
+        "price_ticks": chance.choice(EDGE_PRICES[:2] + EDGE_PRICES[3:]),
         "expiry_s": chance.choice((0, CALL_SECONDS_MAX + 1)),
     }
     command = Command(
@@ -754,8 +763,8 @@ def any_kind_at_all(flow: Flow) -> Command:
         account=flow.account(),
         instrument=flow.market(),
         order_id=chance.choice((0, chance.getrandbits(64))),
-        price_ticks=chance.choice((0, 100, *NO_PRICES)),
-        qty_lots=chance.choice((0, 1, 24, *NO_LOTS)),
+        price_ticks=chance.choice((0, 100, *EDGE_PRICES)),
+        qty_lots=chance.choice((0, 1, 24, *EDGE_LOTS)),
         client_id=chance.choice((0, chance.getrandbits(64))),
         side=chance.choice((0, 1, chance.randrange(256))),
     )

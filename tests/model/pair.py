@@ -9,8 +9,11 @@ longer. Whatever differs raises AssertionError.
 from collections.abc import Iterable, Iterator
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from engine.book import (
     BUY_STOPS,
+    CAPACITY_SLOTS,
     LEASE,
     ORDER,
     RANK_MASK,
@@ -28,6 +31,7 @@ from engine.records import Command, Event, Side, command_array, decode_events
 from engine.reference import Reference
 from engine.reference.state import Book, Order
 from engine.replay import Matcher
+from engine.reserve import capacity_home
 
 LOOK_EVERY: Final = 8
 AUCTION_FIELDS: Final = (
@@ -125,7 +129,9 @@ class Pair:
         for key, row in meant.items():
             slot = self._capacity_slots.get(key)
             if slot is None:
-                slot = int((capacities["key"] == key).argmax())
+                slot = int(capacity_home(np.uint32(key >> 32), np.uint32(key & 0xFFFFFFFF)))
+                while capacities["key"][slot] not in {0, key}:
+                    slot = (slot + 1) % CAPACITY_SLOTS
                 self._capacity_slots[key] = slot
             found = capacities[slot].tolist()
             assert found == (key, row.declared, row.held, row.sold), f"capacity {key:x}"
