@@ -187,7 +187,7 @@ class Flow:
 
     def multiple(self, market: int) -> int:
         book = self.reference.books.get(market)
-        return book.lot_multiple if book else 1
+        return min(book.lot_multiple, DEEP_CLIPS) if book else 1  # many times it is in range
 
     def resale(self, market: int, side: int) -> int:
         """1 where the hours of a window are sold again."""
