@@ -31,11 +31,13 @@ from engine.records import (
     FEE_TIERS,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
+    QUOTES_MAX,
     Side,
 )
 
 LEAVES_MAX: Final = 1 << 20
 NODES_MAX: Final = 1 << 18
+SHEETS_MAX: Final = 1 << 16  # (account, market) pairs that quote
 CAPACITY_SLOTS: Final = CAPACITIES_MAX * 2  # open addressing stays at most half full
 # What an account may do. One that is closed keeps its money and takes no orders or capacity.
 UNKNOWN: Final = 0
@@ -71,6 +73,7 @@ ORDER: Final = np.dtype(
 TRAIT_SELF_TRADE: Final = 3
 TRAIT_ALL_OR_NONE: Final = 4
 TRAIT_ENDS: Final = 8  # once triggered, what is left does not rest
+TRAIT_QUOTE: Final = 16  # placed by a mass quote, and replaced by the next one
 TRAIT_RESALE_BIT: Final = 7  # its own bit, so that it can be shifted into a factor
 LEVEL: Final = np.dtype([("head", "<u4"), ("tail", "<u4")])
 LEAF: Final = np.dtype(
@@ -152,6 +155,17 @@ CAPACITY: Final = np.dtype(
         ("sold_lots", "<i8"),
     ]
 )
+# One account's quotes in one market. Who fills or cancels one does not look here: an order id that
+# no longer names an open order is passed over.
+SHEET: Final = np.dtype(
+    [
+        ("account", "<u4"),
+        ("instrument", "<u4"),
+        ("next", "<u4"),  # of the same account; 0: the last
+        ("count", "<u4"),
+        ("order_ids", "<u8", (QUOTES_MAX,)),  # in the order in which they were placed
+    ]
+)
 IDENTITY: Final = np.dtype(
     [
         ("owner", "u1", (20,)),
@@ -174,7 +188,7 @@ STATE: Final = np.dtype(
         ("account_high", "<u4"),
         ("instrument_high", "<u4"),  # one past the highest listed
         ("nodes_used", "<u4"),
-        ("unused", "<u4"),
+        ("sheet_high", "<u4"),  # sheets 1..sheet_high were ever used
         ("last_deposit", "<u8"),
         ("last_withdrawal", "<u8"),
         ("total_usdc6", "<i8"),  # deposited and not withdrawn
@@ -193,6 +207,8 @@ STATE: Final = np.dtype(
         ("leaves", LEAF, (LEAVES_MAX,)),
         ("levels", LEVEL, (LEAVES_MAX * 64,)),
         ("orders", ORDER, (OPEN_ORDERS_MAX + 1,)),
+        ("quoting", "<u4", (ACCOUNTS_MAX,)),  # each account's first sheet
+        ("sheets", SHEET, (SHEETS_MAX,)),
         # No state: an order as it is meant where that differs from its command, and one triggered.
         ("scratch", COMMAND, (2,)),
     ]

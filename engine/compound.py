@@ -68,7 +68,7 @@ _NOT_FILLABLE: Final = -1  # instead of a cost
 
 
 @kernel
-def _leg_of(s: Any, head: Any, part: Any) -> Any:
+def leg_of(s: Any, head: Any, part: Any) -> Any:
     """A leg as the order it is, in the scratch."""
     leg = s.scratch[0]
     leg.sequence = part.sequence
@@ -201,13 +201,13 @@ def exclusive(s: Any, commands: Any, i: Any, out: Any) -> None:
         reason = Reject.TOO_MANY_LEGS
     for k in range(1, count + 1):
         if reason == 0:
-            reason = _check_alternative(s, _leg_of(s, head, commands[i + k]))
+            reason = _check_alternative(s, leg_of(s, head, commands[i + k]))
     best = int64(0)
     most_usdc6 = int64(-1)
     looks = int64(0)
     for k in range(1, count + 1):
         if reason == 0:
-            leg = _leg_of(s, head, commands[i + k])
+            leg = leg_of(s, head, commands[i + k])
             cost, looks = _survey_leg(s, leg, looks)
             surplus = leg.price_ticks * int64(leg.qty_lots) - cost
             if looks > COMPOUND_LOOKS_MAX:
@@ -220,7 +220,7 @@ def exclusive(s: Any, commands: Any, i: Any, out: Any) -> None:
     if reason != 0:
         return reject(out, head, reason)
     said = _say_filled(out, head)
-    leg = _leg_of(s, head, commands[i + best])
+    leg = leg_of(s, head, commands[i + best])
     e = out.events[said]
     e.amount_usdc6 = _fill_leg(s, leg, out)
     e.qty_lots = int32(1)
@@ -241,7 +241,7 @@ def _check_basket(s: Any, commands: Any, i: Any) -> Any:
     cash = int64(0)
     bond = int64(0)
     for k in range(1, count + 1):
-        leg = _leg_of(s, head, commands[i + k])
+        leg = leg_of(s, head, commands[i + k])
         reason = check_order_apart(s, leg)
         if reason != 0:
             return reason
@@ -277,7 +277,7 @@ def basket(s: Any, commands: Any, i: Any, out: Any) -> None:
     looks = int64(0)
     for k in range(1, count + 1):
         if reason == 0:
-            cost, looks = _survey_leg(s, _leg_of(s, head, commands[i + k]), looks)
+            cost, looks = _survey_leg(s, leg_of(s, head, commands[i + k]), looks)
             if looks > COMPOUND_LOOKS_MAX:
                 reason = Reject.TOO_DEEP
             elif cost == _NOT_FILLABLE:
@@ -287,7 +287,7 @@ def basket(s: Any, commands: Any, i: Any, out: Any) -> None:
     said = _say_filled(out, head)
     cost = int64(0)
     for k in range(1, count + 1):
-        cost += _fill_leg(s, _leg_of(s, head, commands[i + k]), out)
+        cost += _fill_leg(s, leg_of(s, head, commands[i + k]), out)
     e = out.events[said]
     e.amount_usdc6 = cost
     e.qty_lots = int32(count)
@@ -302,7 +302,7 @@ def basket(s: Any, commands: Any, i: Any, out: Any) -> None:
 @kernel
 def _window_of(s: Any, head: Any, part: Any) -> Any:
     """A block's hour as the order it is: its lots, at the limit of the whole."""
-    leg = _leg_of(s, head, part)
+    leg = leg_of(s, head, part)
     leg.price_ticks = head.price_ticks
     leg.qty_lots = head.qty_lots
     leg.side = uint8(BUY)

@@ -27,14 +27,17 @@ from engine.book import (
     SELL,
     SELL_STOPS,
     TRAIT_ALL_OR_NONE,
+    TRAIT_QUOTE,
     UNKNOWN,
     WHOLE_BUYS,
     WHOLE_SELLS,
     StateArray,
+    order_id,
     rank_of,
     side_of,
 )
 from engine.kernel import int64, kernel, uint8, uint32, uint64
+from engine.quotes import find_sheet
 from engine.records import BALANCES, PPM, MarketStatus
 from engine.reserve import FREE, HELD, find_capacity, resale_of
 from engine.trade import left_of
@@ -70,6 +73,7 @@ class Invariant(IntEnum):
     AN_ICEBERG_SHOWS_AT_MOST_A_CLIP = auto()
     AN_ORDER_HAS_AN_ACCOUNT = auto()
     AN_ORDER_KNOWS_ITS_CAPACITY = auto()
+    A_QUOTE_IS_ON_ITS_SHEET = auto()
     THE_BEST_PRICE_IS_THE_EXTREME = auto()
     THE_BEST_LEAF_HOLDS_THE_BEST = auto()
     NEVER_CROSSED = auto()  # but in a call
@@ -341,10 +345,22 @@ def _check_queue(s: Any, level: Any, instrument: Any, trie: Any, price: Any, sum
         broken = _check_order(s, order, instrument, trie, sums)
         if broken != 0:
             return broken
+        if order.traits & uint8(TRAIT_QUOTE) != 0 and not _is_on_its_sheet(s, slot, instrument):
+            return Invariant.A_QUOTE_IS_ON_ITS_SHEET
         sequence = order.sequence
         before = slot
         slot = order.next
     return Invariant.ALL_HOLD if s.levels[level].tail == before else Invariant.THE_TAIL_IS_THE_LAST
+
+
+@kernel
+def _is_on_its_sheet(s: Any, slot: Any, instrument: Any) -> Any:
+    order = s.orders[slot]
+    row = s.sheets[find_sheet(s, order.account, instrument)]
+    found = False
+    for place in range(row.count):
+        found |= row.order_ids[place] == uint64(order_id(s, slot))
+    return found and row.account == order.account and row.instrument == instrument
 
 
 @kernel

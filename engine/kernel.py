@@ -29,6 +29,7 @@ SOURCES: Final = (
     "waiting.py",
     "terms.py",
     "compound.py",
+    "quotes.py",
     "money.py",
     "markets.py",
     "auction.py",

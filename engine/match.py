@@ -30,6 +30,7 @@ from engine.money import (
     withdraw,
 )
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX_EVENTS, reject
+from engine.quotes import mass_quote
 from engine.records import (
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
@@ -128,7 +129,7 @@ def _are_parts(commands: Any, start: Any, end: Any) -> Any:
 def _apply_several(s: Any, commands: Any, i: Any, out: Any) -> Any:
     """The commands that may be of several records: how many of those behind the head it took."""
     head = commands[i]
-    if head.kind < CommandKind.BLOCK or head.kind > CommandKind.BASKET:
+    if head.kind < CommandKind.MASS_QUOTE or head.kind > CommandKind.BASKET:
         _apply_rare(s, head, out)
         return 0
     count = int64(head.parts)
@@ -136,7 +137,9 @@ def _apply_several(s: Any, commands: Any, i: Any, out: Any) -> Any:
         reject(out, head, Reject.UNKNOWN_COMMAND)
         return 0
     s.sequence = commands[i + count].sequence
-    if head.kind == CommandKind.BLOCK:
+    if head.kind == CommandKind.MASS_QUOTE:
+        mass_quote(s, commands, i, out)
+    elif head.kind == CommandKind.BLOCK:
         block(s, commands, i, out)
     elif head.kind == CommandKind.EXCLUSIVE:
         exclusive(s, commands, i, out)

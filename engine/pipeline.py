@@ -46,6 +46,10 @@ LESSENING: Final = (CommandKind.CANCEL, CommandKind.CANCEL_ALL)
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
 
 
+def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
+    return command.kind == CommandKind.MASS_QUOTE and not parts
+
+
 class Pipeline:
     """One shard of the exchange. Implements `port.Port`."""
 
@@ -97,7 +101,8 @@ class Pipeline:
             raise Refused(Reject.STOPPED)
         if self._queued_bytes >= QUEUE_COMMANDS_MAX * COMMAND.itemsize:
             raise Refused(Reject.BUSY)
-        if not self._has_room() and command.kind not in LESSENING:
+        lessens = command.kind in LESSENING or _pulls_quotes(command, parts)
+        if not lessens and not self._has_room():
             raise Refused(Reject.BUSY)
         self._expire()
         return self._sequence(command, parts)

@@ -50,6 +50,8 @@ COMPOUND_LOOKS_MAX: Final = 8000  # resting orders one command of several legs m
 BLOCK_OPERATORS_MAX: Final = 512  # sellers that one block compares
 EXCLUSIVE_LEGS_MAX: Final = 32
 BASKET_LEGS_MAX: Final = 32
+QUOTED_MARKETS_MAX: Final = 512  # in which one account may have quotes
+QUOTES_MAX: Final = PARTS_MAX  # live quotes of one account in one market
 FEE_TIERS: Final = 16
 SPOT_WINDOW: Final = 1  # of the kinds of window in a packed product (catalog.pack_product)
 PPM: Final = 1_000_000  # rates are in parts per million of the notional
@@ -114,6 +116,7 @@ class CommandKind(IntEnum):
     EXPIRE = 7  # sequenced by the engine itself, when an order's time has come
     NEW_STOP = 8  # an order that waits until a trade reaches `stop_ticks`
     # Of several records: this one, the head, and `parts` more of kind PART, one after the other.
+    MASS_QUOTE = 9  # these levels instead of the account's earlier ones in the market; 0: none
     BLOCK = 10  # the same lots of consecutive hours from one seller, at a limit on the average
     EXCLUSIVE = 11  # the best of several buys
     BASKET = 12  # several orders, all at once or none
@@ -147,10 +150,11 @@ class EventKind(IntEnum):
     terminal; CANCELLED is terminal only for a CANCEL or an EXPIRE command.
 
     A command of several records has one terminal event, which comes first and carries the head's
-    sequence: LEGS_FILLED, or REJECTED, and nothing has changed. Behind it each part that
-    takes effect says ACCEPTED, with an order id of its own, and what follows from it, under the
-    part's own sequence; a part that takes no effect says nothing. What its trades trigger comes
-    last, under the sequence of the last part.
+    sequence: QUOTED, LEGS_FILLED, or REJECTED, and nothing has changed. What a mass quote replaces
+    is CANCELLED next, under the head's sequence. Then each part that takes effect says ACCEPTED,
+    with an order id of its own, and what follows from it, under the part's own sequence; a part
+    that takes no effect says nothing. What their trades trigger comes last, under the sequence of
+    the last part.
     """
 
     ACCEPTED = 1
@@ -166,6 +170,7 @@ class EventKind(IntEnum):
     REFRESHED = 11  # so many concealed lots are shown now, behind all others of their price
     WAITING = 12  # an order just accepted is off the book until its condition holds
     TRIGGERED = 13  # it holds: the order is at work now, its limit and what is left of it
+    QUOTED = 14  # so many levels (`qty_lots`) stand for what the account quoted before
     LEGS_FILLED = 15  # so many legs (`qty_lots`); `amount_usdc6`: what its buys cost, with fees
     ACCOUNT_OPENED = 16
     DEPOSITED = 17
@@ -202,6 +207,7 @@ class CancelReason(IntEnum):
     EXPIRED = 7
     MARKET_CLOSED = 8
     VOLATILITY = 9  # it may not rest, and its next trade would have been outside the dynamic band
+    REPLACED = 10  # by the account's next mass quote
 
 
 class FillNote(IntFlag):
@@ -346,7 +352,12 @@ BALANCES: Final = np.dtype(
 )
 
 # Commands whose head says how many parts follow it.
-OF_SEVERAL: Final = (CommandKind.BLOCK, CommandKind.EXCLUSIVE, CommandKind.BASKET)
+OF_SEVERAL: Final = (
+    CommandKind.MASS_QUOTE,
+    CommandKind.BLOCK,
+    CommandKind.EXCLUSIVE,
+    CommandKind.BASKET,
+)
 
 CommandArray = NDArray[np.void]  # shape (n,), dtype COMMAND
 EventArray = NDArray[np.void]  # shape (n,), dtype EVENT

@@ -44,6 +44,7 @@ class Reject(IntEnum):
     INVALID_LEGS = 2018
     LEGS_NOT_FILLABLE = 2019
     TOO_DEEP = 2020
+    QUOTED_MARKETS_FULL = 2021
     # 3xxx: money and capacity
     UNKNOWN_ACCOUNT = 3001
     INSUFFICIENT_BALANCE = 3002
@@ -85,6 +86,7 @@ class Reject(IntEnum):
     TOO_MANY_INSTRUMENTS = 6005
     TOO_MANY_CAPACITIES = 6006
     BOOK_FULL = 6007
+    TOO_MANY_QUOTERS = 6008
 
 
 WORDS: Final[dict[Reject, str]] = {
@@ -121,6 +123,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.INVALID_LEGS: "the legs do not fit each other or what the command means",
     Reject.LEGS_NOT_FILLABLE: "the legs cannot be filled at once within their limits",
     Reject.TOO_DEEP: "more resting orders stand within the limits than one command looks at",
+    Reject.QUOTED_MARKETS_FULL: "this account quotes in as many markets as one account may",
     Reject.UNKNOWN_ACCOUNT: "no such account",
     Reject.INSUFFICIENT_BALANCE: "the free balance does not cover this",
     Reject.INSUFFICIENT_BOND: "the free bond does not cover this ask",
@@ -158,6 +161,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.TOO_MANY_INSTRUMENTS: "the exchange lists as many markets as it can",
     Reject.TOO_MANY_CAPACITIES: "the exchange holds as many declared capacities as it can",
     Reject.BOOK_FULL: "the exchange holds as many price levels as it can",
+    Reject.TOO_MANY_QUOTERS: "the exchange holds the quotes of as many accounts as it can",
 }
 assert set(WORDS) == set(Reject), "every number has its words"
 

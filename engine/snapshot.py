@@ -29,6 +29,8 @@ def used_parts(state: StateArray) -> dict[str, "np.ndarray[tuple[int, ...], np.d
         "leaves": s["leaves"][:leaves],
         "levels": s["levels"][: leaves * 64],
         "orders": s["orders"][:orders],
+        "quoting": s["quoting"][:accounts],
+        "sheets": s["sheets"][: int(s["sheet_high"]) + 1],
     }
 
 

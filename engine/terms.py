@@ -9,7 +9,7 @@ Cost: that of the plain order, and for a minimum quantity one look at the orders
 
 from typing import Any
 
-from engine.book import BUY, NO_ORDERS, SELL, order_id, rank_of, take_slot, unlink
+from engine.book import BUY, NO_ORDERS, SELL, TRAIT_QUOTE, order_id, rank_of, take_slot, unlink
 from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, reject
 from engine.records import (
@@ -283,6 +283,7 @@ def _replace(s: Any, book: Any, c: Any, out: Any, slot: Any, crossing: Any) -> N
     display_lots = order.display_lots
     expiry_s = order.expiry_s
     capacity = order.capacity
+    quote = order.traits & uint8(TRAIT_QUOTE)
     side = uint32(c.side)
     release(s, book, side, slot, left_of(order))
     unlink(s, book, side, slot)
@@ -290,6 +291,7 @@ def _replace(s: Any, book: Any, c: Any, out: Any, slot: Any, crossing: Any) -> N
     _amended(out, c, 1)
     if work_apart(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account)) != 0:
         order.expiry_s = expiry_s
+        order.traits |= quote
         if display_lots != 0:
             _conceal(s, out, c, slot, display_lots)
 

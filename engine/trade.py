@@ -212,8 +212,8 @@ def check_access(s: Any, c: Any) -> Any:
 
 
 @inlined
-def check_order(s: Any, c: Any) -> Any:
-    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+def check_form(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order for what it says, where and when, or 0."""
     reason = check_access(s, c)
     if reason != 0:
         return reason
@@ -236,6 +236,15 @@ def check_order(s: Any, c: Any) -> Any:
         return Reject.CONFLICTING_FLAGS
     if book.rules & uint8(RULE_BANDS) != 0 and is_outside_band(s, c):
         return Reject.OUTSIDE_BAND
+    return 0
+
+
+@inlined
+def check_order(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+    reason = check_form(s, c)
+    if reason != 0:
+        return reason
     if s.resting[c.account] >= ACCOUNT_ORDERS_MAX:
         return Reject.ACCOUNT_ORDERS_FULL
     if s.open_orders >= OPEN_ORDERS_MAX:

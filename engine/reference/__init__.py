@@ -8,9 +8,10 @@ from engine.reference.auctions import Auctions
 from engine.reference.compound import Compound
 from engine.reference.markets import Markets
 from engine.reference.money import Money
+from engine.reference.quotes import Quotes
 from engine.reference.waiting import Waiting
 
 
-class Reference(Compound, Waiting, Money, Markets, Auctions):
+class Reference(Quotes, Compound, Waiting, Money, Markets, Auctions):
     """One shard. `apply` takes commands in sequence order, each with its parts, and returns its
     events; `apply_all` finds which records belong together."""

@@ -313,6 +313,14 @@ class Orders:
         return book
 
     def _check_order(self, c: Command) -> Book:
+        book = self._check_form(c)
+        mine = sum(order.account == c.account for order in self.orders.values())
+        self._require(mine < ACCOUNT_ORDERS_MAX, Reject.ACCOUNT_ORDERS_FULL)
+        self._require(len(self.orders) < OPEN_ORDERS_MAX, Reject.TOO_MANY_OPEN_ORDERS)
+        return book
+
+    def _check_form(self, c: Command) -> Book:
+        """What an order says, where and when."""
         book = self._check_access(c)
         self._require(0 < c.price_ticks <= PRICE_TICKS_MAX, Reject.PRICE_OUT_OF_RANGE)
         self._require(0 < c.qty_lots <= QTY_LOTS_MAX, Reject.QTY_OUT_OF_RANGE)
@@ -328,9 +336,6 @@ class Orders:
         may_rest = c.time_in_force == TimeInForce.GTC
         self._require(may_rest or c.flags != Flag.POST_ONLY, Reject.CONFLICTING_FLAGS)
         self._check_band(c, book)
-        mine = sum(order.account == c.account for order in self.orders.values())
-        self._require(mine < ACCOUNT_ORDERS_MAX, Reject.ACCOUNT_ORDERS_FULL)
-        self._require(len(self.orders) < OPEN_ORDERS_MAX, Reject.TOO_MANY_OPEN_ORDERS)
         return book
 
     def _check_reserve(self, c: Command, book: Book, old: Order | None = None) -> None:
@@ -554,6 +559,8 @@ class Orders:
         self._meant = c
         self._emit(EventKind.AMENDED, order_id=order.order_id, reason=1)
         self._work(order.order_id, c, book, order.display_lots, order.expiry_s)
+        if order.order_id in self.orders:
+            self.orders[order.order_id].quote = order.quote
 
     def _cancel_all(self, c: Command) -> None:
         if c.instrument != ALL_INSTRUMENTS:

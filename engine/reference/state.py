@@ -31,6 +31,7 @@ class Order:
     expiry_s: int = 0  # 0: never
     fee_ppm: int = 0  # a maker's rate; while it waits, a taker's
     session: int = 0
+    quote: bool = False  # placed by a mass quote, and replaced by the next one
     resale: bool = False  # an ask of hours that the account bought itself
     sequence: int = 0  # of the command that gave it its place
     # While it waits for its condition, off the book:

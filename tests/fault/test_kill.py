@@ -22,7 +22,13 @@ from engine.pipeline import Pipeline
 from engine.port import Batch
 from engine.records import Event, EventKind
 from engine.replay import verify
-from tests.fault.under_load import ACKNOWLEDGED, SEGMENT_BYTES, STARTED, trade_until_killed
+from tests.fault.under_load import (
+    ACKNOWLEDGED,
+    QUOTE_LEVELS,
+    SEGMENT_BYTES,
+    STARTED,
+    trade_until_killed,
+)
 
 SEED: Final = 20_261_121
 SECONDS_MAX: Final = 0.25
@@ -88,6 +94,12 @@ def _kill_many_times(directory: Path, kills: int) -> None:
     ]
     placed = set(accepted)
     assert len({client_id for client_id, _, _ in accepted}) == len(accepted), "none twice"
+    quoted = [e for e in events if e.kind == EventKind.QUOTED]
+    sequences = {sequence for _, sequence, _ in accepted}
+    for head in quoted:
+        levels = {head.sequence + n for n in range(1, QUOTE_LEVELS + 1)}
+        assert levels <= sequences, "a command of several records is there whole or not at all"
+    assert quoted, "they did quote"
     lost = [ack for ack in acknowledged if ack not in placed]
     assert not lost, f"seed {SEED}: {len(lost)} of {len(acknowledged)} lost, first {lost[0]}"
     assert len(acknowledged) > kills, "the processes did trade"

@@ -22,6 +22,8 @@ STARTED: Final = ACKNOWLEDGED.pack(0, 0, 0)
 SEGMENT_BYTES: Final = 1 << 16  # small, so that kills meet rotations too
 IN_FLIGHT_MAX: Final = 256
 ACCOUNT: Final = 1
+QUOTE_LEVELS: Final = 3
+HEAD_BIT: Final = 1 << 31  # in the client id of a command of several records
 
 warm_up()  # once, in the server that the processes to be killed are forked from
 
@@ -47,6 +49,15 @@ def order(client_id: int, random: Random) -> Command:
     )
 
 
+def quote(client_id: int, random: Random) -> tuple[Command, list[Command]]:
+    """Levels instead of those before; each is acknowledged like an order."""
+    levels = [
+        order(client_id + n, random)._replace(kind=CommandKind.PART) for n in range(QUOTE_LEVELS)
+    ]
+    head = Command(kind=CommandKind.MASS_QUOTE, account=ACCOUNT, client_id=client_id | HEAD_BIT)
+    return head, levels
+
+
 async def _trade(directory: Path, run: int, tell: Callable[[bytes], object]) -> None:
     pipeline = Pipeline(Journal(directory, SystemDisk(), SEGMENT_BYTES), SystemClock())
     answered = 0
@@ -69,6 +80,10 @@ async def _trade(directory: Path, run: int, tell: Callable[[bytes], object]) -> 
     sent = 0
     while True:
         for _ in range(random.randrange(1, 40)):
+            if random.randrange(4) == 0:
+                pipeline.submit(*quote(run << 32 | (sent + 1), random))
+                sent += QUOTE_LEVELS
+                continue
             sent += 1
             pipeline.submit(order(run << 32 | sent, random))
         while sent - answered > IN_FLIGHT_MAX:

@@ -23,6 +23,7 @@ from engine.records import (
     FEE_TIERS,
     INSTRUMENTS_MAX,
     OF_SEVERAL,
+    PARTS_MAX,
     PRICE_TICKS_MAX,
     QTY_LOTS_MAX,
     SECOND_NS,
@@ -415,6 +416,33 @@ def basket(flow: Flow) -> Step:
     return of_several(limit_order(flow)._replace(kind=CommandKind.BASKET), legs)
 
 
+def mass_quote(flow: Flow) -> Step:
+    """A ladder around the centre: bids below, asks above, or nothing; some levels meet somebody."""
+    chance, market = flow.chance, flow.market()
+    head = limit_order(flow)._replace(
+        kind=CommandKind.MASS_QUOTE,
+        instrument=market,
+        time_in_force=0,
+        flags=flow.mostly(0, (Flag.POST_ONLY, Flag.POST_ONLY, Flag.POST_ONLY, Flag.MARKET), 2),
+        self_trade=flow.mostly(chance.choice(tuple(SelfTrade)), (4, 255), 40),
+    )
+    middle = flow.price(market, Side.SELL)
+    levels: list[Command] = []
+    for _ in range(flow.mostly(chance.randint(1, 6), (0, 0, 0, PARTS_MAX), 6)):
+        order = limit_order(flow)
+        away = chance.randint(0, flow.spread) + (order.side == Side.SELL)
+        price = middle + (away if order.side == Side.SELL else -away)
+        wrong = flow.one_in(60)
+        levels.append(
+            order._replace(
+                price_ticks=order.price_ticks if wrong else min(max(price, 1), PRICE_TICKS_MAX),
+                qty_lots=order.qty_lots if wrong else flow.multiple(market) * chance.randint(1, 5),
+                resale=order.resale if wrong else 0,
+            )
+        )
+    return of_several(head, levels)
+
+
 def block(flow: Flow) -> Step:
     """Of one hour or more of those that follow each other, mostly."""
     chance = flow.chance
@@ -784,6 +812,7 @@ MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
     (5, exclusive),
     (4, basket),
     (6, block),
+    (10, mass_quote),
     (1, records_that_do_not_belong_together),
     (0.02, deep_iceberg),
     (12, amend),

@@ -22,6 +22,7 @@ from engine.book import (
     TRADING,
     TRAIT_ALL_OR_NONE,
     TRAIT_ENDS,
+    TRAIT_QUOTE,
     TRAIT_RESALE_BIT,
     WHOLE_BUYS,
     StateArray,
@@ -184,7 +185,7 @@ def _queues(book: Book) -> Iterator[tuple[int, int, Iterable[Order]]]:
 
 
 def _meant_place(order: Order, around: tuple[int, int, int, int, int]) -> Place:
-    traits = order.resale << TRAIT_RESALE_BIT
+    traits = order.resale << TRAIT_RESALE_BIT | TRAIT_QUOTE * order.quote
     if order.waits:
         traits |= order.self_trade | TRAIT_ENDS * order.ends
         traits |= TRAIT_ALL_OR_NONE * (order.stop_ticks == 0)

@@ -55,6 +55,8 @@ NEVER_SEEN: Final = {
     Reject.TOO_MANY_OPEN_ORDERS: "four million open orders",
     Reject.TOO_MANY_CAPACITIES: "half a million declared capacities",
     Reject.BOOK_FULL: "a million price levels",
+    Reject.QUOTED_MARKETS_FULL: "512 markets that one account quotes in",
+    Reject.TOO_MANY_QUOTERS: "65,535 pairs of accounts and markets",
 }
 
 

@@ -5,7 +5,7 @@ from typing import Any, Final
 import numpy as np
 import pytest
 
-from engine.book import BUY_STOPS, RULE_CALL, RULE_WAITING, TRAIT_ALL_OR_NONE
+from engine.book import BUY_STOPS, RULE_CALL, RULE_WAITING, TRAIT_ALL_OR_NONE, TRAIT_QUOTE
 from engine.invariants import BOND_HELD, Invariant, check_invariants
 from engine.records import (
     ACCOUNTS_MAX,
@@ -136,6 +136,7 @@ SPOILT: Final[list[tuple[Invariant, str, Any, Any]]] = [
     (Is.AN_ICEBERG_SHOWS_AT_MOST_A_CLIP, "iceberg", "qty_lots", 3),
     (Is.AN_ORDER_HAS_AN_ACCOUNT, "first", "account", 0),
     (Is.AN_ORDER_HAS_AN_ACCOUNT, "first", "account", 4),
+    (Is.A_QUOTE_IS_ON_ITS_SHEET, "first", "traits", TRAIT_QUOTE),
     (Is.AN_ORDER_KNOWS_ITS_CAPACITY, "first", "capacity", 1),
     (Is.AN_ORDER_KNOWS_ITS_CAPACITY, "ask", "capacity", one_more),
     (Is.AN_ORDER_KNOWS_ITS_CAPACITY, "capacity", "key", one_more),

@@ -740,6 +740,8 @@ SHOWN_ELSEWHERE = {
     Reject.INVALID_LEGS,
     Reject.LEGS_NOT_FILLABLE,
     Reject.TOO_DEEP,
+    # ... and in test_quotes
+    Reject.QUOTED_MARKETS_FULL,
 }
 
 

@@ -231,6 +231,11 @@ async def test_commands_are_refused_while_a_subscriber_has_no_room(tmp_path: Pat
     assert not pipeline.ready().has_room
     pipeline.submit(Command(kind=CommandKind.CANCEL_ALL, account=1))  # it lessens what is at risk
     last += 1
+    pull = Command(kind=CommandKind.MASS_QUOTE, account=1)
+    level = Command(kind=CommandKind.PART, price_ticks=5, qty_lots=5)
+    assert refused(lambda: pipeline.submit(pull, [level])) == Reject.BUSY
+    pipeline.submit(pull)
+    last += 1
     room = True
     assert pipeline.submit(buy(client_id=4)) == (last + 1, False, None)
     await pipeline.close()
