@@ -38,7 +38,7 @@ _NEVER_TERMINAL: Final = frozenset({
 
 
 # Requests that a client id makes safe to repeat.
-_NAMED: Final = (m.New, m.Withdraw, m.Block, m.Exclusive, m.Basket)
+_NAMED: Final = (m.New, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket)
 
 
 class Asked(NamedTuple):
@@ -232,7 +232,7 @@ class Session:
                 self._new(request)
             case m.Cancel() | m.Amend():
                 self._change(request)
-            case m.Block() | m.Exclusive() | m.Basket():
+            case m.Quote() | m.Block() | m.Exclusive() | m.Basket():
                 self._several(request)
             case m.CancelAll():
                 self._cancel_all(request)
@@ -326,10 +326,14 @@ class Session:
         command = translate.new_order(request, account, market.instrument, self.number)
         self._submit(request, command, market.ticker)
 
-    def _several(self, request: m.Block | m.Exclusive | m.Basket) -> None:
+    def _several(self, request: m.Quote | m.Block | m.Exclusive | m.Basket) -> None:
         """An order of several records."""
         account, feed, ticker = self._trader(), self._desk.feed, ""
         match request:
+            case m.Quote():
+                market = feed.market(request.market)
+                ticker = market.ticker
+                several = translate.quote(request, account, market.instrument, self.number)
             case m.Block():
                 hours = feed.hours_from(request.market, request.hours)
                 several = translate.block(request, account, hours, self.number)

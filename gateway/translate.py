@@ -176,6 +176,33 @@ class Several(NamedTuple):
     parts: tuple[Command, ...]
 
 
+def quote(message: m.Quote, account: int, instrument: int, session: int) -> Several:
+    sides = (("bids", Side.BUY, message.bids), ("asks", Side.SELL, message.asks))
+    parts = tuple(
+        Command(
+            kind=CommandKind.PART,
+            account=account,
+            instrument=instrument,
+            side=side,
+            price_ticks=price_ticks(price, field),
+            qty_lots=qty_lots(qty, field),
+        )
+        for field, side, levels in sides
+        for price, qty in levels
+    )
+    head = Command(
+        kind=CommandKind.MASS_QUOTE,
+        account=account,
+        instrument=instrument,
+        client_id=message.client_id,
+        self_trade=_SELF_TRADES[message.self_trade],
+        flags=Flag.POST_ONLY if message.post_only else 0,
+        session=session,
+        parts=len(parts),
+    )
+    return Several(head, parts)
+
+
 def block(message: m.Block, account: int, instruments: Sequence[int], session: int) -> Several:
     """`instruments`: the markets of its hours, one after the other."""
     parts = tuple(
@@ -330,6 +357,8 @@ def ack_of(request: int, event: Event, market: str) -> m.Ack:
         case EventKind.CANCEL_ALL_DONE | EventKind.MARKET_CLOSED:
             ack.count = event.qty_lots
             ack.partial = event.reason == CancelReason.EFFECTS_LIMIT
+        case EventKind.QUOTED:
+            ack.client_id, ack.count = event.client_id, event.qty_lots
         case EventKind.LEGS_FILLED:
             ack.client_id, ack.count = event.client_id, event.qty_lots
             ack.amount = usdc_text(event.amount_usdc6)

@@ -27,6 +27,7 @@ ORDERS = [row for row in ROWS if row not in OF_SEVERAL]
 # What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
 # each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
 SEVERAL_OUTCOMES = {
+    "mass quote": (3, "", [1_600, 1_600, 1_600]),
     "block": (3, "60", [1_600, 1_600, 800]),
     "exclusive": (1, "19.6", [1_600, 800, 1_600]),
     "region at large": (1, "19.6", [1_600, 800, 1_600]),
@@ -107,6 +108,10 @@ async def test_each_order_of_several_does_what_its_row_says(
             books = [(await client.book(x)).book for x in (SYMBOL, elsewhere, hours[2])]
             left = [book.asks[0][1] for book in books]
             assert (ack.count, ack.amount, left) == SEVERAL_OUTCOMES[name]
+            if name == "mass quote":
+                assert books[0].bids == [(24_000, 800), (23_900, 800)]
+                assert (await client.quote(TICKER)).count == 0, "none takes them off"
+                assert not (await client.book(TICKER)).book.bids
 
 
 async def test_a_market_is_called_indicated_and_uncrossed(tmp_path: Path) -> None:

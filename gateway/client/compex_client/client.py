@@ -190,6 +190,21 @@ class Client:
         )
         return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
 
+    async def quote(
+        self,
+        market: str,
+        bids: Iterable[tuple[Number, Number]] = (),
+        asks: Iterable[tuple[Number, Number]] = (),
+        *,
+        client_id: int = 0,
+        post_only: bool = False,
+        self_trade: m.SelfTrade = "cancel_taker",
+    ) -> m.Ack:
+        """Replace the account's quotes in a market by these (price, qty) levels; none takes them
+        off. `messages.Quote` tells more."""
+        b, a = ([(_decimal(p), _decimal(q)) for p, q in levels] for levels in (bids, asks))
+        return await self._ask(lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade))
+
     async def block(
         self, market: str, hours: int, qty: Number, price: Number, *, client_id: int = 0
     ) -> m.Ack:

@@ -29,6 +29,7 @@ ID_MAX: Final = (1 << 53) - 1
 EXPIRES_S_MAX: Final = (1 << 32) - 1
 SESSION_MAX: Final = 255
 BLOCK_HOURS_MAX: Final = 168  # a week
+QUOTE_LEVELS_MAX: Final = 168  # of both sides together
 LEGS_MAX: Final = 32
 FEE_TIER_MAX: Final = 15
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
@@ -157,6 +158,23 @@ class New(Request, tag="new"):
     stop: Decimal = ""
     all_or_none: bool = False
     resale: bool = False
+
+
+class Quote(Request, tag="quote"):
+    """Replace every level that this account quoted before in a market, at once or not at all.
+
+    `bids` and `asks` are new orders that rest until they are cancelled or replaced; none takes all
+    quotes off. A level that crosses trades, or with `post_only` the whole quote is rejected. The
+    account's other orders stay. The ack has the `count` of levels; each has an order id of its
+    own, told in the account's stream. `client_id` is as in `new`.
+    """
+
+    market: Text
+    bids: Annotated[list[Level], Meta(max_length=QUOTE_LEVELS_MAX)] = []
+    asks: Annotated[list[Level], Meta(max_length=QUOTE_LEVELS_MAX)] = []
+    client_id: OptionalId = 0
+    post_only: bool = False
+    self_trade: SelfTrade = "cancel_taker"
 
 
 class Leg(Struct, forbid_unknown_fields=True, omit_defaults=True):
@@ -309,6 +327,7 @@ ClientMessage: TypeAlias = (
     | Subscribe
     | Unsubscribe
     | New
+    | Quote
     | Block
     | Exclusive
     | Basket
@@ -410,7 +429,7 @@ class Ack(Reply, tag="ack"):
     client_id: int = 0
     dup: bool = False  # new: this client id was accepted before; this is that order's answer
     qty: str = ""  # cancel: removed from the book; amend: left open; capacity: as declared
-    count: int = 0  # cancel_all: orders cancelled; block, ...: legs filled
+    count: int = 0  # cancel_all: orders cancelled; quote: levels; block, ...: legs filled
     partial: bool = False  # cancel_all: there are more; ask again
     account: int = 0  # login
     wallet: str = ""  # login
