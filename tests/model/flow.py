@@ -253,8 +253,10 @@ def capacity_command(account: int, market: int, lots: int) -> Command:
 # --- orders --------------------------------------------------------------------------------------
 
 
-def limit_order(flow: Flow) -> Command:
-    chance, market, side = flow.chance, flow.market(), flow.chance.choice(tuple(Side))
+def limit_order(flow: Flow, market: int | None = None, side: Side | None = None) -> Command:
+    chance = flow.chance
+    market = flow.market() if market is None else market
+    side = chance.choice(tuple(Side)) if side is None else side
     tifs = (TimeInForce.GTC,) * 5 + (TimeInForce.IOC, TimeInForce.FOK)
     return Command(
         kind=CommandKind.NEW_ORDER,
@@ -386,31 +388,34 @@ def of_several(head: Command, legs: Iterable[Command]) -> Step:
     return head._replace(parts=min(len(parts), 255)), *parts
 
 
-def _takers(flow: Flow, orders: Iterable[Command]) -> list[Command]:
-    """Legs that mostly find somebody: their price is that of a maker on the other side."""
-    found: list[Command] = []
-    for order in orders:
-        book = flow.reference.books.get(order.instrument)
-        best = book.best(Side(1 - order.side)) if book else None
-        price = best if best and not flow.one_in(6) else order.price_ticks
-        found.append(order._replace(price_ticks=price, resale=flow.mostly(order.resale, (1,), 20)))
-    return found
-
-
-def exclusive(flow: Flow) -> Step:
-    count = flow.mostly(flow.chance.randint(0, 4), (EXCLUSIVE_LEGS_MAX + 1,), 20)
-    legs = _takers(flow, (limit_order(flow)._replace(side=Side.BUY) for _ in range(count)))
-    if flow.one_in(10) and legs:
-        legs[-1] = legs[-1]._replace(side=flow.mostly(Side.SELL, (2,), 5))
-    return of_several(
-        limit_order(flow)._replace(kind=CommandKind.EXCLUSIVE, self_trade=SelfTrade.CANCEL_MAKER),
-        legs,
+def _leg(flow: Flow, market: int, side: Side) -> Command:
+    """One that mostly finds somebody: at the price of the other side, for what stands there."""
+    order, other = limit_order(flow, market, side), Side(1 - side)
+    book = flow.reference.books.get(market)
+    best = book.best(other) if book else None
+    if book is None or best is None or flow.one_in(8):
+        return order
+    there = sum(maker.left for maker in book.sides[other][best])
+    lots = flow.multiple(market) * flow.chance.randint(1, 12)
+    return order._replace(
+        price_ticks=best,
+        qty_lots=min(there, lots) if flow.chance.random() < 0.8 else lots,
+        resale=flow.mostly(0, (1,), 15),
     )
 
 
+def exclusive(flow: Flow) -> Step:
+    count = flow.mostly(flow.chance.randint(1, 4), (0, EXCLUSIVE_LEGS_MAX + 1), 20)
+    legs = [_leg(flow, flow.market(), Side.BUY) for _ in range(count)]
+    if flow.one_in(15) and legs:
+        legs[-1] = legs[-1]._replace(side=flow.mostly(Side.SELL, (2,), 5))
+    return of_several(limit_order(flow)._replace(kind=CommandKind.EXCLUSIVE), legs)
+
+
 def basket(flow: Flow) -> Step:
-    markets = flow.chance.sample(flow.markets, min(len(flow.markets), flow.chance.randint(1, 3)))
-    legs = _takers(flow, (limit_order(flow)._replace(instrument=market) for market in markets))
+    markets = flow.open_markets()
+    chosen = flow.chance.sample(markets, min(len(markets), flow.chance.choice((1, 2, 2, 3))))
+    legs = [_leg(flow, market, flow.chance.choice(tuple(Side))) for market in chosen]
     if flow.one_in(15):
         legs *= flow.chance.choice((0, 2, BASKET_LEGS_MAX + 1))
     return of_several(limit_order(flow)._replace(kind=CommandKind.BASKET), legs)
@@ -446,19 +451,23 @@ def mass_quote(flow: Flow) -> Step:
 def block(flow: Flow) -> Step:
     """Of one hour or more of those that follow each other, mostly."""
     chance = flow.chance
-    hours = [market for market in flow.open_markets() if market % 2] or flow.markets
-    first = chance.choice(hours)
-    windows = [first + 2 * number for number in range(chance.choice((1, 1, 2, 3)))]
+    hours = [market for market in flow.open_markets() if market % 2]
+    first = chance.choice(hours or flow.markets)
+    windows = [first]
+    while windows[-1] + 2 in hours and chance.random() < 0.7:
+        windows.append(windows[-1] + 2)
+    if flow.one_in(15):
+        windows.append(windows[-1] + 2)
     if flow.one_in(20):
         chance.shuffle(windows)
         windows = windows[chance.randint(0, 1) :]
-    order = limit_order(flow)._replace(
+    usual = flow.price(first, Side.SELL)
+    order = limit_order(flow, first, flow.mostly(Side.BUY, (Side.SELL,), 30))._replace(
         kind=CommandKind.BLOCK,
-        side=flow.mostly(Side.BUY, (Side.SELL,), 30),
-        qty_lots=flow.lots(first, 4),
-        price_ticks=flow.price(first, Side.SELL) + flow.spread,
+        qty_lots=flow.lots(first, chance.choice((1, 4))),
+        price_ticks=usual + flow.spread,
     )
-    dearest = flow.mostly(0, (flow.price(first, Side.SELL), *EDGE_PRICES[:3]), 3)
+    dearest = flow.mostly(flow.mostly(0, (usual,), 3), EDGE_PRICES, 30)
     return of_several(order, (Command(instrument=w, price_ticks=dearest) for w in windows))
 
 
