@@ -399,7 +399,7 @@ def _leg(flow: Flow, market: int, side: Side) -> Command:
     lots = flow.multiple(market) * flow.chance.randint(1, 12)
     return order._replace(
         price_ticks=best,
-        qty_lots=min(there, lots) if flow.chance.random() < 0.8 else lots,
+        qty_lots=lots if flow.one_in(5) else min(there, lots),
         resale=flow.mostly(0, (1,), 15),
     )
 
