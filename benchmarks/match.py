@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 
 from engine.book import StateArray, new_state
 from engine.kernel import inlined, int64, kernel, prefetch, uint8, uint32, uint64
-from engine.match import AHEAD, SOON, apply, execute, is_large, look_ahead
+from engine.match import AHEAD, NEXT, SOON, apply, execute, is_large, look_ahead
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX, OUTBOX_EVENTS
 from engine.records import (
     AMOUNT_USDC6_MAX,
@@ -54,6 +54,9 @@ SELLERS: Final = 512  # accounts BUYERS + 1 .. BUYERS + SELLERS
 FLUSH_EVENTS: Final = 1024
 ORDER_ID: Final = np.dtype([("order_id", "<u8")])
 BLOCK: Final = 64
+assert BUYERS == SELLERS and SELLERS & (SELLERS - 1) == 0
+assert CommandKind.CANCEL == CommandKind.NEW_ORDER + 1
+assert (TimeInForce.GTC, TimeInForce.IOC) == (0, 1), "an op's upper bit"
 FILL_HASH_START: Final = 1469598103934665603
 
 
@@ -118,27 +121,25 @@ def prepared_state(instruments: int) -> StateArray:
     return state
 
 
-@kernel
+@inlined
 def _translate(record: Any, command: Any, order_ids: Any, per: Any) -> None:
+    """A record as a command, without a branch on its kind or side: no processor could predict it.
+
+    per: sellers per instrument, a power of two, as BUYERS and SELLERS are.
+    """
+    side = uint32(record.side)
+    number = uint32(record.id)
+    seller = record.instrument * uint32(7) + (number & uint32(per - 1))
+    who = number + (seller - number) * side
     command.instrument = record.instrument
     command.side = record.side
-    who = uint32(record.id)
-    if record.side == 0:
-        command.account = uint32(1) + who % uint32(BUYERS)
-    else:
-        seller = record.instrument * uint32(7) + who % uint32(per)
-        command.account = uint32(BUYERS + 1) + seller % uint32(SELLERS)
-    if record.op == 1:
-        command.kind = uint8(CommandKind.CANCEL)
-        command.order_id = order_ids[record.id].order_id
-        return
-    command.kind = uint8(CommandKind.NEW_ORDER)
+    command.kind = uint8(CommandKind.NEW_ORDER) + (record.op & uint8(1))
+    command.time_in_force = record.op >> uint8(1)
+    command.account = uint32(1) + side * uint32(BUYERS) + (who & uint32(SELLERS - 1))
     command.client_id = record.id
-    command.order_id = uint64(0)
+    command.order_id = order_ids[record.id].order_id  # of a new one, none is known yet
     command.price_ticks = record.price_ticks
     command.qty_lots = int64(record.qty_lots)
-    gtc = record.op == 0
-    command.time_in_force = uint8(TimeInForce.GTC) if gtc else uint8(TimeInForce.IOC)
 
 
 @kernel
@@ -154,37 +155,40 @@ def drive(
 ) -> Any:
     """Replay records[start:]. With `keep`, stop when the events no longer fit; else start over.
 
-    Returns (next record, events in the buffer).
+    Returns the next record. block: shape (BLOCK + AHEAD,), dtype COMMAND; of what stands behind
+    the block only the addresses are used.
     """
     s = state[0]
     out = outbox[0]
     out.count = uint64(0)
-    i = start
-    while i < len(records):
-        size = min(len(block), len(records) - i)
+    room = uint64(OUTBOX_EVENTS - EVENTS_PER_COMMAND_MAX) if keep else uint64(FLUSH_EVENTS)
+    i = uint64(start)
+    end = uint64(len(records))
+    while i < end:
+        size = min(uint64(BLOCK), end - i)
         large = is_large(s)
+        later = i + uint64(BLOCK) if i + uint64(2 * BLOCK) <= end else i
         for j in range(size):
-            # What the client looks up for the block after this one.
-            prefetch(order_ids[records[min(i + j + len(block), len(records) - 1)].id])
             _translate(records[i + j], block[j], order_ids, per)
             block[j].sequence = s.sequence + uint64(j + 1)
         for j in range(size):
-            if keep:
-                if out.count > uint64(OUTBOX_EVENTS - EVENTS_PER_COMMAND_MAX):
+            if out.count > room:
+                if keep:
                     return i + j
-            elif out.count >= uint64(FLUSH_EVENTS):
                 out.count = uint64(0)
-            if j + AHEAD < size:
-                look_ahead(s, block[j + AHEAD], block[j + SOON], large)
-            record = records[i + j]
-            if record.op == 1:
-                block[j].order_id = order_ids[record.id].order_id
+            far, near = block[j + uint64(AHEAD)], block[j + uint64(SOON)]
+            look_ahead(s, far, near, block[j + uint64(NEXT)], large)
+            # What the client looks up for the block after this one, and the records after that.
+            prefetch(order_ids[records[later + j].id])
+            prefetch(records[min(later + uint64(BLOCK) + j, end - uint64(1))])
+            # Of an order of the same block it is known only now.
+            known = order_ids[block[j].client_id]
+            block[j].order_id = known.order_id
             first = out.count
             apply(s, block, j, out)
-            if record.op != 1:
-                order_ids[record.id].order_id = out.events[first].order_id
+            known.order_id = out.events[first].order_id
         i += size
-    return len(records)
+    return i
 
 
 @inlined
@@ -238,8 +242,9 @@ class Replay:
         instruments = int(records["instrument"].max()) + 1
         self.records = records
         self.state = prepared_state(instruments)
-        self.block = np.zeros(BLOCK, COMMAND)
-        self.order_ids = np.zeros(int(records["id"].max()) + 1, ORDER_ID)
+        self.block = np.zeros(BLOCK + AHEAD, COMMAND)
+        self.order_ids = np.empty(int(records["id"].max()) + 1, ORDER_ID)
+        self.order_ids[:] = 0  # its pages are the client's, who has them already
         self.per = sellers_per_instrument(instruments)
         self.outbox = np.zeros(1, OUTBOX)
 

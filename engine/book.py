@@ -17,6 +17,8 @@ and capacities hold reserved is the sum over open orders. Only `match` and `rese
 Cost: insert O(height <= 3), cancel O(1) or O(height) when a level empties, best price O(1).
 """
 
+import contextlib
+import mmap
 from typing import Any, Final
 
 import numpy as np
@@ -228,9 +230,15 @@ SELL: Final = Side.SELL.value
 
 def new_state() -> StateArray:
     """An empty shard: shape (1,), dtype STATE. The pages are reserved, not touched."""
-    raw = np.zeros(STATE.itemsize + 64, np.uint8)
-    skip = -raw.ctypes.data % 64
-    state = raw[skip : skip + STATE.itemsize].view(STATE)
+    pages = mmap.mmap(-1, STATE.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    # A million orders lie on more small pages than a processor remembers the addresses of. Where
+    # there are no huge ones, small ones do.
+    state = np.frombuffer(pages, STATE)
+    for part in (state["levels"], state["orders"]):
+        offset = part.ctypes.data - state.ctypes.data
+        skip = offset % mmap.PAGESIZE
+        with contextlib.suppress(OSError):
+            pages.madvise(mmap.MADV_HUGEPAGE, offset - skip, part.nbytes + skip)
     state["capacities"][0, 0] = (BUYS_KEY, 1 << 62, 0, 0)
     return state
 
@@ -312,12 +320,26 @@ def has_room(s: Any) -> Any:
 
 
 @inlined
+def find_leaf(s: Any, book: Any, side: Any, key: Any) -> Any:
+    """The leaf with this key; 0 if there is none.
+
+    Always all the way down: whether a price is near the best one no processor could predict. Node
+    and leaf 0 stand for what is not there; node 0 has no children but itself.
+    """
+    height = uint32(book.height[side])
+    place = book.root[side] * uint32(key >> (uint32(6) * height) == book.prefix[side])
+    while height > 0:
+        height -= uint32(1)
+        place = s.nodes[place].children[(key >> (uint32(6) * height)) & uint32(63)]
+    return place
+
+
+@inlined
 def leaf_for(s: Any, book: Any, instrument: Any, side: Any, rank: Any) -> Any:
     """The leaf that holds this rank, made if need be; `has_room` was asked before."""
-    best = book.best_leaf[side]
-    if best != 0 and s.leaves[best].key == rank >> uint32(6):
-        return best
-    return _walk_to_leaf(s, book, instrument, side, rank >> uint32(6))
+    key = rank >> uint32(6)
+    leaf = find_leaf(s, book, side, key)
+    return leaf if leaf != 0 else _walk_to_leaf(s, book, instrument, side, key)
 
 
 @kernel

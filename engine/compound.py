@@ -47,11 +47,12 @@ from engine.reserve import (
     held_for,
     purse_of,
     resale_of,
+    unit_for,
     unit_of,
 )
 from engine.trade import (
     accept,
-    check_order_apart,
+    check_order,
     check_reserve,
     fill,
     is_expired,
@@ -176,12 +177,12 @@ def _fill_leg(s: Any, leg: Any, out: Any) -> Any:
 @kernel
 def _check_alternative(s: Any, leg: Any) -> Any:
     """Whether this leg could be the one: 0, or why not."""
-    reason = check_order_apart(s, leg)
+    reason = check_order(s, leg)
     if reason != 0:
         return reason
     if leg.side != BUY:
         return Reject.INVALID_LEGS
-    return check_reserve(s, s.books[leg.instrument], leg, uint32(0))
+    return check_reserve(s, leg, uint32(0), unit_for(s.books[leg.instrument], leg))
 
 
 @kernel
@@ -242,7 +243,7 @@ def _check_basket(s: Any, commands: Any, i: Any) -> Any:
     bond = int64(0)
     for k in range(1, count + 1):
         leg = leg_of(s, head, commands[i + k])
-        reason = check_order_apart(s, leg)
+        reason = check_order(s, leg)
         if reason != 0:
             return reason
         for j in range(1, k):
@@ -253,7 +254,7 @@ def _check_basket(s: Any, commands: Any, i: Any) -> Any:
             return Reject.INSUFFICIENT_CAPACITY
         book = s.books[leg.instrument]
         taker_ppm = taker_ppm_of(s, leg.account)
-        held = held_for(book, leg.side, leg.price_ticks, lots, taker_ppm, leg.resale)
+        held = held_for(unit_for(book, leg), leg.side, lots, taker_ppm)
         if leg.side == BUY:
             cash += held
         else:
@@ -318,7 +319,7 @@ def _check_block(s: Any, commands: Any, i: Any) -> Any:
         return Reject.INVALID_LEGS
     for k in range(1, count + 1):
         part = commands[i + k]
-        reason = check_order_apart(s, _window_of(s, head, part))
+        reason = check_order(s, _window_of(s, head, part))
         if reason != 0:
             return reason
         if part.price_ticks < 0 or part.price_ticks > PRICE_TICKS_MAX:

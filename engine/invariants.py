@@ -36,7 +36,7 @@ from engine.book import (
     rank_of,
     side_of,
 )
-from engine.kernel import int64, kernel, uint8, uint32, uint64
+from engine.kernel import allocating, int64, kernel, uint8, uint32, uint64
 from engine.quotes import find_sheet
 from engine.records import BALANCES, PPM, MarketStatus
 from engine.reserve import FREE, HELD, find_capacity, resale_of
@@ -124,7 +124,7 @@ def check_invariants(state: StateArray) -> None:
         raise AssertionError(f"{words}: not so at {where}")
 
 
-@kernel
+@allocating
 def _first_broken(state: Any) -> Any:
     """(Invariant, market or account or slot)"""
     s = state[0]
@@ -213,7 +213,7 @@ def _check_auction(book: Any, market: Any) -> Any:
     return Invariant.ALL_HOLD
 
 
-@kernel
+@allocating
 def _check_trie(s: Any, book: Any, instrument: Any, trie: Any, sums: Any) -> Any:
     """Walk one trie, depth first; `book` is the BOOK or the MARKET that has its root."""
     best = int64(NO_ORDERS)

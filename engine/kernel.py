@@ -66,13 +66,31 @@ _Function = TypeVar("_Function", bound=Callable[..., Any])
 
 def kernel(function: _Function) -> _Function:
     """Compile at first call, keep the machine code, release the GIL while running."""
-    compiled: Any = numba.njit(cache=True, nogil=True)(function)
-    return compiled
+    return _compiled(function, _nrt=False)
 
 
 def inlined(function: _Function) -> _Function:
     """A kernel function that is always compiled into its callers: for the hot path's pieces."""
-    compiled: Any = numba.njit(cache=True, nogil=True, forceinline=True)(function)
+    return _compiled(function, _nrt=False, forceinline=True)
+
+
+def spliced(function: _Function) -> _Function:
+    """Put into its caller before that is compiled, and never compiled by itself: for a large one
+    that few call. Compiling it twice would take as long as all the others."""
+    return _compiled(function, _nrt=False, inline="always")
+
+
+def allocating(function: _Function) -> _Function:
+    """One that may make arrays, as `kernel` must not: counting references to the arrays it is
+    given, on the chance that it keeps one, costs the hot path two locked instructions a command."""
+    return _compiled(function, _nrt=True)
+
+
+def _compiled(function: _Function, **options: Any) -> _Function:
+    # No division here is by what may be 0, and nothing else raises.
+    njit: Any = numba.njit
+    decorate = njit(cache=True, nogil=True, no_cfunc_wrapper=True, error_model="numpy", **options)
+    compiled: _Function = decorate(function)
     return compiled
 
 

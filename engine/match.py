@@ -11,9 +11,9 @@ from typing import Any, Final
 
 from engine.auction import call_market, indicate_market, uncross_market
 from engine.bands import set_bands
-from engine.book import rank_of
+from engine.book import find_leaf, rank_of
 from engine.compound import basket, block, exclusive
-from engine.kernel import inlined, int64, kernel, prefetch, uint8, uint32, uint64
+from engine.kernel import inlined, int64, kernel, prefetch, spliced, uint8, uint32, uint64
 from engine.markets import close_market, list_market, set_status
 from engine.money import (
     answer_withdrawal,
@@ -32,11 +32,14 @@ from engine.money import (
 from engine.outbox import EVENTS_PER_COMMAND_MAX, OUTBOX_EVENTS, reject
 from engine.quotes import mass_quote
 from engine.records import (
+    COMMAND,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
     PARTS_MAX,
     CommandKind,
     Flag,
+    SelfTrade,
+    Side,
     TimeInForce,
 )
 from engine.rejects import Reject
@@ -48,16 +51,26 @@ from engine.waiting import wake
 # How many commands ahead their cache lines are asked for; the second look needs the first's answer.
 AHEAD: Final = 12
 SOON: Final = 6
+NEXT: Final = 3
 # Up to so many orders and books the next levels of cache answer as fast as asking ahead costs.
 NEAR_ORDERS: Final = 1 << 14
 NEAR_BOOKS: Final = 1 << 7
 
 
+# What a plain order may say in its `form` besides its kind: one bit of side, two of time in force,
+# two of self-trade mode, the lowest flag, any session. All that these can spell exists.
+_MAY_SAY: Final = 0x00_00_FF_01_03_03_01_00
+_MUST_BE: Final = ~_MAY_SAY & (1 << 64) - 1
+assert max(Side) == 1 and max(TimeInForce) == max(SelfTrade) == 3 and min(Flag) == 1
+assert COMMAND.fields is not None and COMMAND.fields["form"][1] == COMMAND.fields["kind"][1] == 56
+
+
 @inlined
 def is_plain(c: Any) -> Any:
-    """Whether a new order says no more than side, price, quantity and what to do with the rest."""
-    plain = c.flags <= Flag.POST_ONLY and c.time_in_force <= TimeInForce.FOK
-    return plain and c.order_id == 0 and c.expiry_s == 0 and c.resale == 0
+    """Whether a command is a new order that says no more than side, price, quantity and what to do
+    with the rest, each a value that there is."""
+    plain = c.form & uint64(_MUST_BE) == uint64(CommandKind.NEW_ORDER)
+    return plain and c.time_in_force <= TimeInForce.FOK and c.order_id == 0 and c.expiry_s == 0
 
 
 @kernel
@@ -149,7 +162,7 @@ def _apply_several(s: Any, commands: Any, i: Any, out: Any) -> Any:
     return count
 
 
-@inlined
+@spliced
 def apply(s: Any, commands: Any, i: Any, out: Any) -> Any:
     """One command against the state; its events go behind those in the outbox.
 
@@ -162,7 +175,7 @@ def apply(s: Any, commands: Any, i: Any, out: Any) -> Any:
     s.sequence = c.sequence
     s.time_ns = c.time_ns
     out.first = out.count
-    if c.kind == CommandKind.NEW_ORDER and is_plain(c):
+    if is_plain(c):
         new_order(s, c, out)
     elif c.kind == CommandKind.CANCEL:
         cancel(s, c, out)
@@ -181,18 +194,28 @@ def is_large(s: Any) -> Any:
 
 
 @inlined
-def look_ahead(s: Any, far: Any, near: Any, large: Any) -> None:
-    """Ask for the cache lines that two later commands will need. Changes nothing.
+def _level_of(s: Any, c: Any) -> Any:
+    """Where an order of this side and price would rest, if its leaf exists."""
+    book = s.books[c.instrument & uint32(INSTRUMENTS_MAX - 1)]
+    side = uint32(c.side & uint8(1))
+    rank = rank_of(side, uint32(c.price_ticks))
+    return (find_leaf(s, book, side, rank >> uint32(6)) << uint32(6)) | (rank & uint32(63))
 
-    `near` was `far` some commands ago: what lies behind its first lines can be asked for now. The
-    same for every kind of command: a branch on the kind would be mispredicted once more.
+
+@inlined
+def look_ahead(s: Any, far: Any, near: Any, next_: Any, large: Any) -> None:
+    """Ask for the cache lines that three later commands will need. Changes nothing.
+
+    `near` was `far` some commands ago: what lies behind its first lines can be asked for now, and
+    of `next_` what lies behind those. The same for every kind of command: a branch on the kind
+    would be mispredicted once more.
     """
     prefetch(s.orders[far.order_id & uint64(OPEN_ORDERS_MAX)])
+    instrument = far.instrument & uint32(INSTRUMENTS_MAX - 1)
+    prefetch(s.capacities[capacity_home(far.account, instrument) * uint32(far.side & uint8(1))])
     if not large:
         return
-    instrument = far.instrument & uint32(INSTRUMENTS_MAX - 1)
     prefetch(s.books[instrument])
-    prefetch(s.capacities[capacity_home(far.account, instrument) * uint32(far.side & uint8(1))])
 
     order = s.orders[near.order_id & uint64(OPEN_ORDERS_MAX)]
     prefetch(s.levels[order.level])
@@ -200,11 +223,11 @@ def look_ahead(s: Any, far: Any, near: Any, large: Any) -> None:
     prefetch(s.orders[order.prev])
     prefetch(s.orders[order.next])
     prefetch(s.capacities[order.capacity])
-    book = s.books[near.instrument & uint32(INSTRUMENTS_MAX - 1)]
-    side = uint32(near.side & uint8(1))
-    rank = rank_of(side, uint32(near.price_ticks)) & uint32(63)
-    prefetch(s.levels[(book.best_leaf[side] << uint32(6)) | rank])
-    prefetch(s.leaves[book.best_leaf[side]])
+    level = _level_of(s, near)
+    prefetch(s.levels[level])
+    prefetch(s.leaves[level >> uint32(6)])
+
+    prefetch(s.orders[s.levels[_level_of(s, next_)].tail])
 
 
 @kernel
@@ -222,6 +245,6 @@ def execute(state: Any, commands: Any, start: Any, outbox: Any) -> Any:
     large = is_large(s)
     while i < len(commands) and out.count <= uint64(OUTBOX_EVENTS - EVENTS_PER_COMMAND_MAX):
         if i + AHEAD < len(commands):
-            look_ahead(s, commands[i + AHEAD], commands[i + SOON], large)
+            look_ahead(s, commands[i + AHEAD], commands[i + SOON], commands[i + NEXT], large)
         i += 1 + apply(s, commands, i, out)
     return i

@@ -41,7 +41,15 @@ from engine.records import (
     TimeInForce,
 )
 from engine.rejects import Reject
-from engine.reserve import capacity_of, find_capacity, free_capacity, held_by, held_for, purse_of
+from engine.reserve import (
+    capacity_of,
+    find_capacity,
+    free_capacity,
+    held_by,
+    held_for,
+    purse_of,
+    unit_for,
+)
 from engine.trade import (
     accept,
     check_form,
@@ -185,7 +193,7 @@ def _check_money(s: Any, commands: Any, i: Any, sheet: Any) -> Any:
     for k in range(1, int64(head.parts) + 1):
         part = commands[i + k]
         size = int64(part.qty_lots)
-        held = held_for(book, part.side, part.price_ticks, size, taker_ppm, uint8(0))
+        held = held_for(unit_for(book, part), part.side, size, taker_ppm)
         if part.side == BUY:
             cash += held
         else:

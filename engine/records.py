@@ -270,6 +270,7 @@ COMMAND: Final = _overlaid(
     64,
     [
         *_COMMAND_PLAIN,
+        ("form", "<u8", 56),  # all from `kind` on, to be looked at as one
         ("display_lots", "<u4", 24),  # NEW_ORDER: an iceberg shows so much at a time; 0: all
         ("min_lots", "<u4", 28),  # NEW_ORDER: at least so much at once, or not at all
         ("reference", "<u8", 16),  # deposit number, batch id, withdrawal id; see each command

@@ -31,7 +31,7 @@ class Matcher:
         self._outbox = np.zeros(1, OUTBOX)
 
     def warm_up(self) -> None:
-        """Compile the kernel (ten seconds, once per machine and build) or load it."""
+        """Compile the kernel (a minute, once per machine and build) or load it."""
         execute(self.state, np.frombuffer(b"", COMMAND), 0, self._outbox)
 
     def match(self, commands: CommandArray) -> Iterator[EventArray]:

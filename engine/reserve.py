@@ -10,7 +10,7 @@ the sum over open orders. Only `match` calls.
 
 from typing import Any, Final
 
-from engine.book import BUY, CAPACITY_SLOTS, LEASE, TRAIT_RESALE_BIT
+from engine.book import CAPACITY_SLOTS, LEASE, TRAIT_RESALE_BIT
 from engine.kernel import inlined, int64, kernel, uint8, uint32, uint64
 from engine.records import BALANCES, CAPACITIES_MAX, PPM
 
@@ -87,7 +87,8 @@ def unit_of(book: Any, side: Any, price: Any, resale: Any) -> Any:
 
     Hours that are sold again hold none: the bond of who delivers them stays behind them.
     """
-    return price if side == BUY else book.bond_usdc6_per_lot * (int64(1) - int64(resale))
+    bond = book.bond_usdc6_per_lot * (int64(1) - int64(resale))
+    return price + (bond - price) * int64(side)
 
 
 @inlined
@@ -99,13 +100,19 @@ def fee_of(notional_usdc6: Any, fee_ppm: Any) -> Any:
 
 
 @inlined
-def held_for(book: Any, side: Any, price: Any, lots: Any, fee_ppm: Any, resale: Any) -> Any:
-    """What an order holds for so many lots: their price and the fee, or the bond.
+def unit_for(book: Any, c: Any) -> Any:
+    """`unit_of` for a command's order."""
+    return unit_of(book, c.side, c.price_ticks, c.resale)
+
+
+@inlined
+def held_for(unit: Any, side: Any, lots: Any, fee_ppm: Any) -> Any:
+    """What an order holds for so many lots that hold `unit` each: with the fee, if it buys.
 
     Fees are rounded down for each fill, so that those of the parts are never more than that of the
     whole, which is held.
     """
-    amount = unit_of(book, side, price, resale) * lots
+    amount = unit * lots
     if fee_ppm != 0:
         amount += fee_of(amount, fee_ppm) * (int64(1) - int64(side))
     return amount
@@ -120,8 +127,8 @@ def resale_of(order: Any) -> Any:
 @inlined
 def held_by(book: Any, side: Any, order: Any, lots: Any) -> Any:
     """What a resting order holds for so many of its lots."""
-    price = int64(order.price_ticks)
-    return held_for(book, side, price, lots, order.fee_ppm, resale_of(order))
+    unit = unit_of(book, side, int64(order.price_ticks), resale_of(order))
+    return held_for(unit, side, lots, order.fee_ppm)
 
 
 @inlined
@@ -150,7 +157,7 @@ def fill_charged(s: Any, book: Any, side: Any, order: Any, price: Any, lots: Any
     that, and what the fee's rounding leaves over, is free again."""
     left = int64(order.qty_lots) + int64(order.hidden_lots)
     held = held_by(book, side, order, left) - held_by(book, side, order, left - lots)
-    paid = held_for(book, side, price, lots, order.fee_ppm, resale_of(order))
+    paid = held_for(unit_of(book, side, price, resale_of(order)), side, lots, order.fee_ppm)
     hold(s, order.account, side, paid - held, order.capacity, int64(0))
     fill_held(s, order.account, side, paid, order.capacity, lots)
 

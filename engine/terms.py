@@ -29,11 +29,12 @@ from engine.reserve import (
     held_for,
     purse_of,
     resale_of,
+    unit_for,
 )
 from engine.trade import (
     accept,
     check_access,
-    check_order_apart,
+    check_order,
     check_placing,
     crosses,
     fillable,
@@ -149,13 +150,13 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     if reason == 0:
         reason = _to_limit(s, c)
     if reason == 0:
-        reason = check_order_apart(s, c)
+        reason = check_order(s, c)
     if reason != 0:
         return reject(out, command, reason)
     book = s.books[c.instrument]
     capacity = capacity_of(s, c)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
-    reason = check_placing(s, book, c, out, capacity, crossing)
+    reason = check_placing(s, book, c, out, capacity, unit_for(book, c), crossing)
     room = room_for_fills(out)
     if reason == 0 and c.min_lots != 0 and not fillable(s, book, c, int64(c.min_lots), room):
         reason = Reject.MINIMUM_NOT_FILLABLE
@@ -222,7 +223,7 @@ def amend(s: Any, command: Any, out: Any) -> Any:
         return reject(out, command, reason)
     if c.price_ticks == int64(order.price_ticks) and c.qty_lots <= left_of(order):
         return _reduce(s, book, c, out, slot)
-    reason = check_order_apart(s, c)
+    reason = check_order(s, c)
     if reason == 0:
         reason = _check_new_reserve(s, book, c, order)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
@@ -252,7 +253,7 @@ def _check_new_reserve(s: Any, book: Any, c: Any, order: Any) -> Any:
         return Reject.INSUFFICIENT_CAPACITY
     held = held_by(book, c.side, order, left)
     lots = int64(c.qty_lots)
-    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account), c.resale)
+    need = held_for(unit_for(book, c), c.side, lots, taker_ppm_of(s, c.account))
     if need > s.balances[c.account, purse_of(c.side)] + held:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0

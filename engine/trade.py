@@ -84,6 +84,7 @@ from engine.reserve import (
     note_bought,
     purse_of,
     resale_of,
+    unit_for,
     unit_of,
 )
 
@@ -107,16 +108,20 @@ def event_of(s: Any, out: Any, c: Any, slot: Any, kind: Any, lots: Any, reason: 
     """An event about a resting order."""
     order = s.orders[slot]
     leaf = s.leaves[order.level >> uint32(6)]
+    # Read before anything is written: the compiler does not know that events are no orders.
+    known_as = uint64(order_id(s, slot))
+    instrument = leaf.instrument
+    side = uint8(side_of(leaf.side))
     e = next_event(out, c, kind)
-    e.order_id = uint64(order_id(s, slot))
+    e.order_id = known_as
     e.client_id = order.client_id
     e.price_ticks = int64(order.price_ticks)
     e.qty_lots = int32(lots)
     e.expiry_s = uint32(0)
     e.account = order.account
     e.counter_account = uint32(0)
-    e.instrument = leaf.instrument
-    e.side = uint8(side_of(leaf.side))
+    e.instrument = instrument
+    e.side = side
     e.reason = uint16(reason)
 
 
@@ -191,39 +196,70 @@ def _why_not_open(s: Any, c: Any) -> Any:
     return 0 if c.kind == CommandKind.AMEND and gathers else Reject.NOT_IN_A_CALL
 
 
-@inlined
-def check_access(s: Any, c: Any) -> Any:
-    """Whether this account may trade in this market now; 0 if it may."""
-    if c.instrument >= INSTRUMENTS_MAX or s.books[c.instrument].status == 0:
-        return Reject.UNKNOWN_INSTRUMENT
+@kernel
+def _check_market(s: Any, c: Any) -> Any:
+    """Whether a market that is not simply open takes such an order from this account; 0 if so."""
     book = s.books[c.instrument]
+    if book.status == MarketStatus.UNLISTED:
+        return Reject.UNKNOWN_INSTRUMENT
     if book.status != MarketStatus.OPEN:
         reason = _why_not_open(s, c)
         if reason != 0:
             return reason
-    if book.rules != 0:
-        if is_gate_shut(s, c):
-            return Reject.MARKET_CLOSED
-        if book.rules & uint8(RULE_WINDOW) != 0 and not _has_room_for_lease(s, c):
-            return Reject.TOO_MANY_CAPACITIES
+    if is_gate_shut(s, c):
+        return Reject.MARKET_CLOSED
+    if book.rules & uint8(RULE_WINDOW) != 0 and not _has_room_for_lease(s, c):
+        return Reject.TOO_MANY_CAPACITIES
+    return 0
+
+
+@inlined
+def check_access(s: Any, c: Any) -> Any:
+    """Whether this account may trade in this market now; 0 if it may."""
+    if c.instrument >= INSTRUMENTS_MAX:
+        return Reject.UNKNOWN_INSTRUMENT
+    book = s.books[c.instrument]
+    if book.status != MarketStatus.OPEN or book.rules != 0:
+        reason = _check_market(s, c)
+        if reason != 0:
+            return reason
     if c.account == 0 or c.account >= ACCOUNTS_MAX or s.identities[c.account].opened != TRADING:
         return why_not_trading(s, c.account)
     return 0
 
 
 @inlined
-def check_form(s: Any, c: Any) -> Any:
-    """The first reason to refuse a new order for what it says, where and when, or 0."""
+def _check_numbers(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order for where it is and its price and quantity, or 0."""
     reason = check_access(s, c)
     if reason != 0:
         return reason
-    book = s.books[c.instrument]
     if c.price_ticks <= 0 or c.price_ticks > PRICE_TICKS_MAX:
         return Reject.PRICE_OUT_OF_RANGE
     if c.qty_lots <= 0 or c.qty_lots > QTY_LOTS_MAX:
         return Reject.QTY_OUT_OF_RANGE
-    if book.lot_multiple > 1 and uint32(c.qty_lots) % book.lot_multiple != 0:
+    lot_multiple = s.books[c.instrument].lot_multiple
+    if lot_multiple > 1 and uint32(c.qty_lots) % lot_multiple != 0:
         return Reject.QTY_NOT_A_MULTIPLE
+    return 0
+
+
+@inlined
+def _check_contradictions(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order whose price, quantity and words are right, or 0."""
+    if c.flags == Flag.POST_ONLY and c.time_in_force != TimeInForce.GTC:
+        return Reject.CONFLICTING_FLAGS
+    if s.books[c.instrument].rules & uint8(RULE_BANDS) != 0 and is_outside_band(s, c):
+        return Reject.OUTSIDE_BAND
+    return 0
+
+
+@inlined
+def check_form(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order for what it says, where and when, or 0."""
+    reason = _check_numbers(s, c)
+    if reason != 0:
+        return reason
     if (
         c.side > SELL
         or c.resale > c.side
@@ -232,19 +268,12 @@ def check_form(s: Any, c: Any) -> Any:
         or c.flags > Flag.POST_ONLY
     ):
         return Reject.UNKNOWN_COMMAND
-    if c.flags == Flag.POST_ONLY and c.time_in_force != TimeInForce.GTC:
-        return Reject.CONFLICTING_FLAGS
-    if book.rules & uint8(RULE_BANDS) != 0 and is_outside_band(s, c):
-        return Reject.OUTSIDE_BAND
-    return 0
+    return _check_contradictions(s, c)
 
 
 @inlined
-def check_order(s: Any, c: Any) -> Any:
-    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
-    reason = check_form(s, c)
-    if reason != 0:
-        return reason
+def _check_room(s: Any, c: Any) -> Any:
+    """Whether the account and the shard have room for one more order; 0 if they have."""
     if s.resting[c.account] >= ACCOUNT_ORDERS_MAX:
         return Reject.ACCOUNT_ORDERS_FULL
     if s.open_orders >= OPEN_ORDERS_MAX:
@@ -254,13 +283,29 @@ def check_order(s: Any, c: Any) -> Any:
     return 0
 
 
+@kernel
+def check_order(s: Any, c: Any) -> Any:
+    """The first reason to refuse a new order that needs no look at the book's depth, or 0."""
+    reason = check_form(s, c)
+    return reason if reason != 0 else _check_room(s, c)
+
+
 @inlined
-def check_reserve(s: Any, book: Any, c: Any, capacity: Any) -> Any:
-    """Whether the account has what the order must hold."""
+def _check_plain_order(s: Any, c: Any) -> Any:
+    """`check_order`, for one of which `match.is_plain` knows that its words are right."""
+    reason = _check_numbers(s, c)
+    if reason == 0:
+        reason = _check_contradictions(s, c)
+    return reason if reason != 0 else _check_room(s, c)
+
+
+@inlined
+def check_reserve(s: Any, c: Any, capacity: Any, unit: Any) -> Any:
+    """Whether the account has what the order must hold: `unit` for each lot, and the fee."""
     if free_capacity(s, capacity) < c.qty_lots:
         return Reject.INSUFFICIENT_CAPACITY
     lots = int64(c.qty_lots)
-    need = held_for(book, c.side, c.price_ticks, lots, taker_ppm_of(s, c.account), c.resale)
+    need = held_for(unit, c.side, lots, taker_ppm_of(s, c.account))
     if need > s.balances[c.account, purse_of(c.side)]:
         return Reject.INSUFFICIENT_BALANCE if c.side == BUY else Reject.INSUFFICIENT_BOND
     return 0
@@ -481,7 +526,7 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any, li
 
 
 @inlined
-def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
+def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any, unit: Any) -> None:
     order = s.orders[slot]
     order.qty_lots = uint32(qty)
     order.price_ticks = uint32(c.price_ticks)
@@ -498,29 +543,33 @@ def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any) -> None:
     side = uint32(c.side)
     rank = rank_of(side, order.price_ticks)
     enqueue(s, book, side, slot, rank, leaf_for(s, book, c.instrument, side, rank))
-    amount = held_for(book, side, c.price_ticks, qty, order.fee_ppm, c.resale)
+    amount = held_for(unit, side, qty, order.fee_ppm)
     hold(s, c.account, side, amount, capacity, qty)
 
 
-@inlined
+@kernel
 def new_order(s: Any, c: Any, out: Any) -> Any:
-    reason = check_order(s, c)
+    """A plain one; `terms` has those that say more."""
+    reason = _check_plain_order(s, c)
     if reason != 0:
         return reject(out, c, reason)
     book = s.books[c.instrument]
     capacity = capacity_of(s, c)
     crossing = crosses(book, c.side, uint32(c.price_ticks))
-    reason = check_placing(s, book, c, out, capacity, crossing)
+    unit = unit_of(book, c.side, c.price_ticks, uint8(0))
+    reason = check_placing(s, book, c, out, capacity, unit, crossing)
     if reason != 0:
         return reject(out, c, reason)
-    place(s, book, c, out, capacity, crossing)
+    place(s, book, c, out, capacity, unit, crossing)
     return None
 
 
 @inlined
-def check_placing(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: Any) -> Any:
+def check_placing(
+    s: Any, book: Any, c: Any, out: Any, capacity: Any, unit: Any, crossing: Any
+) -> Any:
     """The first reason to refuse an order that is right in itself: money, or the book; or 0."""
-    reason = check_reserve(s, book, c, capacity)
+    reason = check_reserve(s, c, capacity, unit)
     if reason == 0 and c.flags == Flag.POST_ONLY and crossing:
         reason = Reject.POST_ONLY_WOULD_TRADE
     fok = c.time_in_force == TimeInForce.FOK
@@ -530,30 +579,42 @@ def check_placing(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: 
 
 
 @inlined
-def accept(s: Any, c: Any, out: Any, slot: Any) -> None:
+def accept(s: Any, c: Any, out: Any, slot: Any) -> Any:
+    """The order's ACCEPTED event: its id."""
+    known_as = uint64(order_id(s, slot))
     e = emit(out, c, EventKind.ACCEPTED)
-    e.order_id = uint64(order_id(s, slot))
+    e.order_id = known_as
     e.expiry_s = c.expiry_s
     e.session = uint16(c.session)
-    if c.side == BUY and s.books[c.instrument].rules & uint8(RULE_WINDOW) != 0:
+    if s.books[c.instrument].rules & uint8(RULE_WINDOW) != 0 and c.side == BUY:
         note_bought(s, c.account, c.instrument, int64(0))
+    return known_as
 
 
 @inlined
-def place(s: Any, book: Any, c: Any, out: Any, capacity: Any, crossing: Any) -> Any:
+def place(s: Any, book: Any, c: Any, out: Any, capacity: Any, unit: Any, crossing: Any) -> Any:
     """Accept an order that passed every check: trade, then rest or end. The slot if it rests."""
     # Taken before matching, so that makers leaving the book cannot change the taker's id.
     slot = take_slot(s)
-    accept(s, c, out, slot)
-    return work(s, book, c, out, slot, capacity, crossing, taker_ppm_of(s, c.account))
+    taker_ppm = taker_ppm_of(s, c.account)
+    taker_id = accept(s, c, out, slot)
+    return work(s, book, c, out, slot, taker_id, capacity, unit, crossing, taker_ppm)
 
 
 @inlined
 def work(
-    s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing: Any, taker_ppm: Any
+    s: Any,
+    book: Any,
+    c: Any,
+    out: Any,
+    slot: Any,
+    taker_id: Any,
+    capacity: Any,
+    unit: Any,
+    crossing: Any,
+    taker_ppm: Any,
 ) -> Any:
     """Trade with what is there, then rest what is left or end it. The slot if it rests, or 0."""
-    taker_id = uint64(order_id(s, slot))
     left = int64(c.qty_lots)
     limit = uint32(c.price_ticks)
     if book.rules & uint8(RULES_OF_TRADING) != 0:
@@ -563,12 +624,13 @@ def work(
     if crossing:
         left, filled, cost = trade(s, book, out, c, taker_id, taker_ppm, limit)
         if filled > 0:
-            paid = cost if c.side == BUY else unit_of(book, c.side, cost, c.resale) * filled
+            # A buyer pays the cost, a seller puts up a bond for every lot.
+            paid = cost + (unit * filled - cost) * int64(c.side)
             fill_free(s, c.account, c.side, paid, capacity, filled)
     if book.rules & uint8(RULE_BANDS) != 0 and left > 0:
         left = _call_beyond_band(s, book, c, out, taker_id, left, limit)
     if left > 0 and c.time_in_force == TimeInForce.GTC:
-        rest(s, book, c, slot, left, capacity)
+        rest(s, book, c, slot, left, capacity, unit)
         return slot
     free_slot(s, slot)
     if left > 0:
@@ -581,13 +643,9 @@ def work_apart(
     s: Any, book: Any, c: Any, out: Any, slot: Any, capacity: Any, crossing: Any, taker_ppm: Any
 ) -> Any:
     """`work`, compiled once for all who are not on the hot path."""
-    return work(s, book, c, out, slot, capacity, crossing, taker_ppm)
-
-
-@kernel
-def check_order_apart(s: Any, c: Any) -> Any:
-    """`check_order`, compiled once for all who are not on the hot path."""
-    return check_order(s, c)
+    taker_id = uint64(order_id(s, slot))
+    unit = unit_for(book, c)
+    return work(s, book, c, out, slot, taker_id, capacity, unit, crossing, taker_ppm)
 
 
 @kernel
@@ -623,8 +681,9 @@ def remove(s: Any, out: Any, c: Any, slot: Any, reason: Any) -> Any:
     leaf = s.leaves[s.orders[slot].level >> uint32(6)]
     trie = leaf.side
     book = s.books[leaf.instrument]
-    event_of(s, out, c, slot, EventKind.CANCELLED, left_of(s.orders[slot]), reason)
-    release(s, book, side_of(trie), slot, left_of(s.orders[slot]))
+    left = left_of(s.orders[slot])
+    event_of(s, out, c, slot, EventKind.CANCELLED, left, reason)
+    release(s, book, side_of(trie), slot, left)
     if trie <= SELL:
         dequeue(s, book, trie, slot)
     else:
@@ -652,7 +711,7 @@ def find_order(s: Any, c: Any) -> Any:
     return slot if known and uint64(order.generation) == c.order_id >> uint64(24) else uint32(0)
 
 
-@inlined
+@kernel
 def cancel(s: Any, c: Any, out: Any) -> Any:
     """O(1); O(trie height) when it empties a price."""
     slot = find_order(s, c)

@@ -45,11 +45,17 @@ from engine.records import (
     TimeInForce,
 )
 from engine.rejects import Reject
-from engine.reserve import capacity_of, held_by, hold, resale_of
+from engine.reserve import (
+    capacity_of,
+    held_by,
+    hold,
+    resale_of,
+    unit_for,
+)
 from engine.trade import (
     accept,
     check_access,
-    check_order_apart,
+    check_order,
     check_reserve,
     crosses,
     fillable,
@@ -114,12 +120,12 @@ def new_stop(s: Any, command: Any, c: Any, out: Any) -> None:
             c.flags = uint8(0)
         if c.time_in_force == TimeInForce.GTT:
             c.time_in_force = uint8(TimeInForce.GTC)
-        reason = check_order_apart(s, c)
+        reason = check_order(s, c)
     if reason != 0:
         return reject(out, command, reason)
     book = s.books[c.instrument]
     capacity = capacity_of(s, c)
-    reason = check_reserve(s, book, c, capacity)
+    reason = check_reserve(s, c, capacity, unit_for(book, c))
     if reason != 0:
         return reject(out, command, reason)
     slot = take_slot(s)
