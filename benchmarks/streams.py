@@ -21,7 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks.match import FILL_HASH_START, RECORD, fold_fill
-from engine.kernel import int64, kernel, uint8, uint32, uint64
+from engine.kernel import allocating, int64, kernel, uint8, uint32, uint64
 
 LIMIT: Final = 0  # RECORD's `op`
 CANCEL: Final = 1
@@ -238,7 +238,7 @@ def _operation(kind: Any, draw: Any, position: Any, resting: Any, target: Any) -
     return LIMIT
 
 
-@kernel
+@allocating
 def _play(books: Any, draws: Any, records: Any, kind: Any, preload: Any, reach: Any) -> None:
     """Make a record of each draw and apply it to the books."""
     width = books.queues.shape[1]

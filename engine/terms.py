@@ -74,6 +74,13 @@ def meant(s: Any, c: Any) -> Any:
 
 
 @kernel
+def _says_more(c: Any) -> Any:
+    """Whether an order has terms at all; one that has none may still say what there is not."""
+    words = c.flags > Flag.POST_ONLY or c.time_in_force > TimeInForce.FOK or c.resale != 0
+    return words or c.order_id != 0 or c.expiry_s != 0
+
+
+@kernel
 def _check_terms(s: Any, c: Any) -> Any:
     """Whether the terms agree with each other and with the quantity; 0 if they do."""
     sided = c.side <= SELL and c.resale <= c.side and c.self_trade <= SelfTrade.DECREMENT
@@ -145,10 +152,11 @@ def new_order_with_terms(s: Any, command: Any, out: Any) -> Any:
     """A new order that says more than side, price, quantity and what to do with the rest."""
     c = meant(s, command)
     reason = check_access(s, c)
-    if reason == 0:
-        reason = _check_terms(s, c)
-    if reason == 0:
-        reason = _to_limit(s, c)
+    if _says_more(c):
+        if reason == 0:
+            reason = _check_terms(s, c)
+        if reason == 0:
+            reason = _to_limit(s, c)
     if reason == 0:
         reason = check_order(s, c)
     if reason != 0:

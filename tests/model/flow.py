@@ -43,7 +43,7 @@ from engine.records import (
     order_terms,
 )
 from engine.reference import Reference
-from engine.reference.state import Book
+from engine.reference.state import Book, Order
 
 Step = tuple[Command, ...]  # one command, and the records that belong to it
 T = TypeVar("T")
@@ -102,8 +102,9 @@ class Flow:
         if self.one_in(8):
             self.time_ns += -self.time_ns % SECOND_NS
         if self.one_in(25):  # to the very moment when the next order ends
-            ends = [o.expiry_s for o in self.reference.orders.values() if o.expiry_s]
-            self.time_ns = max(self.time_ns, min(ends, default=0) * SECOND_NS)
+            mortal = [o for o in self.reference.orders.values() if o.expiry_s]
+            if mortal:
+                self._meet(min(mortal, key=lambda order: order.expiry_s))
         if not self._next:
             [(_, maker)] = self.chance.choices(MAKERS, self._weights)
             if self.is_over_everywhere() and self.one_in(10):
@@ -143,6 +144,12 @@ class Flow:
                 yield (capacity_command(account, market, self.capacity_lots),)
 
     # --- what makers draw from ------------------------------------------------------------------
+
+    def _meet(self, order: Order) -> None:
+        """Somebody wants to trade with an order in the moment in which it ends."""
+        self.time_ns = max(self.time_ns, order.expiry_s * SECOND_NS)
+        taker = limit_order(self, order.instrument, Side(1 - order.side))
+        self._next.appendleft((taker._replace(price_ticks=order.price_ticks),))
 
     def one_in(self, n: int) -> bool:
         return self.chance.randrange(n) == 0
