@@ -167,7 +167,9 @@ def drive(
     while i < end:
         size = min(uint64(BLOCK), end - i)
         large = is_large(s)
-        later = i + uint64(BLOCK) if i + uint64(2 * BLOCK) <= end else i
+        # Where the client is a block and two blocks later, if there is as much left.
+        later = i + uint64(BLOCK) if i + uint64(3 * BLOCK) <= end else i
+        beyond = i + uint64(2 * BLOCK) if i + uint64(3 * BLOCK) <= end else i
         for j in range(size):
             _translate(records[i + j], block[j], order_ids, per)
             block[j].sequence = s.sequence + uint64(j + 1)
@@ -178,9 +180,8 @@ def drive(
                 out.count = uint64(0)
             far, near = block[j + uint64(AHEAD)], block[j + uint64(SOON)]
             look_ahead(s, far, near, block[j + uint64(NEXT)], large)
-            # What the client looks up for the block after this one, and the records after that.
             prefetch(order_ids[records[later + j].id])
-            prefetch(records[min(later + uint64(BLOCK) + j, end - uint64(1))])
+            prefetch(records[beyond + j])
             # Of an order of the same block it is known only now.
             known = order_ids[block[j].client_id]
             block[j].order_id = known.order_id

@@ -582,9 +582,16 @@ def check_placing(
 def accept(s: Any, c: Any, out: Any, slot: Any) -> Any:
     """The order's ACCEPTED event: its id."""
     known_as = uint64(order_id(s, slot))
-    e = emit(out, c, EventKind.ACCEPTED)
+    e = next_event(out, c, EventKind.ACCEPTED)
     e.order_id = known_as
+    e.client_id = c.client_id
+    e.price_ticks = c.price_ticks
+    e.qty_lots = int32(c.qty_lots)
     e.expiry_s = c.expiry_s
+    e.account = c.account
+    e.counter_account = uint32(0)
+    e.instrument = c.instrument
+    e.side = c.side
     e.session = uint16(c.session)
     if s.books[c.instrument].rules & uint8(RULE_WINDOW) != 0 and c.side == BUY:
         note_bought(s, c.account, c.instrument, int64(0))
