@@ -116,8 +116,19 @@ def _make_directory(directory: Path) -> None:
 
 
 class Frame(NamedTuple):
+    offset: int  # in its segment
     first_sequence: int
     commands: CommandArray  # shape (n,), dtype COMMAND
+
+
+class Header(NamedTuple):
+    """What a segment says of itself before its first frame."""
+
+    form: int
+    layout: int
+    first_sequence: int
+    build: str  # 16 hex digits, `kernel.build_hash` of who started it
+    chain: bytes  # digest of the frame before, in the segment before
 
 
 class _Place(NamedTuple):
@@ -146,23 +157,26 @@ def _header(first_sequence: int, chain: bytes) -> bytes:
     return head + _digest(head)
 
 
-def _check_header(path: Path, data: bytes, expected: _Place) -> _Place:
+def _parse_header(path: Path, data: bytes) -> Header:
     """Raises DamagedJournal or JournalError, naming the file."""
     head = data[: _SEGMENT.size]
     if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != _digest(head):
         raise DamagedJournal(f"{path}: the header at offset 0 is damaged")
-    magic, form, layout, first, _build, chain = _SEGMENT.unpack(head)
+    magic, form, layout, first, build, chain = _SEGMENT.unpack(head)
     if magic != SEGMENT_MAGIC or form != FORMAT_VERSION or layout not in READABLE_LAYOUTS:
         raise JournalError(
             f"{path}: written with format {form}, layout {layout}; "
             f"this build reads format {FORMAT_VERSION}, layouts {READABLE_LAYOUTS}"
         )
-    if (first, chain) != (expected.sequence, expected.chain):
+    return Header(form, layout, first, build.hex(), chain)
+
+
+def _check_continues(path: Path, header: Header, expected: _Place) -> None:
+    if (header.first_sequence, header.chain) != (expected.sequence, expected.chain):
         raise DamagedJournal(
             f"{path}: damaged at offset 0, the header does not continue what comes before it, "
             f"which ends before sequence {expected.sequence}: a segment is missing or cut short"
         )
-    return _Place(HEADER_BYTES, first, chain)
 
 
 class _Parsed(NamedTuple):
@@ -214,26 +228,58 @@ def _damage(data: bytes, at: _Place, is_last: bool) -> str:
     return ""
 
 
-def read_segment(path: Path, expected: _Place, is_last: bool) -> tuple[list[Frame], _Place]:
-    """The frames of a segment and the place after them.
+class Segment(NamedTuple):
+    """A segment as it was read: what is good of it, and what was wrong behind that, if anything."""
 
-    Raises DamagedJournal where bytes that are not a torn tail are not what was written.
-    """
+    path: Path
+    header: Header
+    frames: list[Frame]
+    end: int  # offset after the last good frame
+    torn_bytes: int  # what a crash left behind the end, or a writer is just writing there
+    damage: str  # in words; empty if there is none
+    next_sequence: int
+    next_chain: bytes
+
+    def check(self) -> None:
+        """Raises DamagedJournal where bytes that are not a torn tail are not what was written."""
+        if self.damage:
+            raise DamagedJournal(
+                f"{self.path}: damaged at offset {self.end}, in the frame of sequence "
+                f"{self.next_sequence}: {self.damage}; this is not a torn tail, so nothing was "
+                "cut: restore the file from a copy"
+            )
+
+
+def _parse_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
     data = _read_file(path)
-    place = _check_header(path, data, expected)
+    header = _parse_header(path, data)
+    _check_continues(path, header, expected)
+    place = expected._replace(offset=HEADER_BYTES)
     frames: list[Frame] = []
     while (found := _parse_frame(data, place.offset)) is not None:
         if (found.first_sequence, found.chain) != (place.sequence, place.chain):
             break
         commands = np.frombuffer(found.body, COMMAND)
-        frames.append(Frame(found.first_sequence, commands))
+        frames.append(Frame(place.offset, found.first_sequence, commands))
         place = _Place(found.end, place.sequence + len(commands), found.digest)
-    if reason := _damage(data, place, is_last):
-        raise DamagedJournal(
-            f"{path}: damaged at offset {place.offset}, in the frame of sequence {place.sequence}: "
-            f"{reason}; this is not a torn tail, so nothing was cut: restore the file from a copy"
-        )
-    return frames, place
+    torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
+    damage = _damage(data, place, is_last)
+    return Segment(path, header, frames, place.offset, torn, damage, place.sequence, place.chain)
+
+
+def _read_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
+    """A segment that a writer may be writing.
+
+    A file is not read at one moment: a frame may be missing in what was read first, and the next
+    one be there in what was read last. Reading again finds it, unless it is damage.
+    """
+    segment = _parse_segment(path, expected, is_last)
+    while segment.damage:
+        again = _parse_segment(path, expected, is_last)
+        if again.end == segment.end:
+            return again
+        segment = again
+    return segment
 
 
 def _read_file(path: Path) -> bytes:
@@ -262,14 +308,26 @@ def _is_unborn(path: Path) -> bool:
         raise JournalError(f"{path}: cannot be read: {error}") from error
 
 
-def read(directory: Path) -> Iterator[Frame]:
-    """Every frame in order, without writing anything. Raises JournalError."""
+def scan(directory: Path) -> Iterator[Segment]:
+    """Every segment in order up to a damaged one, without writing anything.
+
+    Raises JournalError where a header is not one that continues the journal.
+    """
     place = _ORIGIN
     paths, unborn = segments(directory)
     for path in paths:
-        is_last = path == paths[-1] and unborn is None
-        frames, place = read_segment(path, place, is_last)
-        yield from frames
+        segment = _read_segment(path, place, path == paths[-1] and unborn is None)
+        yield segment
+        if segment.damage:
+            return
+        place = _Place(segment.end, segment.next_sequence, segment.next_chain)
+
+
+def read(directory: Path) -> Iterator[Frame]:
+    """Every frame in order, without writing anything. Raises JournalError."""
+    for segment in scan(directory):
+        segment.check()
+        yield from segment.frames
 
 
 class Journal:
@@ -293,35 +351,32 @@ class Journal:
 
         Raises JournalError.
         """
-        place = _ORIGIN
         paths, unborn = segments(self._directory)
         try:
+            for segment in scan(self._directory):
+                segment.check()
+                if segment.path == paths[-1]:
+                    self._reopen(segment)
+                yield from segment.frames
             if unborn is not None:
                 unborn.unlink()
-            for path in paths:
-                is_last = path == paths[-1] and unborn is None
-                frames, place = read_segment(path, place, is_last)
-                if path == paths[-1]:
-                    self._reopen(path, place, frames)
-                yield from frames
             if not paths:
                 self._start_segment()
         except OSError as error:
             raise self._fail(error) from error
 
-    def _reopen(self, path: Path, place: _Place, frames: list[Frame]) -> None:
+    def _reopen(self, segment: Segment) -> None:
         """Make the last segment's end durable again, before anybody hears of what is in it.
 
         The process that wrote the last frame may have died before its sync, or because of it: then
         the frame may stand in the page cache alone, and only writing it again makes a sync honest.
         """
-        start = place.offset - FRAME_HEADER_BYTES - frames[-1].commands.nbytes if frames else 0
-        data = _read_file(path)
-        torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
-        self._fd = self._disk.open(path)
-        self._disk.write(self._fd, data[start : place.offset] + bytes(torn), start)
+        start = segment.frames[-1].offset if segment.frames else 0
+        data = _read_file(segment.path)
+        self._fd = self._disk.open(segment.path)
+        self._disk.write(self._fd, data[start : segment.end] + bytes(segment.torn_bytes), start)
         self._disk.sync(self._fd)
-        self._place = place
+        self._place = _Place(segment.end, segment.next_sequence, segment.next_chain)
 
     def _start_segment(self) -> None:
         place = self._place

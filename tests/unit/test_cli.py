@@ -4,7 +4,10 @@ from pathlib import Path
 
 import pytest
 
+from engine.journal import Journal, SystemDisk
+from engine.replay import verify
 from gateway.cli import DEMO_MARK, main
+from tests.disks import numbered
 
 
 @pytest.mark.parametrize("once", [[], ["--once"]])
@@ -24,8 +27,28 @@ def test_json_without_once_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
-def test_replay_of_no_journal_fails(tmp_path: Path) -> None:
-    assert main(["replay", "--dir", str(tmp_path)]) == 1
+@pytest.mark.parametrize("command", [["replay"], ["replay", "--verify"], ["journal", "inspect"]])
+def test_a_command_on_no_journal_fails_and_makes_none(tmp_path: Path, command: list[str]) -> None:
+    assert main([*command, str(tmp_path)]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["", "journal"])
+def test_replay_prints_how_far_how_much_and_to_which_state(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(tmp_path / "journal", SystemDisk(), 1 << 16)
+    assert list(journal.recover()) == []
+    journal.append(numbered(1, 7))
+    journal.close()
+    assert main(["replay", str(tmp_path / where), "--verify"]) == 0
+    said = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert [name.strip() for name in said] == [
+        "sequence", "events", "state hash", "invariants", "seconds",
+    ]  # fmt: skip
+    assert said["sequence  "] == said["events    "] == "7"
+    assert said["state hash"] == verify(tmp_path / "journal").state_hash
+    assert float(said["seconds   "]) >= 0
 
 
 def test_fund_deploys_nothing_where_no_node_has(tmp_path: Path) -> None:
