@@ -8,6 +8,9 @@ pages; a retry would lie). A frame never splits a command of several records, so
 the whole command or nothing of it. One writer, held by a lock on the directory. Called by
 `pipeline` and `replay`.
 
+A segment says which build started it. Another build may make another state of the same commands,
+so it writes here only after `Journal.adopt`; everybody may read.
+
     header, 64 B: magic 8, format 4, layout 4, first sequence 8, build 8, chain 16, digest 16
     frame, 64 B: magic 8, first sequence 8, count 8, zero 8, chain 16, digest 16
                  then count x 64 B commands
@@ -22,6 +25,7 @@ cannot be told from a torn frame is damage to the very last one, with nothing wr
 import fcntl
 import hashlib
 import os
+import shlex
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +38,7 @@ from engine.records import COMMAND, LAYOUT_VERSION, PARTS_MAX, READABLE_LAYOUTS,
 from engine.rejects import DamagedJournal, JournalError
 
 FORMAT_VERSION: Final = 2
+BUILD: Final = build_hash()  # of what runs: the sources may change under it
 SEGMENT_BYTES: Final = 16 << 20  # preallocated: a sync then writes data, not file sizes
 FRAME_COMMANDS_MAX: Final = 4096
 SEGMENT_MAGIC: Final = b"CXSEGMNT"
@@ -149,10 +154,9 @@ def _digest(*parts: bytes) -> bytes:
     return hasher.digest()
 
 
-def _header(first_sequence: int, chain: bytes) -> bytes:
-    build = bytes.fromhex(build_hash())
+def _header(first_sequence: int, build: str, chain: bytes) -> bytes:
     head = _SEGMENT.pack(
-        SEGMENT_MAGIC, FORMAT_VERSION, LAYOUT_VERSION, first_sequence, build, chain
+        SEGMENT_MAGIC, FORMAT_VERSION, LAYOUT_VERSION, first_sequence, bytes.fromhex(build), chain
     )
     return head + _digest(head)
 
@@ -333,7 +337,13 @@ def read(directory: Path) -> Iterator[Frame]:
 class Journal:
     """The writer. Use `recover` to the end once, then `append`."""
 
-    def __init__(self, directory: Path, disk: Disk, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        disk: Disk,
+        segment_bytes: int = SEGMENT_BYTES,
+        build: str = BUILD,
+    ) -> None:
         """Raises JournalError when another process writes here, or the directory cannot be had.
 
         A segment takes at least one frame, however small `segment_bytes` is.
@@ -341,17 +351,29 @@ class Journal:
         self._directory = directory
         self._disk = disk
         self._segment_bytes = segment_bytes
+        self._build = build
+        self._last_build = build  # of the last segment
         self._lock = _lock(directory)
         self._fd = -1
         self._place = _ORIGIN
         self._failed = ""
 
-    def recover(self) -> Iterator[Frame]:
+    def recover(self, *, adopting: bool = False) -> Iterator[Frame]:
         """Cut the torn tail, then every frame in order; after them `append` may follow.
 
-        Raises JournalError.
+        Raises JournalError, with nothing written when the last segment is another build's; unless
+        it is for `adopt`, which must then come before `append`.
         """
         paths, unborn = segments(self._directory)
+        if paths:
+            self._last_build = _parse_header(paths[-1], _read_file(paths[-1])).build
+        if self._last_build != self._build and not adopting:
+            where = shlex.quote(str(self._directory))
+            raise JournalError(
+                f"{paths[-1]}: of build {self._last_build}, this is build {self._build}, which may "
+                "make another state of the same commands; nothing was written; to go on with this "
+                f"build: compex journal adopt {where}"
+            )
         try:
             for segment in scan(self._directory):
                 segment.check()
@@ -378,15 +400,33 @@ class Journal:
         self._disk.sync(self._fd)
         self._place = _Place(segment.end, segment.next_sequence, segment.next_chain)
 
+    def adopt(self) -> str:
+        """Go on with this build in a new segment, after `recover`; the build that was before.
+
+        A crash leaves the journal the old build's or this one's. Raises JournalError.
+        """
+        before = self._last_build
+        if before != self._build:
+            try:
+                if self._place.offset == HEADER_BYTES:  # it has the new one's name, and no command
+                    self._next_path().unlink()
+                self._start_segment()
+            except OSError as error:
+                raise self._fail(error) from error
+        return before
+
+    def _next_path(self) -> Path:
+        return self._directory / f"{self._place.sequence:020d}.cxj"
+
     def _start_segment(self) -> None:
         place = self._place
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._disk.close(fd)
-        path = self._directory / f"{place.sequence:020d}.cxj"
-        self._fd = self._disk.create(path, self._segment_bytes)
-        self._disk.write(self._fd, _header(place.sequence, place.chain), 0)
+        self._fd = self._disk.create(self._next_path(), self._segment_bytes)
+        self._disk.write(self._fd, _header(place.sequence, self._build, place.chain), 0)
         self._disk.sync(self._fd)
+        self._last_build = self._build
         self._place = place._replace(offset=HEADER_BYTES)
 
     def append(self, commands: bytes) -> None:
@@ -399,6 +439,7 @@ class Journal:
         assert torn == 0 and 0 < count <= FRAME_COMMANDS_MAX
         if self._failed:
             raise JournalError(self._failed)
+        assert self._last_build == self._build, "adopted"
         sequence = self._place.sequence
         assert int.from_bytes(commands[:8], "little") == sequence, "no gap, nothing twice"
         length = FRAME_HEADER_BYTES + len(commands)

@@ -5,9 +5,9 @@ written, and a line says every byte of its command that is not zero; where field
 kind decides which names apply. `compex journal inspect` prints it, also while a node writes.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, cast
 
 from engine import journal
 from engine.journal import Frame, Segment
@@ -32,7 +32,7 @@ NAMES: Final[dict[int, tuple[str, ...]]] = {
     CommandKind.SET_FEES: ("maker_fee_ppm", "taker_fee_ppm", "fee_tier"),
     CommandKind.SET_FEE_TIER: ("fee_tier",),
 }  # fmt: skip
-_FIELDS: Final[dict[str, Any]] = dict(COMMAND.fields or {})
+_FIELDS: Final = cast("Mapping[str, Any]", COMMAND.fields)
 _PLAIN: Final = tuple(name for name in Command._fields if name not in ("sequence", "kind"))
 _NO_SEQUENCE: Final = 1 << 64
 

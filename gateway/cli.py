@@ -76,13 +76,16 @@ def command_line() -> argparse.ArgumentParser:
     replay.add_argument("--verify", action="store_true", help="check the state's invariants, too")
     replay.set_defaults(run=_replay)
 
-    journal = commands.add_parser("journal", help="look into a journal")
+    journal = commands.add_parser("journal", help="look into a journal, or take it over")
     actions = journal.add_subparsers(required=True, metavar="action")
     inspect = actions.add_parser("inspect", help="print it as text; also while a node writes")
     _takes_journal(inspect)
     inspect.add_argument("--from", type=int, default=1, metavar="N", dest="first")
     inspect.add_argument("--to", type=int, default=SEQUENCE_MAX, metavar="N", dest="last")
     inspect.set_defaults(run=_inspect)
+    adopt = actions.add_parser("adopt", help="replay another build's and go on with this one")
+    _takes_journal(adopt)
+    adopt.set_defaults(run=_adopt)
 
     fund = commands.add_parser("fund", help="mint test USDC and deposit it from a new wallet")
     fund.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
@@ -359,6 +362,19 @@ def _inspect(options: argparse.Namespace) -> int:
 
     for line in transcript(_journal(options.dir), options.first, options.last):
         sys.stdout.write(line + "\n")
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from engine.journal import SystemDisk
+    from engine.replay import adopt
+
+    found = adopt(_journal(options.dir), SystemDisk())
+    console.print(f"sequence    {found.replayed.sequence}")
+    console.print(f"state hash  {found.replayed.state_hash}")
+    console.print("invariants  all hold")
+    console.print(f"old build   {found.old_build}")
+    console.print(f"new build   {found.new_build}")
     return 0
 
 
