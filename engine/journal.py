@@ -294,9 +294,10 @@ def _read_file(path: Path) -> bytes:
 
 
 def segments(directory: Path) -> tuple[list[Path], Path | None]:
-    """The segment files in sequence order, and the one a crash left without a header.
+    """The segment files in sequence order, and the one that never got a whole header.
 
-    That one is all zeros: it was made, and nothing was ever in it.
+    In that one there is no more than the beginning of a header: it was made, and no command was
+    ever in it.
     """
     paths = sorted(directory.glob("*.cxj"))
     if paths and _is_unborn(paths[-1]):
@@ -307,7 +308,11 @@ def segments(directory: Path) -> tuple[list[Path], Path | None]:
 def _is_unborn(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return not any(file.read(HEADER_BYTES)) and not file.read().rstrip(b"\0")
+            begun = file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0")
+            if begun[-1] or begun[_SEGMENT.size :] == _digest(begun[: _SEGMENT.size]):
+                return False
+            is_ours = SEGMENT_MAGIC.startswith(begun[: len(SEGMENT_MAGIC)].rstrip(b"\0"))
+            return is_ours and not file.read().rstrip(b"\0")
     except OSError as error:
         raise JournalError(f"{path}: cannot be read: {error}") from error
 

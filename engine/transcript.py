@@ -113,4 +113,4 @@ def transcript(directory: Path, first: int = 1, last: int = _NO_SEQUENCE) -> Ite
                 "torn by a crash, or being written"
             )
     if (unborn := journal.segments(directory)[1]) is not None:
-        yield f"segment {unborn.name} without a header: made, and never written to"
+        yield f"segment {unborn.name} without a whole header: made, and no command in it"

@@ -144,7 +144,7 @@ def test_a_torn_tail_is_shown_and_is_no_damage(tmp_path: Path) -> None:
 def test_a_segment_that_was_only_made_is_shown(tmp_path: Path) -> None:
     written(tmp_path, numbered(1, 2))
     (tmp_path / f"{3:020d}.cxj").write_bytes(bytes(SMALL))
-    assert list(transcript(tmp_path))[-1].startswith(f"segment {3:020d}.cxj without a header")
+    assert list(transcript(tmp_path))[-1].startswith(f"segment {3:020d}.cxj without a whole header")
 
 
 def test_damage_is_told_with_file_and_offset_after_all_that_is_good(
