@@ -8,6 +8,9 @@ pages; a retry would lie). A frame never splits a command of several records, so
 the whole command or nothing of it. One writer, held by a lock on the directory. Called by
 `pipeline` and `replay`.
 
+A segment says which build started it. Another build may make another state of the same commands,
+so it writes here only after `Journal.adopt`; everybody may read.
+
     header, 64 B: magic 8, format 4, layout 4, first sequence 8, build 8, chain 16, digest 16
     frame, 64 B: magic 8, first sequence 8, count 8, zero 8, chain 16, digest 16
                  then count x 64 B commands
@@ -22,6 +25,7 @@ cannot be told from a torn frame is damage to the very last one, with nothing wr
 import fcntl
 import hashlib
 import os
+import shlex
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -34,6 +38,7 @@ from engine.records import COMMAND, LAYOUT_VERSION, PARTS_MAX, READABLE_LAYOUTS,
 from engine.rejects import DamagedJournal, JournalError
 
 FORMAT_VERSION: Final = 2
+BUILD: Final = build_hash()  # of what runs: the sources may change under it
 SEGMENT_BYTES: Final = 16 << 20  # preallocated: a sync then writes data, not file sizes
 FRAME_COMMANDS_MAX: Final = 4096
 SEGMENT_MAGIC: Final = b"CXSEGMNT"
@@ -116,8 +121,19 @@ def _make_directory(directory: Path) -> None:
 
 
 class Frame(NamedTuple):
+    offset: int  # in its segment
     first_sequence: int
     commands: CommandArray  # shape (n,), dtype COMMAND
+
+
+class Header(NamedTuple):
+    """What a segment says of itself before its first frame."""
+
+    form: int
+    layout: int
+    first_sequence: int
+    build: str  # 16 hex digits, `kernel.build_hash` of who started it
+    chain: bytes  # digest of the frame before, in the segment before
 
 
 class _Place(NamedTuple):
@@ -138,31 +154,33 @@ def _digest(*parts: bytes) -> bytes:
     return hasher.digest()
 
 
-def _header(first_sequence: int, chain: bytes) -> bytes:
-    build = bytes.fromhex(build_hash())
+def _header(first_sequence: int, build: str, chain: bytes) -> bytes:
     head = _SEGMENT.pack(
-        SEGMENT_MAGIC, FORMAT_VERSION, LAYOUT_VERSION, first_sequence, build, chain
+        SEGMENT_MAGIC, FORMAT_VERSION, LAYOUT_VERSION, first_sequence, bytes.fromhex(build), chain
     )
     return head + _digest(head)
 
 
-def _check_header(path: Path, data: bytes, expected: _Place) -> _Place:
+def _parse_header(path: Path, data: bytes) -> Header:
     """Raises DamagedJournal or JournalError, naming the file."""
     head = data[: _SEGMENT.size]
     if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != _digest(head):
         raise DamagedJournal(f"{path}: the header at offset 0 is damaged")
-    magic, form, layout, first, _build, chain = _SEGMENT.unpack(head)
+    magic, form, layout, first, build, chain = _SEGMENT.unpack(head)
     if magic != SEGMENT_MAGIC or form != FORMAT_VERSION or layout not in READABLE_LAYOUTS:
         raise JournalError(
             f"{path}: written with format {form}, layout {layout}; "
             f"this build reads format {FORMAT_VERSION}, layouts {READABLE_LAYOUTS}"
         )
-    if (first, chain) != (expected.sequence, expected.chain):
+    return Header(form, layout, first, build.hex(), chain)
+
+
+def _check_continues(path: Path, header: Header, expected: _Place) -> None:
+    if (header.first_sequence, header.chain) != (expected.sequence, expected.chain):
         raise DamagedJournal(
             f"{path}: damaged at offset 0, the header does not continue what comes before it, "
             f"which ends before sequence {expected.sequence}: a segment is missing or cut short"
         )
-    return _Place(HEADER_BYTES, first, chain)
 
 
 class _Parsed(NamedTuple):
@@ -214,26 +232,58 @@ def _damage(data: bytes, at: _Place, is_last: bool) -> str:
     return ""
 
 
-def read_segment(path: Path, expected: _Place, is_last: bool) -> tuple[list[Frame], _Place]:
-    """The frames of a segment and the place after them.
+class Segment(NamedTuple):
+    """A segment as it was read: what is good of it, and what was wrong behind that, if anything."""
 
-    Raises DamagedJournal where bytes that are not a torn tail are not what was written.
-    """
+    path: Path
+    header: Header
+    frames: list[Frame]
+    end: int  # offset after the last good frame
+    torn_bytes: int  # what a crash left behind the end, or a writer is just writing there
+    damage: str  # in words; empty if there is none
+    next_sequence: int
+    next_chain: bytes
+
+    def check(self) -> None:
+        """Raises DamagedJournal where bytes that are not a torn tail are not what was written."""
+        if self.damage:
+            raise DamagedJournal(
+                f"{self.path}: damaged at offset {self.end}, in the frame of sequence "
+                f"{self.next_sequence}: {self.damage}; this is not a torn tail, so nothing was "
+                "cut: restore the file from a copy"
+            )
+
+
+def _parse_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
     data = _read_file(path)
-    place = _check_header(path, data, expected)
+    header = _parse_header(path, data)
+    _check_continues(path, header, expected)
+    place = expected._replace(offset=HEADER_BYTES)
     frames: list[Frame] = []
     while (found := _parse_frame(data, place.offset)) is not None:
         if (found.first_sequence, found.chain) != (place.sequence, place.chain):
             break
         commands = np.frombuffer(found.body, COMMAND)
-        frames.append(Frame(found.first_sequence, commands))
+        frames.append(Frame(place.offset, found.first_sequence, commands))
         place = _Place(found.end, place.sequence + len(commands), found.digest)
-    if reason := _damage(data, place, is_last):
-        raise DamagedJournal(
-            f"{path}: damaged at offset {place.offset}, in the frame of sequence {place.sequence}: "
-            f"{reason}; this is not a torn tail, so nothing was cut: restore the file from a copy"
-        )
-    return frames, place
+    torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
+    damage = _damage(data, place, is_last)
+    return Segment(path, header, frames, place.offset, torn, damage, place.sequence, place.chain)
+
+
+def _read_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
+    """A segment that a writer may be writing.
+
+    A file is not read at one moment: a frame may be missing in what was read first, and the next
+    one be there in what was read last. Reading again finds it, unless it is damage.
+    """
+    segment = _parse_segment(path, expected, is_last)
+    while segment.damage:
+        again = _parse_segment(path, expected, is_last)
+        if again.end == segment.end:
+            return again
+        segment = again
+    return segment
 
 
 def _read_file(path: Path) -> bytes:
@@ -244,9 +294,10 @@ def _read_file(path: Path) -> bytes:
 
 
 def segments(directory: Path) -> tuple[list[Path], Path | None]:
-    """The segment files in sequence order, and the one a crash left without a header.
+    """The segment files in sequence order, and the one that never got a whole header.
 
-    That one is all zeros: it was made, and nothing was ever in it.
+    In that one there is no more than the beginning of a header: it was made, and no command was
+    ever in it.
     """
     paths = sorted(directory.glob("*.cxj"))
     if paths and _is_unborn(paths[-1]):
@@ -257,25 +308,47 @@ def segments(directory: Path) -> tuple[list[Path], Path | None]:
 def _is_unborn(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            return not any(file.read(HEADER_BYTES)) and not file.read().rstrip(b"\0")
+            begun = file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0")
+            if begun[-1] or begun[_SEGMENT.size :] == _digest(begun[: _SEGMENT.size]):
+                return False
+            is_ours = SEGMENT_MAGIC.startswith(begun[: len(SEGMENT_MAGIC)].rstrip(b"\0"))
+            return is_ours and not file.read().rstrip(b"\0")
     except OSError as error:
         raise JournalError(f"{path}: cannot be read: {error}") from error
 
 
-def read(directory: Path) -> Iterator[Frame]:
-    """Every frame in order, without writing anything. Raises JournalError."""
+def scan(directory: Path) -> Iterator[Segment]:
+    """Every segment in order up to a damaged one, without writing anything.
+
+    Raises JournalError where a header is not one that continues the journal.
+    """
     place = _ORIGIN
     paths, unborn = segments(directory)
     for path in paths:
-        is_last = path == paths[-1] and unborn is None
-        frames, place = read_segment(path, place, is_last)
-        yield from frames
+        segment = _read_segment(path, place, path == paths[-1] and unborn is None)
+        yield segment
+        if segment.damage:
+            return
+        place = _Place(segment.end, segment.next_sequence, segment.next_chain)
+
+
+def read(directory: Path) -> Iterator[Frame]:
+    """Every frame in order, without writing anything. Raises JournalError."""
+    for segment in scan(directory):
+        segment.check()
+        yield from segment.frames
 
 
 class Journal:
     """The writer. Use `recover` to the end once, then `append`."""
 
-    def __init__(self, directory: Path, disk: Disk, segment_bytes: int = SEGMENT_BYTES) -> None:
+    def __init__(
+        self,
+        directory: Path,
+        disk: Disk,
+        segment_bytes: int = SEGMENT_BYTES,
+        build: str = BUILD,
+    ) -> None:
         """Raises JournalError when another process writes here, or the directory cannot be had.
 
         A segment takes at least one frame, however small `segment_bytes` is.
@@ -283,55 +356,82 @@ class Journal:
         self._directory = directory
         self._disk = disk
         self._segment_bytes = segment_bytes
+        self._build = build
+        self._last_build = build  # of the last segment
         self._lock = _lock(directory)
         self._fd = -1
         self._place = _ORIGIN
         self._failed = ""
 
-    def recover(self) -> Iterator[Frame]:
+    def recover(self, *, adopting: bool = False) -> Iterator[Frame]:
         """Cut the torn tail, then every frame in order; after them `append` may follow.
 
-        Raises JournalError.
+        Raises JournalError, with nothing written when the last segment is another build's; unless
+        it is for `adopt`, which must then come before `append`.
         """
-        place = _ORIGIN
         paths, unborn = segments(self._directory)
+        if paths:
+            self._last_build = _parse_header(paths[-1], _read_file(paths[-1])).build
+        if self._last_build != self._build and not adopting:
+            where = shlex.quote(str(self._directory))
+            raise JournalError(
+                f"{paths[-1]}: of build {self._last_build}, this is build {self._build}, which may "
+                "make another state of the same commands; nothing was written; to go on with this "
+                f"build: compex journal adopt {where}"
+            )
         try:
+            for segment in scan(self._directory):
+                segment.check()
+                if segment.path == paths[-1]:
+                    self._reopen(segment)
+                yield from segment.frames
             if unborn is not None:
                 unborn.unlink()
-            for path in paths:
-                is_last = path == paths[-1] and unborn is None
-                frames, place = read_segment(path, place, is_last)
-                if path == paths[-1]:
-                    self._reopen(path, place, frames)
-                yield from frames
             if not paths:
                 self._start_segment()
         except OSError as error:
             raise self._fail(error) from error
 
-    def _reopen(self, path: Path, place: _Place, frames: list[Frame]) -> None:
+    def _reopen(self, segment: Segment) -> None:
         """Make the last segment's end durable again, before anybody hears of what is in it.
 
         The process that wrote the last frame may have died before its sync, or because of it: then
         the frame may stand in the page cache alone, and only writing it again makes a sync honest.
         """
-        start = place.offset - FRAME_HEADER_BYTES - frames[-1].commands.nbytes if frames else 0
-        data = _read_file(path)
-        torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
-        self._fd = self._disk.open(path)
-        self._disk.write(self._fd, data[start : place.offset] + bytes(torn), start)
+        start = segment.frames[-1].offset if segment.frames else 0
+        data = _read_file(segment.path)
+        self._fd = self._disk.open(segment.path)
+        self._disk.write(self._fd, data[start : segment.end] + bytes(segment.torn_bytes), start)
         self._disk.sync(self._fd)
-        self._place = place
+        self._place = _Place(segment.end, segment.next_sequence, segment.next_chain)
+
+    def adopt(self) -> str:
+        """Go on with this build in a new segment, after `recover`; the build that was before.
+
+        A crash leaves the journal the old build's or this one's. Raises JournalError.
+        """
+        before = self._last_build
+        if before != self._build:
+            try:
+                if self._place.offset == HEADER_BYTES:  # it has the new one's name, and no command
+                    self._next_path().unlink()
+                self._start_segment()
+            except OSError as error:
+                raise self._fail(error) from error
+        return before
+
+    def _next_path(self) -> Path:
+        return self._directory / f"{self._place.sequence:020d}.cxj"
 
     def _start_segment(self) -> None:
         place = self._place
         if self._fd >= 0:
             fd, self._fd = self._fd, -1
             self._disk.close(fd)
-        path = self._directory / f"{place.sequence:020d}.cxj"
-        self._fd = self._disk.create(path, self._segment_bytes)
-        self._disk.write(self._fd, _header(place.sequence, place.chain), 0)
+        self._fd = self._disk.create(self._next_path(), self._segment_bytes)
+        self._disk.write(self._fd, _header(place.sequence, self._build, place.chain), 0)
         self._disk.sync(self._fd)
+        self._last_build = self._build
         self._place = place._replace(offset=HEADER_BYTES)
 
     def append(self, commands: bytes) -> None:
@@ -344,6 +444,7 @@ class Journal:
         assert torn == 0 and 0 < count <= FRAME_COMMANDS_MAX
         if self._failed:
             raise JournalError(self._failed)
+        assert self._last_build == self._build, "adopted"
         sequence = self._place.sequence
         assert int.from_bytes(commands[:8], "little") == sequence, "no gap, nothing twice"
         length = FRAME_HEADER_BYTES + len(commands)

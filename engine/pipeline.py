@@ -81,6 +81,16 @@ class Pipeline:
     async def start(self) -> None:
         """Replay the journal to every subscriber, then take commands. Raises JournalError."""
         self._matcher.warm_up()
+        try:
+            await self._replay()
+        except JournalError as error:
+            self._stopped = str(error)
+            raise
+        self._stopped = ""
+        self._worker = asyncio.create_task(self._run(), name="pipeline")
+        self._keeper = asyncio.create_task(self._keep_time(), name="expiry")
+
+    async def _replay(self) -> None:
         for frame in self._journal.recover():
             self._sequencer.resume(frame.commands)
             mortal = frame.commands[frame.commands["time_in_force"] == TimeInForce.GTT]
@@ -90,9 +100,6 @@ class Pipeline:
                 self._publish(part, replayed=True)
             self._published_sequence = self._sequencer.last_sequence
             await asyncio.sleep(0)  # subscribers with queues drain them meanwhile
-        self._stopped = ""
-        self._worker = asyncio.create_task(self._run(), name="pipeline")
-        self._keeper = asyncio.create_task(self._keep_time(), name="expiry")
 
     # 2. submit: a place in the order, or a refusal that changes nothing
 

@@ -2,11 +2,12 @@
 
 Invariant: replaying calls the very function that matched the commands the first time, on the same
 bytes, so the events and the state hash come out the same. `pipeline` starts with it; auditors run
-it alone with `verify`.
+it alone with `verify`, and `adopt` takes a journal over from another build.
 """
 
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
@@ -14,9 +15,11 @@ import numpy as np
 
 from engine import journal
 from engine.book import StateArray, new_state
+from engine.journal import BUILD, Disk, Journal
 from engine.match import execute
 from engine.outbox import OUTBOX
 from engine.records import COMMAND, CommandArray, EventArray
+from engine.rejects import JournalError
 from engine.snapshot import state_hash
 
 
@@ -51,25 +54,57 @@ def warm_up() -> None:
     Matcher().warm_up()
 
 
-class Verified(NamedTuple):
+class Replayed(NamedTuple):
     sequence: int
     events: int
     state_hash: str
     seconds: float
 
 
-def verify(directory: Path) -> Verified:
-    """Replay a journal directory without changing it.
+def replay(directory: Path) -> Replayed:
+    """Replay a journal directory without changing it. Raises JournalError."""
+    return _replay(Matcher(), directory)
 
-    Raises JournalError, and AssertionError if the state it made breaks an invariant.
-    """
+
+def verify(directory: Path) -> Replayed:
+    """The same, and check the state. Raises AssertionError if it breaks an invariant."""
     from engine.invariants import check_invariants  # compiled for this alone; no node waits for it
 
-    begin = time.perf_counter()
     matcher = Matcher()
+    replayed = _replay(matcher, directory)
+    check_invariants(matcher.state)
+    return replayed
+
+
+class Adopted(NamedTuple):
+    replayed: Replayed
+    old_build: str
+    new_build: str
+
+
+def adopt(directory: Path, disk: Disk, build: str = BUILD) -> Adopted:
+    """Make a journal this build's, which makes a state of it that keeps every invariant.
+
+    Raises JournalError; then it is as before, or its torn tail is cut, or it is adopted already.
+    """
+    with closing(Journal(directory, disk, build=build)) as writer:  # nobody else writes meanwhile
+        try:
+            replayed = verify(directory)
+        except AssertionError as error:
+            raise JournalError(
+                f"{directory}: build {build} makes a state of it that breaks an invariant, so "
+                f"nothing was written: {error}"
+            ) from error
+        for _ in writer.recover(adopting=True):
+            pass
+        return Adopted(replayed, writer.adopt(), build)
+
+
+def _replay(matcher: Matcher, directory: Path) -> Replayed:
+    matcher.warm_up()
+    begin = time.perf_counter()
     events = sum(
         len(part) for frame in journal.read(directory) for part in matcher.match(frame.commands)
     )
     seconds = time.perf_counter() - begin
-    check_invariants(matcher.state)
-    return Verified(int(matcher.state["sequence"][0]), events, state_hash(matcher.state), seconds)
+    return Replayed(int(matcher.state["sequence"][0]), events, state_hash(matcher.state), seconds)

@@ -22,6 +22,7 @@ from rich.table import Table
 DEFAULT_DIRECTORY: Final = Path(".compex")
 DEFAULT_SEED: Final = 7
 DEMO_MARK: Final = "demonstration"
+SEQUENCE_MAX: Final = (1 << 63) - 1
 
 console = Console(highlight=False)
 _Result = TypeVar("_Result")
@@ -43,7 +44,7 @@ def main(arguments: list[str] | None = None) -> int:
         SettlementError,
         OSError,
     ) as error:  # OSError: a port in use, a full disk
-        console.print(f"[red]compex: {error}[/red]")
+        console.print(f"[red]compex: {error}[/red]", soft_wrap=True)
         return 1
     except KeyboardInterrupt:
         return 130
@@ -71,8 +72,20 @@ def command_line() -> argparse.ArgumentParser:
     settings.set_defaults(run=_settings)
 
     replay = commands.add_parser("replay", help="replay a journal and print its state hash")
-    replay.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    _takes_journal(replay)
+    replay.add_argument("--verify", action="store_true", help="check the state's invariants, too")
     replay.set_defaults(run=_replay)
+
+    journal = commands.add_parser("journal", help="look into a journal, or take it over")
+    actions = journal.add_subparsers(required=True, metavar="action")
+    inspect = actions.add_parser("inspect", help="print it as text; also while a node writes")
+    _takes_journal(inspect)
+    inspect.add_argument("--from", type=int, default=1, metavar="N", dest="first")
+    inspect.add_argument("--to", type=int, default=SEQUENCE_MAX, metavar="N", dest="last")
+    inspect.set_defaults(run=_inspect)
+    adopt = actions.add_parser("adopt", help="replay another build's and go on with this one")
+    _takes_journal(adopt)
+    adopt.set_defaults(run=_adopt)
 
     fund = commands.add_parser("fund", help="mint test USDC and deposit it from a new wallet")
     fund.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
@@ -98,6 +111,18 @@ def command_line() -> argparse.ArgumentParser:
     tier.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
     tier.set_defaults(run=_tier)
     return parser
+
+
+def _takes_journal(parser: argparse.ArgumentParser) -> None:
+    """What the commands that work on a journal, and not on a node, have alike."""
+    parser.add_argument(
+        "dir",
+        type=Path,
+        nargs="?",
+        default=DEFAULT_DIRECTORY,
+        metavar="DIR",
+        help="a node's directory, or its journal's",
+    )
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
@@ -308,19 +333,48 @@ def _settings(_options: argparse.Namespace) -> int:
     return 0
 
 
-def _replay(options: argparse.Namespace) -> int:
+def _journal(directory: Path) -> Path:
+    """The journal of a node's directory, or the directory itself if it is one."""
     from engine.rejects import JournalError
-    from engine.replay import verify
 
-    journal = options.dir / "journal"
-    if not journal.is_dir():
-        raise JournalError(f"{journal}: there is no journal")
-    found = verify(journal)
+    for journal in (directory / "journal", directory):
+        if any(journal.glob("*.cxj")):
+            return journal
+    raise JournalError(f"{directory}: there is no journal")
+
+
+def _replay(options: argparse.Namespace) -> int:
+    from engine.replay import replay, verify
+
+    run = verify if options.verify else replay
+    found = run(_journal(options.dir))
     console.print(f"sequence    {found.sequence}")
     console.print(f"events      {found.events}")
     console.print(f"state hash  {found.state_hash}")
-    console.print("invariants  all hold")
+    if options.verify:
+        console.print("invariants  all hold")
     console.print(f"seconds     {found.seconds:.3f}")
+    return 0
+
+
+def _inspect(options: argparse.Namespace) -> int:
+    from engine.transcript import transcript
+
+    for line in transcript(_journal(options.dir), options.first, options.last):
+        sys.stdout.write(line + "\n")
+    return 0
+
+
+def _adopt(options: argparse.Namespace) -> int:
+    from engine.journal import SystemDisk
+    from engine.replay import adopt
+
+    found = adopt(_journal(options.dir), SystemDisk())
+    console.print(f"sequence    {found.replayed.sequence}")
+    console.print(f"state hash  {found.replayed.state_hash}")
+    console.print("invariants  all hold")
+    console.print(f"old build   {found.old_build}")
+    console.print(f"new build   {found.new_build}")
     return 0
 
 

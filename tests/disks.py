@@ -3,6 +3,7 @@
 import errno
 import os
 import threading
+from collections import Counter
 from pathlib import Path
 from typing import Final
 
@@ -33,22 +34,31 @@ class HeldDisk(SystemDisk):
 
 
 class FailingDisk(SystemDisk):
-    """Fails one call: set `fail_at` to (name, how many such calls from now on succeed)."""
+    """Fails one call: set `fail_at` to (name, how many such calls from now on succeed).
 
-    def __init__(self, error: int = errno.EIO) -> None:
+    A write that fails has written `short_bytes` of its data; a sync that fails `loses` what was
+    written since the one before it, or has left it in the page cache.
+    """
+
+    def __init__(self, error: int = errno.EIO, short_bytes: int = 0, loses: bool = False) -> None:
         self.error = error
+        self.short_bytes = short_bytes
+        self.loses = loses
         self.fail_at: tuple[str, int] = ("", 0)
+        self.calls: Counter[str] = Counter()
         self.calls_after_failure: list[str] = []
-        self._failed = False
+        self.failed = False
+        self._before_sync: list[tuple[bytes, int]] = []  # what was overwritten since, and where
 
     def _call(self, name: str) -> None:
-        if self._failed:
+        self.calls[name] += 1
+        if self.failed:
             self.calls_after_failure.append(name)
         wanted, left = self.fail_at
         if name != wanted:
             return
         if left == 0:
-            self._failed = True
+            self.failed = True
             raise OSError(self.error, os.strerror(self.error))
         self.fail_at = (wanted, left - 1)
 
@@ -61,12 +71,23 @@ class FailingDisk(SystemDisk):
         return super().open(path)
 
     def write(self, fd: int, data: bytes, offset: int) -> None:
-        self._call("write")
+        self._before_sync.append((os.pread(fd, len(data), offset), offset))
+        try:
+            self._call("write")
+        except OSError:
+            super().write(fd, data[: self.short_bytes], offset)
+            raise
         super().write(fd, data, offset)
 
     def sync(self, fd: int) -> None:
-        self._call("sync")
+        try:
+            self._call("sync")
+        except OSError:
+            for overwritten, offset in reversed(self._before_sync if self.loses else []):
+                super().write(fd, overwritten, offset)
+            raise
         super().sync(fd)
+        self._before_sync.clear()
 
 
 def numbered(first_sequence: int, count: int) -> bytes:

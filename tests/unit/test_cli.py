@@ -1,10 +1,17 @@
 """The command refuses what it should not do, in words and with a status, and does nothing."""
 
+import shlex
+from contextlib import closing
 from pathlib import Path
 
 import pytest
 
+from engine.journal import Journal, SystemDisk
+from engine.kernel import build_hash
+from engine.rejects import JournalError
+from engine.replay import verify
 from gateway.cli import DEMO_MARK, main
+from tests.disks import numbered
 
 
 @pytest.mark.parametrize("once", [[], ["--once"]])
@@ -24,8 +31,53 @@ def test_json_without_once_is_refused(tmp_path: Path) -> None:
     assert not (tmp_path / "d").exists()
 
 
-def test_replay_of_no_journal_fails(tmp_path: Path) -> None:
-    assert main(["replay", "--dir", str(tmp_path)]) == 1
+@pytest.mark.parametrize(
+    "command", [["replay"], ["replay", "--verify"], ["journal", "inspect"], ["journal", "adopt"]]
+)
+def test_a_command_on_no_journal_fails_and_makes_none(tmp_path: Path, command: list[str]) -> None:
+    assert main([*command, str(tmp_path)]) == 1
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("where", ["", "journal"])
+def test_replay_prints_how_far_how_much_and_to_which_state(
+    tmp_path: Path, where: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(tmp_path / "journal", SystemDisk(), 1 << 16)
+    assert list(journal.recover()) == []
+    journal.append(numbered(1, 7))
+    journal.close()
+    assert main(["replay", str(tmp_path / where), "--verify"]) == 0
+    said = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert [name.strip() for name in said] == [
+        "sequence", "events", "state hash", "invariants", "seconds",
+    ]  # fmt: skip
+    assert said["sequence  "] == said["events    "] == "7"
+    assert said["state hash"] == verify(tmp_path / "journal").state_hash
+    assert float(said["seconds   "]) >= 0
+
+
+def test_another_builds_journal_is_adopted_by_the_command_that_its_refusal_names(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    directory = tmp_path / "journal"
+    with closing(Journal(directory, SystemDisk(), 1 << 16, "ab" * 8)) as journal:
+        assert list(journal.recover()) == []
+        journal.append(numbered(1, 7))
+    with (
+        closing(Journal(directory, SystemDisk())) as journal,
+        pytest.raises(JournalError) as refused,
+    ):
+        list(journal.recover())
+    program, *words = shlex.split(str(refused.value).rpartition(": ")[2])
+    assert program == "compex"
+    assert main(words) == 0
+    said = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said["sequence  "] == "7"
+    assert said["state hash"] == verify(directory).state_hash
+    assert (said["old build "], said["new build "]) == ("ab" * 8, build_hash())
+    with closing(Journal(directory, SystemDisk())) as journal:
+        assert [frame.first_sequence for frame in journal.recover()] == [1]
 
 
 def test_fund_deploys_nothing_where_no_node_has(tmp_path: Path) -> None:

@@ -268,6 +268,33 @@ def test_a_crash_between_making_a_segment_and_its_header_loses_nothing(tmp_path:
         assert not unborn.exists()
 
 
+def test_a_header_cut_short_anywhere_is_that_of_a_segment_without_commands(tmp_path: Path) -> None:
+    paths = written(tmp_path, [400, 700])
+    header = paths[-1].read_bytes()[:HEADER_BYTES]
+    paths[-1].unlink()
+    for length in range(HEADER_BYTES):
+        for size in (length, SMALL):
+            directory = tmp_path / f"{length}-{size}"
+            directory.mkdir()
+            (directory / paths[0].name).write_bytes(paths[0].read_bytes())
+            (directory / paths[-1].name).write_bytes(header[:length].ljust(size, b"\0"))
+            assert b"".join(f.commands.tobytes() for f in read(directory)) == numbered(1, 400)
+            assert recovered(directory) == numbered(1, 400)
+
+
+def test_a_header_without_commands_that_is_whole_and_wrong_is_damage(tmp_path: Path) -> None:
+    [path] = written(tmp_path, [])
+    whole = path.read_bytes()
+    for at in range(HEADER_BYTES):
+        damaged = bytearray(whole)
+        damaged[at] ^= 1
+        if damaged[HEADER_BYTES - 1] == 0:
+            continue
+        overwrite(path, bytes(damaged))
+        with pytest.raises(DamagedJournal, match="header at offset 0"):
+            halted(tmp_path)
+
+
 def test_a_crash_before_the_very_first_header_starts_over(tmp_path: Path) -> None:
     (tmp_path / f"{1:020d}.cxj").write_bytes(bytes(SMALL))
     assert recovered(tmp_path) == b""
