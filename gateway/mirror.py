@@ -218,7 +218,10 @@ class Mirror:
         return None if instrument is None else self.markets[instrument]
 
     def account(self, account: int) -> AccountState:
-        return self.accounts.setdefault(account, AccountState())
+        state = self.accounts.get(account)
+        if state is None:
+            state = self.accounts[account] = AccountState()
+        return state
 
     def order_info(self, order: OpenOrder) -> m.OrderInfo:
         return m.OrderInfo(
