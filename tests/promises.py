@@ -30,6 +30,7 @@ BUDGETS: Final = {
     "kills": Budget("what was acknowledged is there after kill -9, once", 1_000, 20),
     "bits": Budget("a flipped bit of a 64 KiB segment is found out", 1 << 19, 4_096),
     "cuts": Budget("a segment cut short at any byte is found out", 1 << 16, 1_024),
+    "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
 }
 
 
