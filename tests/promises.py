@@ -31,6 +31,7 @@ BUDGETS: Final = {
     "bits": Budget("a flipped bit of a 64 KiB segment is found out", 1 << 19, 4_096),
     "cuts": Budget("a segment cut short at any byte is found out", 1 << 16, 1_024),
     "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
+    "cut-off": Budget("a request cut off around its answer has one effect", 10_000, 100),
 }
 
 
