@@ -32,6 +32,7 @@ BUDGETS: Final = {
     "cuts": Budget("a segment cut short at any byte is found out", 1 << 16, 1_024),
     "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
     "cut-off": Budget("a request cut off around its answer has one effect", 10_000, 100),
+    "conserved": Budget("money and capacity are conserved at every event", 200_000, 3_000),
 }
 
 
