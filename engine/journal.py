@@ -11,7 +11,8 @@ the whole command or nothing of it. One writer, held by a lock on the directory.
 A segment says which build started it. Another build may make another state of the same commands,
 so it writes here only after `Journal.adopt`; everybody may read.
 
-    header, 64 B: magic 8, format 4, layout 4, first sequence 8, build 8, chain 16, digest 16
+    header, 64 B: magic 8, format 2, layout 2, file size 4, first sequence 8, build 8, chain 16,
+                  digest 16
     frame, 64 B: magic 8, first sequence 8, count 8, zero 8, chain 16, digest 16
                  then count x 64 B commands
 
@@ -20,6 +21,7 @@ in its place, is above any sequence there will ever be: no command looks like a 
 frame is ever on its way to the disk, so what a crash leaves behind the last good frame is at most
 one frame long and holds no other frame's magic. That may be cut; anything else is damage. What
 cannot be told from a torn frame is damage to the very last one, with nothing written after it.
+A segment has its size on disk before its header, which states it: a shorter file is a cut copy.
 """
 
 import fcntl
@@ -38,13 +40,14 @@ from engine.kernel import build_hash
 from engine.records import COMMAND, LAYOUT_VERSION, PARTS_MAX, READABLE_LAYOUTS, CommandArray
 from engine.rejects import DamagedJournal, JournalError
 
-FORMAT_VERSION: Final = 2
+FORMAT_VERSION: Final = 3
+READABLE_FORMATS: Final = (2, 3)
 BUILD: Final = build_hash()  # of what runs: the sources may change under it
 SEGMENT_BYTES: Final = 16 << 20  # preallocated: a sync then writes data, not file sizes
 FRAME_COMMANDS_MAX: Final = 4096
 SEGMENT_MAGIC: Final = b"CXSEGMNT"
 FRAME_MAGIC: Final = b"CXFRAME\xff"
-_SEGMENT: Final = struct.Struct("<8sIIQ8s16s")
+_SEGMENT: Final = struct.Struct("<8sHHIQ8s16s")
 _FRAME: Final = struct.Struct("<8sQQQ16s")  # magic, first sequence, count, zero, chain
 _DIGEST_BYTES: Final = 16
 ALIGNMENT: Final = COMMAND.itemsize
@@ -151,6 +154,7 @@ class Header(NamedTuple):
 
     form: int
     layout: int
+    file_bytes: int  # which were allocated before it was written; 0: format 2 does not say
     first_sequence: int
     build: str  # 16 hex digits, `kernel.build_hash` of who started it
     chain: bytes  # digest of the frame before, in the segment before
@@ -175,10 +179,9 @@ def _digest(*parts: bytes) -> bytes:
     return hasher.digest()
 
 
-def _header(first_sequence: int, build: str, chain: bytes) -> bytes:
-    head = _SEGMENT.pack(
-        SEGMENT_MAGIC, FORMAT_VERSION, LAYOUT_VERSION, first_sequence, bytes.fromhex(build), chain
-    )
+def _header(place: _Place, build: str, file_bytes: int) -> bytes:
+    about = (FORMAT_VERSION, LAYOUT_VERSION, file_bytes, place.sequence)
+    head = _SEGMENT.pack(SEGMENT_MAGIC, *about, bytes.fromhex(build), place.chain)
     return head + _digest(head)
 
 
@@ -187,13 +190,20 @@ def _parse_header(path: Path, data: bytes) -> Header:
     head = data[: _SEGMENT.size]
     if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != _digest(head):
         raise DamagedJournal(f"{path}: the header at offset 0 is damaged")
-    magic, form, layout, first, build, chain = _SEGMENT.unpack(head)
-    if magic != SEGMENT_MAGIC or form != FORMAT_VERSION or layout not in READABLE_LAYOUTS:
+    magic, form, layout, file_bytes, first, build, chain = _SEGMENT.unpack(head)
+    if form == 2:
+        layout, file_bytes = file_bytes, 0  # the layout was where the size is now
+    if magic != SEGMENT_MAGIC or form not in READABLE_FORMATS or layout not in READABLE_LAYOUTS:
         raise JournalError(
             f"{path}: written with format {form}, layout {layout}; "
-            f"this build reads format {FORMAT_VERSION}, layouts {READABLE_LAYOUTS}"
+            f"this build reads formats {READABLE_FORMATS}, layouts {READABLE_LAYOUTS}"
         )
-    return Header(form, layout, first, build.hex(), chain)
+    if len(data) < file_bytes:
+        raise DamagedJournal(
+            f"{path}: damaged at offset {len(data)}, where it ends: it had {file_bytes} bytes from "
+            "the start, so this is a copy that was cut short: restore the file from another"
+        )
+    return Header(form, layout, file_bytes, first, build.hex(), chain)
 
 
 def _check_continues(path: Path, header: Header, expected: _Place) -> None:
@@ -329,7 +339,9 @@ def segments(directory: Path) -> tuple[list[Path], Path | None]:
 def _is_unborn(path: Path) -> bool:
     try:
         with path.open("rb") as file:
-            begun = file.read(HEADER_BYTES).ljust(HEADER_BYTES, b"\0")
+            begun = file.read(HEADER_BYTES)
+            if len(begun) < HEADER_BYTES:  # the header comes after all of the file's bytes
+                return not begun.rstrip(b"\0")
             if begun[-1] or begun[_SEGMENT.size :] == _digest(begun[: _SEGMENT.size]):
                 return False
             is_ours = SEGMENT_MAGIC.startswith(begun[: len(SEGMENT_MAGIC)].rstrip(b"\0"))
@@ -432,6 +444,7 @@ class Journal:
 
         A segment takes at least one frame, however small `segment_bytes` is.
         """
+        assert segment_bytes < 1 << 32, "a header states it in four bytes"
         self.directory: Final = directory
         self._disk = disk
         self._segment_bytes = segment_bytes
@@ -508,7 +521,7 @@ class Journal:
             fd, self._fd = self._fd, -1
             self._disk.close(fd)
         self._fd = self._disk.create(self._next_path(), self._segment_bytes)
-        self._disk.write(self._fd, _header(place.sequence, self._build, place.chain), 0)
+        self._disk.write(self._fd, _header(place, self._build, self._segment_bytes), 0)
         self._disk.sync(self._fd)
         self._last_build = self._build
         self._place = place._replace(offset=HEADER_BYTES)

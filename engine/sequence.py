@@ -71,6 +71,10 @@ class Sequencer:
     def last_sequence(self) -> int:
         return self._last_sequence
 
+    def now_ns(self) -> int:
+        """The time that a command would get now: the clock's, unless that was set back."""
+        return max(self._last_time_ns, self._clock.now_ns())
+
     def sequence(self, command: Command, parts: Sequence[Command] = ()) -> tuple[Sequenced, bytes]:
         """The place of the command, or of its head, and 64 bytes for each record; no bytes for a
         duplicate.
@@ -78,7 +82,7 @@ class Sequencer:
         Raises Refused, with nothing changed: a refused command takes no place in the order.
         """
         sequence = self._last_sequence + 1
-        time_ns = max(self._last_time_ns, self._clock.now_ns())
+        time_ns = self.now_ns()
         if parts or command.parts or command.kind == CommandKind.PART:
             _check_parts(command, parts)
             command = command._replace(parts=len(parts))

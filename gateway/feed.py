@@ -66,13 +66,21 @@ class _Saved(msgspec.Struct, array_like=True):
 
 
 class Feed:
-    """`answer` is called with every event that may be a request's answer, before it is told."""
+    """`answer` is called with every event that may be a request's answer, before it is told;
+    `done` when all events of a command are in the mirror."""
 
     name: ClassVar[str] = "feed/1"  # of what a snapshot keeps for it
 
-    def __init__(self, source: Source, catalog: Catalog, answer: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        source: Source,
+        catalog: Catalog,
+        answer: Callable[[Event], None],
+        done: Callable[[], None],
+    ) -> None:
         self._source = source
         self._answer = answer
+        self._done = done
         self._catalog = catalog
         self.mirror: Final = Mirror(catalog)
         self._listeners: dict[Topic, dict[Listener, None]] = {}
@@ -300,6 +308,7 @@ class Feed:
     def _end_command(self) -> None:
         for change in self.mirror.changes(self._sequence):
             self._publish("book", change.market.instrument, lambda c=change: self._delta(c))
+        self._done()
 
     def _delta(self, change: Change) -> m.BookDelta:
         return m.BookDelta(

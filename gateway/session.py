@@ -58,6 +58,7 @@ class Pending:
     def __init__(self) -> None:
         self._asked: dict[int, list[Asked]] = {}
         self._sequence_of: dict[tuple[int, int], int] = {}  # (account, client id) in flight
+        self._asking: list[tuple[Asked, Event]] = []  # for an order, in the running command
 
     def __len__(self) -> int:
         return len(self._asked)
@@ -83,6 +84,15 @@ class Pending:
         if isinstance(first, _NAMED):
             self._sequence_of.pop((event.account, first.client_id), None)
         for asked in waiting:
+            if isinstance(asked.request, m.Query):
+                self._asking.append((asked, event))
+            else:
+                asked.session.answered(asked, event)
+
+    def command_done(self) -> None:
+        """All that a command did is known: tell it to who asked for its order meanwhile."""
+        while self._asking:
+            asked, event = self._asking.pop(0)
             asked.session.answered(asked, event)
 
 
@@ -126,7 +136,7 @@ def open_desk(
     """Put pending answers, feed and port together. Before the port starts, so that the feed
     hears the journal's events first."""
     pending = Pending()
-    feed = Feed(port, catalog, pending.answer)
+    feed = Feed(port, catalog, pending.answer, pending.command_done)
     return Desk(
         port=port,
         catalog=catalog,
@@ -302,11 +312,13 @@ class Session:
         """The terminal event of a request's command is here. Called by `Pending`."""
         request = asked.request
         if asked.awaits_order:
-            assert isinstance(request, m.Cancel | m.Amend)
-            if event.kind == EventKind.ACCEPTED:
-                self._change_now(request, event.account, event.order_id)
-            else:
+            assert isinstance(request, m.Cancel | m.Amend | m.Query)
+            if event.kind != EventKind.ACCEPTED:
                 self._reply(wire.reject_message(request.id, Reject.UNKNOWN_ORDER))
+            elif isinstance(request, m.Query):
+                self._tell_order(request.id, event.account, event.order_id)
+            else:
+                self._change_now(request, event.account, event.order_id)
         elif event.kind == EventKind.REJECTED:
             reject, detail = Reject(event.reason), ""
             if reject is Reject.UNKNOWN_ORDER and isinstance(request, m.Cancel | m.Amend):
@@ -360,15 +372,17 @@ class Session:
         if not order_id:
             sequence = self._desk.pending.sequence_of(account, request.client_id)
             if sequence:
-                # Its order has no id yet. Saying "unknown" now would be false a moment later.
-                asked = Asked(self, request, awaits_order=True)
-                self._desk.pending.wait(sequence, asked)
+                self._wait_for_order(request, sequence)
                 return
             found = self._desk.feed.account(account).by_client_id.get(request.client_id)
             if found is None:
                 raise BadRequest(Reject.UNKNOWN_ORDER, "client_id", self._fate(request))
             order_id = found.order_id
         self._change_now(request, account, order_id)
+
+    def _wait_for_order(self, request: m.Cancel | m.Amend | m.Query, sequence: int) -> None:
+        """Its order has no id yet. Saying "unknown" now would be false a moment later."""
+        self._desk.pending.wait(sequence, Asked(self, request, awaits_order=True))
 
     def _change_now(self, request: m.Cancel | m.Amend, account: int, order_id: int) -> None:
         order = self._desk.feed.account(account).orders.get(order_id)
@@ -395,6 +409,24 @@ class Session:
         self._submit(request, command, ticker)
 
     # --- reading -------------------------------------------------------------------------------
+    def _query_order(self, request: m.Query) -> None:
+        account = self._trader()
+        if bool(request.order_id) == bool(request.client_id):
+            words = "give exactly one of the ids"
+            raise BadRequest(Reject.INVALID_FIELD, "order_id", words)
+        sequence = self._desk.pending.sequence_of(account, request.client_id)
+        if sequence:
+            self._wait_for_order(request, sequence)
+        else:
+            self._tell_order(request.id, account, request.order_id, request.client_id)
+
+    def _tell_order(self, request_id: int, account: int, order_id: int, client_id: int = 0) -> None:
+        found = self._desk.feed.account(account).find(order_id, client_id)
+        if found is None:
+            self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
+        else:
+            self._ack(m.Ack(request_id, order=self._desk.feed.mirror.order_info(found)))
+
     def _query(self, request: m.Query) -> None:
         feed = self._desk.feed
         ack = m.Ack(request.id)
@@ -408,14 +440,8 @@ class Session:
                 named = feed.market(request.market).instrument if request.market else EVERY_MARKET
                 ack.orders = feed.open_orders(account, named)
             case "order":
-                account = self._trader()
-                if bool(request.order_id) == bool(request.client_id):
-                    words = "give exactly one of the ids"
-                    raise BadRequest(Reject.INVALID_FIELD, "order_id", words)
-                found = feed.account(account).find(request.order_id, request.client_id)
-                if found is None:
-                    raise BadRequest(Reject.UNKNOWN_ORDER)
-                ack.order = feed.mirror.order_info(found)
+                self._query_order(request)
+                return
         self._ack(ack)
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:

@@ -38,7 +38,7 @@ def take(journal: Path) -> Snapshot | None:
     catalog = load_catalog()
     replica = Replica(SystemClock())
     index = SpotIndex(catalog)
-    Feed(replica, catalog, answer=lambda _event: None)
+    Feed(replica, catalog, answer=lambda _event: None, done=lambda: None)
     replica.subscribe(index.on_batch, keeper=index)
     return take_snapshot(journal, SystemDisk(), replica)
 

@@ -12,6 +12,7 @@ import pytest
 from settlement import database as db
 from tests.passable import NewDatabase, passable_directory
 
+pytest_plugins = ["tests.promises"]
 _numbers = count(1)
 
 

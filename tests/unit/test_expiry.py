@@ -36,10 +36,10 @@ class World:
 
     async def start(self) -> None:
         self.pipeline = Pipeline(Journal(self.directory, SystemDisk()), self.clock)
-        self.pipeline.subscribe(self._hear)
+        self.pipeline.subscribe(self.hear)
         await self.pipeline.start()
 
-    def _hear(self, batch: Batch) -> None:
+    def hear(self, batch: Batch) -> None:
         self.events.extend(batch.events)
         if EventKind.CANCELLED in self.kinds():
             self.cancelled.set()
@@ -150,3 +150,34 @@ async def test_a_cancelled_order_is_not_expired_again(world: World) -> None:
     await world.pipeline.settled()
     await world.pipeline.close()
     assert world.kinds() == [EventKind.ACCEPTED, EventKind.CANCELLED, EventKind.ACCEPTED]
+
+
+class SetBackClock:
+    """One that somebody sets back."""
+
+    def __init__(self) -> None:
+        self.time_s = START_S
+
+    def now_ns(self) -> int:
+        return self.time_s * SECOND_NS
+
+
+async def test_a_clock_that_is_set_back_puts_off_no_order_whose_time_came(tmp_path: Path) -> None:
+    """The order was in flight when its time came, and heard of when the clock was back: its end is
+    by the time of the commands, or it would stand in the book for an hour and trade with nobody."""
+    world = World(tmp_path)
+    await world.prepare()
+    clock = SetBackClock()
+    await world.pipeline.close()
+    world.pipeline = Pipeline(Journal(tmp_path, SystemDisk()), clock)
+    await world.pipeline.start()
+    world.pipeline.subscribe(world.hear)
+    world.order(2, Side.SELL, expiry_s=START_S + 5)
+    clock.time_s = START_S + 6
+    world.order(2, Side.SELL)
+    clock.time_s = START_S + 6 - 3600
+    await world.pipeline.settled()
+    world.order(2, Side.SELL)
+    await world.pipeline.settled()
+    await world.pipeline.close()
+    assert EventKind.CANCELLED in world.kinds()

@@ -366,6 +366,32 @@ async def test_a_cancel_by_client_id_waits_for_its_order_in_flight(exchange: Exc
     assert placed.order_id == cancelled.order_id
 
 
+async def test_a_query_for_an_order_in_flight_is_answered_with_the_order(
+    exchange: Exchange,
+) -> None:
+    """Who was cut off before the ack asks at once: unknown is not yet the truth. And is told what
+    became of it at once, too."""
+    await ask(exchange, trader(exchange, SELLER), sell(3, qty="1"))
+    trader(exchange, BUYER).say(buy(3, client_id=5))
+    again = trader(exchange, BUYER)
+    assert again.say(m.Query(4, "order", client_id=5)) == []
+    await exchange.port.settled()
+    told = acked(again.heard()).order
+    assert told is not None and (told.client_id, told.qty, told.left) == (5, "4", "3")
+
+
+async def test_a_query_for_an_order_that_is_rejected_in_flight_finds_none(
+    exchange: Exchange,
+) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3, qty="1000", client_id=5))
+    assert buyer.say(m.Query(4, "order", client_id=5)) == []
+    await exchange.port.settled()
+    placed, told = [refused(x) for x in buyer.heard()]
+    assert placed.code == Reject.INSUFFICIENT_BALANCE
+    assert (told.id, told.code) == (4, Reject.UNKNOWN_ORDER)
+
+
 async def test_a_cancel_waiting_for_an_order_that_is_rejected_finds_no_order(
     exchange: Exchange,
 ) -> None:
