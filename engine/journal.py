@@ -67,6 +67,7 @@ class Disk(Protocol):
     def write(self, fd: int, data: bytes, offset: int) -> None: ...
     def sync(self, fd: int) -> None: ...
     def close(self, fd: int) -> None: ...
+    def free_bytes(self, directory: Path) -> int: ...
 
 
 class SystemDisk:
@@ -101,6 +102,11 @@ class SystemDisk:
 
     def close(self, fd: int) -> None:
         os.close(fd)
+
+    def free_bytes(self, directory: Path) -> int:
+        """What a process without privileges may still write where this directory is."""
+        found = os.statvfs(directory)
+        return found.f_bavail * found.f_frsize
 
 
 def _sync_directory(directory: Path) -> None:
@@ -464,6 +470,10 @@ class Journal:
     def _fail(self, error: OSError) -> JournalError:
         self._failed = f"the journal's disk failed, nothing more is taken: {error}"
         return JournalError(self._failed)
+
+    def free_bytes(self) -> int:
+        """Where the journal is. Raises OSError. Blocks, as every call of a disk may."""
+        return self._disk.free_bytes(self._directory)
 
     def close(self) -> None:
         """Give the directory to the next writer. Closing twice is harmless."""

@@ -22,7 +22,16 @@ import numpy as np
 from engine.clock import Clock
 from engine.expiry import Expiries
 from engine.journal import FRAME_COMMANDS_MAX, Journal
-from engine.port import Batch, Market, Rates, Readiness, Sequenced, Subscriber
+from engine.port import (
+    Batch,
+    DiskNearlyFull,
+    Market,
+    Rates,
+    Readiness,
+    Sequenced,
+    SpaceMarks,
+    Subscriber,
+)
 from engine.publish import Published
 from engine.records import (
     COMMAND,
@@ -38,12 +47,15 @@ from engine.rejects import JournalError, Refused, Reject
 from engine.replay import Matcher
 from engine.sequence import Sequencer
 from engine.snapshot import state_hash
+from engine.space import Space
 from engine.timetable import Timetable
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16
-# Taken even while a subscriber is far behind: they only lessen what is at risk.
+# Taken even while a subscriber is far behind or the disk is nearly full: they only lessen what is
+# at risk.
 LESSENING: Final = (CommandKind.CANCEL, CommandKind.CANCEL_ALL)
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
+SPACE_SECONDS: Final = 0.25  # between two looks at how full the journal's disk is
 
 
 def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
@@ -53,8 +65,9 @@ def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
 class Pipeline:
     """One shard of the exchange. Implements `port.Port`."""
 
-    def __init__(self, journal: Journal, clock: Clock) -> None:
+    def __init__(self, journal: Journal, clock: Clock, marks: SpaceMarks | None = None) -> None:
         self._journal = journal
+        self._space = Space(journal.free_bytes, marks or SpaceMarks())
         self._clock = clock
         self._sequencer = Sequencer(clock)
         self._expiries = Expiries()
@@ -74,6 +87,7 @@ class Pipeline:
         self._published = Published()
         self._worker: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, "journal")
 
     # 1. start: what the journal holds is matched and published again
@@ -86,9 +100,11 @@ class Pipeline:
         except JournalError as error:
             self._stopped = str(error)
             raise
+        self._space.look()
         self._stopped = ""
         self._worker = asyncio.create_task(self._run(), name="pipeline")
         self._keeper = asyncio.create_task(self._keep_time(), name="expiry")
+        self._watcher = asyncio.create_task(self._watch_space(), name="space")
 
     async def _replay(self) -> None:
         for frame in self._journal.recover():
@@ -111,6 +127,8 @@ class Pipeline:
         lessens = command.kind in LESSENING or _pulls_quotes(command, parts)
         if not lessens and not self._has_room():
             raise Refused(Reject.BUSY)
+        if not lessens and self._space.state == "too_low":
+            raise DiskNearlyFull
         self._expire()
         return self._sequence(command, parts)
 
@@ -138,6 +156,13 @@ class Pipeline:
         while not self._stopped:
             self._expire()
             await asyncio.sleep(EXPIRY_SECONDS)
+
+    async def _watch_space(self) -> None:
+        """Asked where a disk that hangs keeps nobody else waiting."""
+        loop = asyncio.get_running_loop()
+        while not self._stopped:
+            await loop.run_in_executor(self._writer, self._space.look)
+            await asyncio.sleep(SPACE_SECONDS)
 
     # 3. journal ∥ match: one group at a time
 
@@ -222,7 +247,7 @@ class Pipeline:
             self._stopped = "closed"
             with contextlib.suppress(JournalError):
                 await self.settled()
-        tasks = [task for task in (self._worker, self._keeper) if task is not None]
+        tasks = [x for x in (self._worker, self._keeper, self._watcher) if x is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -272,6 +297,8 @@ class Pipeline:
             event_number=self._event_number,
             stopped=self._stopped,
             has_room=self._has_room(),
+            journal_bytes_free=self._space.free_bytes,
+            journal_space=self._space.state,
         )
 
     def state_hash(self) -> str:

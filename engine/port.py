@@ -5,9 +5,13 @@ every event exactly once, in order, and only after the command behind it is dura
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from engine.records import Balances, Command, Event, EventArray
+from engine.rejects import Refused, Reject
+
+JournalSpace: TypeAlias = Literal["enough", "low", "too_low"]
+MARK_BYTES_MIN: Final = 32 << 20  # of free bytes: the journal's next two segments
 
 
 class Sequenced(NamedTuple):
@@ -48,10 +52,22 @@ class Rates(NamedTuple):
     taker_ppm: int
 
 
+class SpaceMarks(NamedTuple):
+    """Below how many free bytes, where the journal is, its space is low, and too low.
+
+    Between too low and none there is room for what is still taken: a cancel on its own is 128
+    bytes of the journal, so the default leaves two million of them.
+    """
+
+    low_bytes: int = 1 << 30
+    too_low_bytes: int = 256 << 20
+
+
 class Readiness(NamedTuple):
     """For `/ready`: `stopped` is empty while commands are taken, else the reason in words.
 
-    `has_room` is false while only cancels are taken, because a subscriber is far behind.
+    `has_room` is false while only cancels are taken, because a subscriber is far behind; so they
+    are while `journal_space` is too low. `journal_bytes_free` is as of the last look.
     """
 
     last_sequence: int
@@ -59,6 +75,15 @@ class Readiness(NamedTuple):
     event_number: int
     stopped: str
     has_room: bool = True
+    journal_bytes_free: int = 0
+    journal_space: JournalSpace = "enough"
+
+
+class DiskNearlyFull(Refused):
+    """BUSY, because the journal's space is too low for anything but cancels."""
+
+    def __init__(self) -> None:
+        super().__init__(Reject.BUSY)
 
 
 class Subscriber(Protocol):
@@ -75,7 +100,8 @@ class Port(Protocol):
         A client id of the head names head and parts together. Raises Refused (BUSY, STOPPED,
         CLIENT_ID_REUSED, CLIENT_ID_OUT_OF_RANGE, INVALID_FIELD for a number its field cannot hold,
         UNKNOWN_COMMAND for a part alone, TOO_MANY_LEGS beyond PARTS_MAX, INVALID_LEGS for records
-        that are no head and its parts) with nothing changed. Everything else is answered by the
+        that are no head and its parts; DiskNearlyFull, a BUSY, for what is no cancel while the
+        journal's space is too low) with nothing changed. Everything else is answered by the
         command's one terminal event.
         """
         ...

@@ -17,13 +17,14 @@ from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
 
 from engine.catalog import Catalog
-from engine.port import Port
+from engine.port import DiskNearlyFull, Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
 from gateway.feed import EVERY_MARKET, Feed, Topic
-from gateway.limits import BUSY_RETRY_MS, DEFAULT_LIMITS, Outbox, TokenBucket
+from gateway.health import SPACE_WARNINGS
+from gateway.limits import BUSY_RETRY_MS, DEFAULT_LIMITS, DISK_RETRY_MS, Outbox, TokenBucket
 from gateway.wire import BadRequest
 
 _NEVER_TERMINAL: Final = frozenset({
@@ -286,6 +287,13 @@ class Session:
         """Sequence a command; its answer comes later. False if it was refused, which is told."""
         try:
             sequenced = self._desk.port.submit(command, parts)
+        except DiskNearlyFull as refused:
+            words = SPACE_WARNINGS["too_low"]
+            message = wire.reject_message(
+                request.id, refused.reject, detail=words, retry_ms=DISK_RETRY_MS
+            )
+            self._reply(message)
+            return False
         except Refused as refused:
             retry_ms = BUSY_RETRY_MS if refused.reject is Reject.BUSY else 0
             self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
