@@ -25,6 +25,7 @@ from engine.journal import FRAME_COMMANDS_MAX, Journal
 from engine.port import (
     Batch,
     DiskNearlyFull,
+    EngineBroken,
     Market,
     Rates,
     Readiness,
@@ -83,6 +84,7 @@ class Pipeline:
         self._published_sequence = 0
         self._event_number = 0
         self._stopped = "not started"
+        self.failure: JournalError | None = None  # what stopped the engine, if it did by itself
         self._closed = False
         self._published = Published()
         self._worker: asyncio.Task[None] | None = None
@@ -174,10 +176,9 @@ class Pipeline:
                     await self._commit(self._take_group())
                 self._arrived.clear()
         except JournalError as error:
-            self._fail(str(error))
+            self._fail(error)
         except Exception as error:
-            # A broken invariant: nothing after it can be trusted, the journal has all before it.
-            self._fail(f"broken: {error!r}")
+            self._fail(EngineBroken(f"broken: {error!r}"))
             raise
 
     def _take_group(self) -> bytes:
@@ -221,10 +222,11 @@ class Pipeline:
         for subscriber in self._subscribers:
             subscriber(batch)
 
-    def _fail(self, reason: str) -> None:
-        self._stop(reason)
+    def _fail(self, failure: JournalError) -> None:
+        self.failure = failure
+        self._stop(str(failure))
         for listener in self._stop_listeners:
-            listener(reason)
+            listener(str(failure))
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason
@@ -232,7 +234,7 @@ class Pipeline:
         self._queued_bytes = 0
         for _, waiter in self._waiting:
             if not waiter.done():
-                waiter.set_exception(JournalError(reason))
+                waiter.set_exception(self.failure or JournalError(reason))
         self._waiting.clear()
 
     async def close(self) -> None:
@@ -267,7 +269,7 @@ class Pipeline:
         if self._published_sequence >= last:
             return
         if self._worker is None or self._worker.done():
-            raise JournalError(self._stopped)
+            raise self.failure or JournalError(self._stopped)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((last, waiter))
         await waiter

@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from engine.records import Balances, Command, Event, EventArray
-from engine.rejects import Refused, Reject
+from engine.rejects import JournalError, Refused, Reject
 
 JournalSpace: TypeAlias = Literal["enough", "low", "too_low"]
 MARK_BYTES_MIN: Final = 32 << 20  # of free bytes: the journal's next two segments
@@ -77,6 +77,19 @@ class Readiness(NamedTuple):
     has_room: bool = True
     journal_bytes_free: int = 0
     journal_space: JournalSpace = "enough"
+
+
+class DiskFailed(JournalError):
+    """The journal's disk failed or is full. It is not asked again: a retry would lie."""
+
+
+class OtherBuild(JournalError):
+    """The journal is another build's, and nothing was written; it must be adopted first."""
+
+
+class EngineBroken(JournalError):
+    """Something broke while commands were matched or told; nothing after it can be trusted. The
+    journal has everything before it."""
 
 
 class DiskNearlyFull(Refused):

@@ -145,6 +145,7 @@ class Node:
             journal, self.clock, SpaceMarks(marks.free_bytes_low, marks.free_bytes_too_low)
         )
         self._stack.push_async_callback(self.engine.close)
+        self.engine.when_stopped(lambda why: log.error("the engine has stopped: %s", why))
         self.desk = open_desk(
             self.engine,
             catalog,
