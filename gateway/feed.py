@@ -57,6 +57,9 @@ class Topic(NamedTuple):
     of: int
 
 
+OWN_COMMANDS: Final = Topic("sequenced", EVERY_MARKET)  # told by the session itself
+
+
 class Feed:
     """`answer` is called with every event that may be a request's answer, before it is told."""
 
@@ -304,6 +307,8 @@ class Feed:
                 if not account:
                     raise BadRequest(Reject.NO_ACCOUNT)
                 return Topic("account", account)
+            case OWN_COMMANDS.channel:
+                return OWN_COMMANDS
             case "book":
                 return Topic("book", self.market(market).instrument)
             case "trades" | "status" | "index" | "auction":
@@ -328,6 +333,8 @@ class Feed:
         match topic.channel:
             case "account":
                 return [self._account_snapshot(topic.of)]
+            case OWN_COMMANDS.channel:
+                return []
             case "book":
                 return [every[topic.of].snapshot()]
             case "trades":
