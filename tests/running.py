@@ -56,13 +56,23 @@ class Running:
     def said(self) -> str:
         return "".join(self._lines)
 
+    async def started(self) -> bool:
+        """True once it takes orders, false if it ended instead."""
+        async with asyncio.timeout(START_SECONDS_MAX):
+            while not self._url():
+                if self._listening.done():
+                    return False
+                await asyncio.sleep(0.05)
+        return True
+
+    def _url(self) -> str:
+        found = re.search(r"page, health +(http://\S+)", self.said())
+        return found[1] if found else ""
+
     async def url(self) -> str:
         """Of the page, once the node takes orders."""
-        async with asyncio.timeout(START_SECONDS_MAX):
-            while not (found := re.search(r"page, health +(http://\S+)", self.said())):
-                assert self.process.returncode is None, self.said()
-                await asyncio.sleep(0.05)
-        return found[1]
+        assert await self.started(), self.said()
+        return self._url()
 
     async def websocket(self) -> str:
         return (await self.url()).replace("http", "ws", 1) + "/ws"
