@@ -37,6 +37,7 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from engine.kernel import build_hash
+from engine.port import DiskFailed, OtherBuild
 from engine.records import COMMAND, LAYOUT_VERSION, PARTS_MAX, READABLE_LAYOUTS, CommandArray
 from engine.rejects import DamagedJournal, JournalError
 
@@ -72,6 +73,7 @@ class Disk(Protocol):
     def sync(self, fd: int) -> None: ...
     def close(self, fd: int) -> None: ...
     def rename(self, path: Path, to: Path) -> None: ...
+    def free_bytes(self, directory: Path) -> int: ...
 
 
 class SystemDisk:
@@ -111,6 +113,11 @@ class SystemDisk:
         """Durable on return."""
         path.rename(to)
         _sync_directory(to.parent)
+
+    def free_bytes(self, directory: Path) -> int:
+        """What a process without privileges may still write where this directory is."""
+        found = os.statvfs(directory)
+        return found.f_bavail * found.f_frsize
 
 
 def _sync_directory(directory: Path) -> None:
@@ -321,7 +328,7 @@ def _read_file(path: Path) -> bytes:
     try:
         return path.read_bytes()
     except OSError as error:
-        raise JournalError(f"{path}: cannot be read: {error}") from error
+        raise DiskFailed(f"{path}: cannot be read: {error}") from error
 
 
 def segments(directory: Path) -> tuple[list[Path], Path | None]:
@@ -347,7 +354,7 @@ def _is_unborn(path: Path) -> bool:
             is_ours = SEGMENT_MAGIC.startswith(begun[: len(SEGMENT_MAGIC)].rstrip(b"\0"))
             return is_ours and not file.read().rstrip(b"\0")
     except OSError as error:
-        raise JournalError(f"{path}: cannot be read: {error}") from error
+        raise DiskFailed(f"{path}: cannot be read: {error}") from error
 
 
 def scan(directory: Path, after: Mark = BEGINNING) -> Iterator[Segment]:
@@ -466,7 +473,7 @@ class Journal:
             self._last_build = _parse_header(paths[-1], _read_file(paths[-1])).build
         if self._last_build != self._build and not adopting:
             where = shlex.quote(str(self.directory))
-            raise JournalError(
+            raise OtherBuild(
                 f"{paths[-1]}: of build {self._last_build}, this is build {self._build}, which may "
                 "make another state of the same commands; nothing was written; to go on with this "
                 f"build: compex journal adopt {where}"
@@ -535,7 +542,7 @@ class Journal:
         count, torn = divmod(len(commands), COMMAND.itemsize)
         assert torn == 0 and 0 < count <= FRAME_COMMANDS_MAX
         if self._failed:
-            raise JournalError(self._failed)
+            raise DiskFailed(self._failed)
         assert self._last_build == self._build, "adopted"
         sequence = self._place.sequence
         assert int.from_bytes(commands[:8], "little") == sequence, "no gap, nothing twice"
@@ -553,9 +560,13 @@ class Journal:
             raise self._fail(error) from error
         self._place = _Place(place.offset + length, sequence + count, digest)
 
-    def _fail(self, error: OSError) -> JournalError:
+    def _fail(self, error: OSError) -> DiskFailed:
         self._failed = f"the journal's disk failed, nothing more is taken: {error}"
-        return JournalError(self._failed)
+        return DiskFailed(self._failed)
+
+    def free_bytes(self) -> int:
+        """Where the journal is. Raises OSError. Blocks, as every call of a disk may."""
+        return self._disk.free_bytes(self.directory)
 
     def close(self) -> None:
         """Give the directory to the next writer. Closing twice is harmless."""

@@ -21,16 +21,29 @@ import numpy as np
 
 from engine.clock import Clock
 from engine.journal import FRAME_COMMANDS_MAX, Journal
-from engine.port import Keeper, Market, Rates, Readiness, Sequenced, Subscriber
+from engine.port import (
+    DiskNearlyFull,
+    EngineBroken,
+    Keeper,
+    Market,
+    Rates,
+    Readiness,
+    Sequenced,
+    SpaceMarks,
+    Subscriber,
+)
 from engine.records import COMMAND, Balances, Command, CommandKind
 from engine.rejects import JournalError, Refused, Reject
 from engine.replica import Replica
 from engine.snapshot import state_hash
+from engine.space import Space
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16
-# Taken even while a subscriber is far behind: they only lessen what is at risk.
+# Taken even while a subscriber is far behind or the disk is nearly full: they only lessen what is
+# at risk.
 LESSENING: Final = (CommandKind.CANCEL, CommandKind.CANCEL_ALL)
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
+SPACE_SECONDS: Final = 0.25  # between two looks at how full the journal's disk is
 
 
 def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
@@ -40,8 +53,9 @@ def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
 class Pipeline:
     """One shard of the exchange. Implements `port.Port`."""
 
-    def __init__(self, journal: Journal, clock: Clock) -> None:
+    def __init__(self, journal: Journal, clock: Clock, marks: SpaceMarks | None = None) -> None:
         self._journal = journal
+        self._space = Space(journal.free_bytes, marks or SpaceMarks())
         self._replica = replica = Replica(clock)
         self._sequencer = replica.sequencer
         self._expiries = replica.expiries
@@ -55,9 +69,11 @@ class Pipeline:
         self._published_sequence = 0
         self._started_from = 0
         self._stopped = "not started"
+        self.failure: JournalError | None = None  # what stopped the engine, if it did by itself
         self._closed = False
         self._worker: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
+        self._watcher: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, "journal")
 
     # 1. start: what the journal holds is matched and published again, from a snapshot on
@@ -72,9 +88,11 @@ class Pipeline:
         except JournalError as error:
             self._stopped = str(error)
             raise
+        self._space.look()
         self._stopped = ""
         self._worker = asyncio.create_task(self._run(), name="pipeline")
         self._keeper = asyncio.create_task(self._keep_time(), name="expiry")
+        self._watcher = asyncio.create_task(self._watch_space(), name="space")
 
     async def _recover(self) -> None:
         self._replica.matcher.warm_up()
@@ -95,6 +113,8 @@ class Pipeline:
         lessens = command.kind in LESSENING or _pulls_quotes(command, parts)
         if not lessens and not self._replica.has_room():
             raise Refused(Reject.BUSY)
+        if not lessens and self._space.state == "too_low":
+            raise DiskNearlyFull
         self._expire()
         return self._sequence(command, parts)
 
@@ -120,6 +140,13 @@ class Pipeline:
             self._expire()
             await asyncio.sleep(EXPIRY_SECONDS)
 
+    async def _watch_space(self) -> None:
+        """Asked where a disk that hangs keeps nobody else waiting."""
+        loop = asyncio.get_running_loop()
+        while not self._stopped:
+            await loop.run_in_executor(self._writer, self._space.look)
+            await asyncio.sleep(SPACE_SECONDS)
+
     # 3. journal ∥ match: one group at a time
 
     async def _run(self) -> None:
@@ -130,10 +157,9 @@ class Pipeline:
                     await self._commit(self._take_group())
                 self._arrived.clear()
         except JournalError as error:
-            self._fail(str(error))
+            self._fail(error)
         except Exception as error:
-            # A broken invariant: nothing after it can be trusted, the journal has all before it.
-            self._fail(f"broken: {error!r}")
+            self._fail(EngineBroken(f"broken: {error!r}"))
             raise
 
     def _take_group(self) -> bytes:
@@ -166,10 +192,11 @@ class Pipeline:
 
     # 4. when the journal fails, or the end comes
 
-    def _fail(self, reason: str) -> None:
-        self._stop(reason)
+    def _fail(self, failure: JournalError) -> None:
+        self.failure = failure
+        self._stop(str(failure))
         for listener in self._stop_listeners:
-            listener(reason)
+            listener(str(failure))
 
     def _stop(self, reason: str) -> None:
         self._stopped = reason
@@ -177,7 +204,7 @@ class Pipeline:
         self._queued_bytes = 0
         for _, waiter in self._waiting:
             if not waiter.done():
-                waiter.set_exception(JournalError(reason))
+                waiter.set_exception(self.failure or JournalError(reason))
         self._waiting.clear()
 
     async def close(self) -> None:
@@ -192,7 +219,7 @@ class Pipeline:
             self._stopped = "closed"
             with contextlib.suppress(JournalError):
                 await self.settled()
-        tasks = [task for task in (self._worker, self._keeper) if task is not None]
+        tasks = [x for x in (self._worker, self._keeper, self._watcher) if x is not None]
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -221,7 +248,7 @@ class Pipeline:
         if self._published_sequence >= last:
             return
         if self._worker is None or self._worker.done():
-            raise JournalError(self._stopped)
+            raise self.failure or JournalError(self._stopped)
         waiter: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._waiting.append((last, waiter))
         await waiter
@@ -252,6 +279,8 @@ class Pipeline:
             stopped=self._stopped,
             has_room=self._replica.has_room(),
             started_from=self._started_from,
+            journal_bytes_free=self._space.free_bytes,
+            journal_space=self._space.state,
         )
 
     def state_hash(self) -> str:

@@ -5,9 +5,13 @@ every event exactly once, in order, and only after the command behind it is dura
 """
 
 from collections.abc import Callable, Sequence
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from engine.records import Balances, Command, Event, EventArray
+from engine.rejects import JournalError, Refused, Reject
+
+JournalSpace: TypeAlias = Literal["enough", "low", "too_low"]
+MARK_BYTES_MIN: Final = 32 << 20  # of free bytes: the journal's next two segments
 
 
 class Sequenced(NamedTuple):
@@ -48,10 +52,22 @@ class Rates(NamedTuple):
     taker_ppm: int
 
 
+class SpaceMarks(NamedTuple):
+    """Below how many free bytes, where the journal is, its space is low, and too low.
+
+    Between too low and none there is room for what is still taken: a cancel on its own is 128
+    bytes of the journal, so the default leaves two million of them.
+    """
+
+    low_bytes: int = 1 << 30
+    too_low_bytes: int = 256 << 20
+
+
 class Readiness(NamedTuple):
     """For `/ready`: `stopped` is empty while commands are taken, else the reason in words.
 
-    `has_room` is false while only cancels are taken, because a subscriber is far behind.
+    `has_room` is false while only cancels are taken, because a subscriber is far behind; so they
+    are while `journal_space` is too low. `journal_bytes_free` is as of the last look.
     `started_from` is the last sequence in the snapshot that the start began with; 0: none.
     """
 
@@ -61,6 +77,28 @@ class Readiness(NamedTuple):
     stopped: str
     has_room: bool = True
     started_from: int = 0
+    journal_bytes_free: int = 0
+    journal_space: JournalSpace = "enough"
+
+
+class DiskFailed(JournalError):
+    """The journal's disk failed or is full. It is not asked again: a retry would lie."""
+
+
+class OtherBuild(JournalError):
+    """The journal is another build's, and nothing was written; it must be adopted first."""
+
+
+class EngineBroken(JournalError):
+    """Something broke while commands were matched or told; nothing after it can be trusted. The
+    journal has everything before it."""
+
+
+class DiskNearlyFull(Refused):
+    """BUSY, because the journal's space is too low for anything but cancels."""
+
+    def __init__(self) -> None:
+        super().__init__(Reject.BUSY)
 
 
 class Subscriber(Protocol):
@@ -119,7 +157,8 @@ class Port(Source, Protocol):
         A client id of the head names head and parts together. Raises Refused (BUSY, STOPPED,
         CLIENT_ID_REUSED, CLIENT_ID_OUT_OF_RANGE, INVALID_FIELD for a number its field cannot hold,
         UNKNOWN_COMMAND for a part alone, TOO_MANY_LEGS beyond PARTS_MAX, INVALID_LEGS for records
-        that are no head and its parts) with nothing changed. Everything else is answered by the
+        that are no head and its parts; DiskNearlyFull, a BUSY, for what is no cancel while the
+        journal's space is too low) with nothing changed. Everything else is answered by the
         command's one terminal event.
         """
         ...

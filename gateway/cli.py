@@ -1,12 +1,14 @@
 """The `compex` command: run a node, run the demonstration, look after both.
 
-Invariant: what a command prints on standard output is for people; its exit status says whether it
-did what it was asked. Heavy parts are imported by the command that needs them.
+Invariant: what a command prints on standard output is for people; its exit status, one of
+`ending`'s, says whether it did what it was asked, and if not, who has to act. Heavy parts
+are imported by the command that needs them.
 """
 
 import argparse
 import asyncio
 import contextlib
+import faulthandler
 import fcntl
 import json
 import os
@@ -20,10 +22,13 @@ from rich.console import Console
 from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from gateway.ending import Ending, ending_of, endings_text
+
 DEFAULT_DIRECTORY: Final = Path(".compex")
 DEFAULT_SEED: Final = 7
 DEMO_MARK: Final = "demonstration"
 SEQUENCE_MAX: Final = (1 << 63) - 1
+STOPPED_SECONDS: Final = 5.0  # a node whose engine stopped says why in `/ready` before it ends
 
 console = Console(highlight=False)
 _Result = TypeVar("_Result")
@@ -45,10 +50,19 @@ def main(arguments: list[str] | None = None) -> int:
         SettlementError,
         OSError,
     ) as error:  # OSError: a port in use, a full disk
-        console.print(f"[red]compex: {error}[/red]", soft_wrap=True)
-        return 1
+        _tell(error)
+        return ending_of(error)
     except KeyboardInterrupt:
-        return 130
+        return Ending.INTERRUPTED
+
+
+def _tell(error: Exception) -> None:
+    """Where the output goes to a file on a disk that is full, too, the status is as it would be."""
+    try:
+        console.print(f"[red]compex: {error}[/red]", soft_wrap=True)
+    except OSError:
+        nowhere = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(nowhere, sys.stdout.fileno())  # or what is left in its buffer fails at the exit
 
 
 def command_line() -> argparse.ArgumentParser:
@@ -64,7 +78,12 @@ def command_line() -> argparse.ArgumentParser:
     demo.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY / "demo")
     demo.set_defaults(run=_demo)
 
-    up = commands.add_parser("up", help="a node, its state kept in --dir")
+    up = commands.add_parser(
+        "up",
+        help="a node, its state kept in --dir",
+        epilog=endings_text(),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
     up.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
     up.add_argument("--settings", type=Path, metavar="TOML")
     up.set_defaults(run=_up)
@@ -139,16 +158,21 @@ def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
 
 
 @contextlib.contextmanager
-def _owning(directory: Path) -> Generator[None]:
-    """Hold the directory against another run. Raises CompexError."""
+def owning(directory: Path) -> Generator[None]:
+    """Hold the directory against another run; the lock tells whose it is. Raises CompexError."""
     from engine.rejects import CompexError
 
     directory.parent.mkdir(parents=True, exist_ok=True)
-    with directory.with_name(directory.name + ".lock").open("w", encoding="ascii") as lock:
+    with directory.with_name(directory.name + ".lock").open("a+", encoding="ascii") as lock:
+        lock.seek(0)
         try:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError as error:
-            raise CompexError(f"another process runs in {directory}") from error
+            owner = lock.read().strip() or "unknown"
+            raise CompexError(f"another process, {owner}, runs in {directory}") from error
+        lock.truncate(0)
+        lock.write(f"{os.getpid()}\n")  # whom to signal
+        lock.flush()
         yield
 
 
@@ -193,9 +217,9 @@ def _demo(options: argparse.Namespace) -> int:
         console.print("[red]compex: --json goes with --once[/red]")
         return 2
     if options.once:
-        with _owning(options.dir):
+        with owning(options.dir):
             return _demo_once(options)
-    with _owning(options.dir):
+    with owning(options.dir):
         return _demo_live(options)
 
 
@@ -302,20 +326,29 @@ def _up(options: argparse.Namespace) -> int:
     from gateway.settings import load_settings
 
     settings = load_settings(options.settings)
-    with _owning(options.dir):
+    with owning(options.dir):
         return _run(_serve(options.dir, settings))
 
 
 async def _serve(directory: Path, settings: Any) -> int:
-    """Run a node until interrupted; settlement may halt, trading and `/ready` go on."""
+    """Run a node until interrupted; settlement may halt, trading and `/ready` go on.
+
+    Raises what stopped the engine, if it stops by itself.
+    """
     import signal
 
     from engine.clock import SystemClock
     from gateway.node import Node
 
-    stop = asyncio.Event()
+    asked, over = asyncio.Event(), asyncio.Event()
+
+    def stop() -> None:
+        asked.set()
+        over.set()
+
     for name in (signal.SIGINT, signal.SIGTERM):
-        asyncio.get_running_loop().add_signal_handler(name, stop.set)
+        asyncio.get_running_loop().add_signal_handler(name, stop)
+    faulthandler.register(signal.SIGUSR1)  # where each thread stands, for a node that hangs
     with Steps() as steps:
         node = await Node.open(directory, settings, SystemClock(), progress=steps.step)
     console.print(f"page, health   {node.url}  {node.url}/ready")
@@ -323,9 +356,16 @@ async def _serve(directory: Path, settings: Any) -> int:
     console.print(f"chain          {node.rpc_url or 'embedded, in process'}")
     console.print(f"contracts      {directory / 'contracts.json'}")
     settling = asyncio.create_task(node.run())
+    node.engine.when_stopped(lambda _reason: over.set())
     try:
-        await stop.wait()
-        return 0
+        if node.engine.failure is None:
+            await over.wait()
+        if node.engine.failure is None:
+            return Ending.DONE
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(STOPPED_SECONDS):
+                await asked.wait()
+        raise node.engine.failure
     finally:
         settling.cancel()
         await asyncio.gather(settling, return_exceptions=True)

@@ -58,6 +58,9 @@ class Topic(NamedTuple):
     of: int
 
 
+OWN_COMMANDS: Final = Topic("sequenced", EVERY_MARKET)  # told by the session itself
+
+
 class _Saved(msgspec.Struct, array_like=True):
     sequence: int
     time_us: int
@@ -335,6 +338,8 @@ class Feed:
                 if not account:
                     raise BadRequest(Reject.NO_ACCOUNT)
                 return Topic("account", account)
+            case OWN_COMMANDS.channel:
+                return OWN_COMMANDS
             case "book":
                 return Topic("book", self.market(market).instrument)
             case "trades" | "status" | "index" | "auction":
@@ -359,6 +364,8 @@ class Feed:
         match topic.channel:
             case "account":
                 return [self._account_snapshot(topic.of)]
+            case OWN_COMMANDS.channel:
+                return []
             case "book":
                 return [every[topic.of].snapshot()]
             case "trades":

@@ -8,11 +8,16 @@ from typing import Any, Final
 
 import msgspec
 
-from engine.port import Port
+from engine.port import JournalSpace, Port
 
 SettlementStatus = Callable[[], dict[str, Any]]  # any JSON; given by the node
 
 STANDALONE: Final = "standalone"
+SPACE_WARNINGS: Final[dict[JournalSpace, str]] = {
+    "enough": "",
+    "low": "the journal's disk is filling up; every order is still taken",
+    "too_low": "the journal's disk is nearly full; only cancels are taken",
+}
 
 
 def _no_settlement() -> dict[str, Any]:
@@ -39,7 +44,7 @@ class Health:
     def ready(self) -> tuple[int, bytes]:
         """(200 or 503, JSON): commands are taken, or the reason why not, in words."""
         ready = self._port.ready()
-        taking = not ready.stopped and ready.has_room
+        taking = not ready.stopped and ready.has_room and ready.journal_space != "too_low"
         body = {
             "ready": taking,
             "role": self._role,
@@ -49,6 +54,9 @@ class Health:
             "started_from": ready.started_from,
             "stopped": ready.stopped,
             "has_room": ready.has_room,
+            "journal_bytes_free": ready.journal_bytes_free,
+            "journal_space": ready.journal_space,
+            "warning": SPACE_WARNINGS[ready.journal_space],
             "settlement": self._settlement(),
         }
         return (200 if taking else 503), msgspec.json.encode(body)

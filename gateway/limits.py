@@ -15,6 +15,8 @@ from gateway.wire import FRAME_BYTES_MAX
 NS_PER_S: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
 BUSY_RETRY_MS: Final = 50  # about ten journal commits
+PENDING_REPEATS_MAX: Final = 1 << 16  # requests that wait for a command of another request
+DISK_RETRY_MS: Final = 5_000  # until a person has made room
 
 DEFAULT_LIMITS: Final = m.Limits(
     requests_per_s=1_000,

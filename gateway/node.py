@@ -30,6 +30,7 @@ from engine.clock import Clock
 from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
+from engine.port import SpaceMarks
 from engine.rejects import CompexError
 from engine.replay import warm_up
 from gateway import translate
@@ -141,8 +142,12 @@ class Node:
 
     async def _start_engine(self, database_url: str, partition_ns: int | None) -> None:
         catalog = load_catalog()
-        self.engine = Pipeline(Journal(self.directory / "journal", SystemDisk()), self.clock)
+        journal, marks = Journal(self.directory / "journal", SystemDisk()), self.settings.journal
+        self.engine = Pipeline(
+            journal, self.clock, SpaceMarks(marks.free_bytes_low, marks.free_bytes_too_low)
+        )
         self._stack.push_async_callback(self.engine.close)
+        self.engine.when_stopped(lambda why: log.error("the engine has stopped: %s", why))
         self.desk = open_desk(
             self.engine,
             catalog,

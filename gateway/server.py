@@ -27,6 +27,7 @@ PING_INTERVAL_S: Final = 15.0
 HEARTBEAT_S: Final = 5.0
 CLOSE_REASON_CHARS_MAX: Final = 120  # a close frame holds 123 bytes of reason
 CLOSE_TIMEOUT_S: Final = 2.0  # for a peer to answer a close frame
+FRAMES_AHEAD_MAX: Final = 16  # read and not yet handled; then the peer's socket is not read
 WRITE_BUFFER_BYTES: Final = 64 << 10  # in the transport; the rest waits in the outbox
 SOCKET_BUFFER_BYTES: Final = 256 << 10  # else the system lets megabytes pile up for a slow reader
 STATIC_TYPES: Final = {
@@ -72,6 +73,7 @@ class GatewayServer:
             compression=None,
             server_header="compex",
             max_size=self._desk.limits.frame_bytes,
+            max_queue=FRAMES_AHEAD_MAX,
             ping_interval=PING_INTERVAL_S,
             close_timeout=CLOSE_TIMEOUT_S,
             write_limit=WRITE_BUFFER_BYTES,

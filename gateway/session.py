@@ -17,13 +17,21 @@ from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
 
 from engine.catalog import Catalog
-from engine.port import Port
+from engine.port import DiskNearlyFull, Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
-from gateway.feed import EVERY_MARKET, Feed, Topic
-from gateway.limits import BUSY_RETRY_MS, DEFAULT_LIMITS, Outbox, TokenBucket
+from gateway.feed import EVERY_MARKET, OWN_COMMANDS, Feed, Topic
+from gateway.health import SPACE_WARNINGS
+from gateway.limits import (
+    BUSY_RETRY_MS,
+    DEFAULT_LIMITS,
+    DISK_RETRY_MS,
+    PENDING_REPEATS_MAX,
+    Outbox,
+    TokenBucket,
+)
 from gateway.wire import BadRequest
 
 _NEVER_TERMINAL: Final = frozenset({
@@ -53,9 +61,14 @@ class Asked(NamedTuple):
 
 
 class Pending:
-    """Who waits for which command: {sequence: requests, the one that caused it first}."""
+    """Who waits for which command: {sequence: requests, the one that caused it first}.
+
+    Those that caused one are as many as the engine takes before it says BUSY; the others are
+    counted here, and none may wait while there is no room.
+    """
 
     def __init__(self) -> None:
+        self._repeats = 0
         self._asked: dict[int, list[Asked]] = {}
         self._sequence_of: dict[tuple[int, int], int] = {}  # (account, client id) in flight
         self._asking: list[tuple[Asked, Event]] = []  # for an order, in the running command
@@ -63,8 +76,15 @@ class Pending:
     def __len__(self) -> int:
         return len(self._asked)
 
+    @property
+    def has_room(self) -> bool:
+        """For a request that waits for a command which another one caused."""
+        return self._repeats < PENDING_REPEATS_MAX
+
     def wait(self, sequence: int, asked: Asked, account: int = 0, client_id: int = 0) -> None:
-        self._asked.setdefault(sequence, []).append(asked)
+        waiting = self._asked.setdefault(sequence, [])
+        self._repeats += bool(waiting)
+        waiting.append(asked)
         if client_id:
             self._sequence_of[account, client_id] = sequence
 
@@ -81,6 +101,7 @@ class Pending:
         if event.kind == EventKind.CANCELLED and not isinstance(first, m.Cancel):
             return
         del self._asked[event.sequence]
+        self._repeats -= len(waiting) - 1
         if isinstance(first, _NAMED):
             self._sequence_of.pop((event.account, first.client_id), None)
         for asked in waiting:
@@ -296,17 +317,33 @@ class Session:
         """Sequence a command; its answer comes later. False if it was refused, which is told."""
         try:
             sequenced = self._desk.port.submit(command, parts)
+        except DiskNearlyFull:
+            self._busy(request, SPACE_WARNINGS["too_low"], DISK_RETRY_MS)
+            return False
         except Refused as refused:
-            retry_ms = BUSY_RETRY_MS if refused.reject is Reject.BUSY else 0
-            self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
+            if refused.reject is Reject.BUSY:
+                self._busy(request)
+            else:
+                self._reply(wire.reject_message(request.id, refused.reject))
+            return False
+        if sequenced.duplicate and sequenced.answer is None and not self._desk.pending.has_room:
+            self._busy(request)  # of the repeated request nothing was sequenced
             return False
         asked = Asked(self, request, market, sequenced.duplicate)
         if sequenced.answer is not None:
             self.answered(asked, sequenced.answer)
         else:
             client_id = command.client_id if isinstance(request, _NAMED) else 0
+            if OWN_COMMANDS in self._topics:
+                self._reply(m.Sequenced(request.id, sequenced.sequence, client_id))
             self._desk.pending.wait(sequenced.sequence, asked, command.account, client_id)
         return True
+
+    def _busy(
+        self, request: m.ClientMessage, detail: str = "", retry_ms: int = BUSY_RETRY_MS
+    ) -> None:
+        busy = wire.reject_message(request.id, Reject.BUSY, detail=detail, retry_ms=retry_ms)
+        self._reply(busy)
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
@@ -371,6 +408,9 @@ class Session:
             raise BadRequest(Reject.INVALID_FIELD, "order_id", "give exactly one of the ids")
         if not order_id:
             sequence = self._desk.pending.sequence_of(account, request.client_id)
+            if sequence and not self._desk.pending.has_room:
+                self._busy(request)
+                return
             if sequence:
                 self._wait_for_order(request, sequence)
                 return

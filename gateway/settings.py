@@ -14,6 +14,7 @@ from typing import Annotated, Any, Final, get_args, get_type_hints
 import msgspec
 from msgspec import Meta, Struct
 
+from engine.port import MARK_BYTES_MIN, SpaceMarks
 from engine.records import FEE_PPM_MAX, FEE_TIERS
 from engine.rejects import CompexError
 
@@ -81,6 +82,9 @@ class FeeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = (0,)
 
 
+FreeBytes = Annotated[int, Meta(ge=MARK_BYTES_MIN, le=1 << 50)]
+
+
 class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
     snapshot_commands: Annotated[
         int,
@@ -91,6 +95,17 @@ class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
         bool,
         Meta(description="false: what is older than the snapshots that stay is removed for good"),
     ] = True
+    free_bytes_low: Annotated[
+        FreeBytes,
+        Meta(
+            description="with fewer bytes free where the journal is, /ready and the log warn; "
+            "every order is still taken"
+        ),
+    ] = SpaceMarks().low_bytes
+    free_bytes_too_low: Annotated[
+        FreeBytes,
+        Meta(description="with fewer, only cancels are taken; less than free_bytes_low"),
+    ] = SpaceMarks().too_low_bytes
 
 
 class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -152,7 +167,7 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="what trading costs; set at start for orders that come from then on"),
     ] = FeeSettings()
     journal: Annotated[
-        JournalSettings, Meta(description="what a start begins with, and what is kept")
+        JournalSettings, Meta(description="what a start begins with, what is kept, and room for it")
     ] = JournalSettings()
     database: Annotated[DatabaseSettings, Meta(description="the ledger's database")] = (
         DatabaseSettings()
@@ -178,6 +193,8 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
         raise SettingsError(f"{path or 'the environment'}: {bad}") from bad
     if settings.chain.rpc_url and not settings.chain.keys_file:
         raise SettingsError("chain.keys_file is needed with chain.rpc_url")
+    if settings.journal.free_bytes_too_low >= settings.journal.free_bytes_low:
+        raise SettingsError("journal.free_bytes_too_low must be less than journal.free_bytes_low")
     makers, takers = settings.fees.maker_ppm, settings.fees.taker_ppm
     if len(makers) != len(takers) or any(m > t for m, t in zip(makers, takers, strict=True)):
         raise SettingsError("fees.maker_ppm must have as many tiers as fees.taker_ppm, none above")

@@ -343,6 +343,7 @@ def set_fee_tier(account: int, tier: int) -> Command:
 def ack_of(request: int, event: Event, market: str) -> m.Ack:
     """The ack of the request that caused a terminal event (not a REJECTED one)."""
     ack = m.Ack(request, sequence=event.sequence, time_us=time_us(event.time_ns), market=market)
+    ack.level = "durable"  # or the event would not have been published
     match event.kind:
         case EventKind.ACCEPTED:
             ack.order_id, ack.client_id = event.order_id, event.client_id

@@ -13,6 +13,18 @@ from engine.records import Command, CommandKind
 WAIT_SECONDS_MAX: Final = 60
 
 
+class FillingDisk(SystemDisk):
+    """Says that it has as many bytes free as `free` is, or nothing where it is None."""
+
+    def __init__(self, free: int | None) -> None:
+        self.free = free
+
+    def free_bytes(self, directory: Path) -> int:
+        if self.free is None:
+            raise OSError(errno.EIO, os.strerror(errno.EIO))
+        return self.free
+
+
 class HeldDisk(SystemDisk):
     """While `hold` is called, a sync does not return until `let_go`."""
 

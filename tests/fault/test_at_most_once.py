@@ -11,7 +11,6 @@ import asyncio
 import errno
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-
 from itertools import islice
 from pathlib import Path
 from random import Random

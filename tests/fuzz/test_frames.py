@@ -42,7 +42,19 @@ REJECTS = {reject.value for reject in Reject}
 # --- frames ------------------------------------------------------------------------------------
 ids = st.integers(-2, 4) | st.sampled_from([2**53 - 1, 2**53, 2**63, 2**64, 10**400, 1.5, "1"])
 texts = st.text(max_size=12) | st.sampled_from(
-    [TICKER, SYMBOL, TICKER.lower(), "|", "book", "trades", "account", "status", "index", "\0"]
+    [
+        TICKER,
+        SYMBOL,
+        TICKER.lower(),
+        "|",
+        "book",
+        "trades",
+        "account",
+        "status",
+        "index",
+        "sequenced",
+        "\0",
+    ]
 )
 decimals = st.sampled_from(
     ["0", "1", "2.4150", "-1", "0.0001", "0.00001", "1677.7215", "1677.7216", "9" * 24, "9" * 33,

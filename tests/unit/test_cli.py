@@ -1,6 +1,10 @@
 """The command refuses what it should not do, in words and with a status, and does nothing."""
 
+import os
+import re
 import shlex
+import subprocess
+import sys
 from contextlib import closing
 from pathlib import Path
 
@@ -8,10 +12,14 @@ import pytest
 
 from engine.journal import Journal, SystemDisk
 from engine.kernel import build_hash
-from engine.rejects import JournalError
+from engine.port import DiskFailed, EngineBroken, OtherBuild
+from engine.rejects import CompexError, DamagedJournal, JournalError
 from engine.replay import verify
-from gateway.cli import DEMO_MARK, main
+from gateway.cli import DEMO_MARK, main, owning
+from gateway.ending import WORDS, Ending, ending_of
 from tests.disks import numbered
+
+README = Path(__file__).parents[2] / "README.md"
 
 
 @pytest.mark.parametrize("once", [[], ["--once"]])
@@ -120,3 +128,57 @@ def test_an_unknown_setting_is_refused_before_anything_starts(tmp_path: Path) ->
     settings.write_text("[gateway]\nprot = 1\n")
     assert main(["up", "--dir", str(tmp_path / "d"), "--settings", str(settings)]) == 1
     assert not (tmp_path / "d").exists()
+
+
+# --- how a command ends -------------------------------------------------------------------------
+
+
+def test_help_and_readme_list_every_exit_status(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["up", "--help"])
+    helped = capsys.readouterr().out
+    for ending, words in WORDS.items():
+        assert f"{ending.value:>3}  {words}\n" in helped
+    rows = re.findall(r"^\| (\d+) \| (.+) \|$", README.read_text("utf-8"), re.MULTILINE)
+    assert rows == [(str(ending.value), words) for ending, words in WORDS.items()]
+
+
+@pytest.mark.parametrize(
+    ("error", "ending"),
+    [
+        (DiskFailed("x"), Ending.DISK_FAILED),
+        (DamagedJournal("x"), Ending.DAMAGED),
+        (OtherBuild("x"), Ending.OTHER_BUILD),
+        (EngineBroken("x"), Ending.BROKEN),
+        (JournalError("x"), Ending.FAILED),
+        (CompexError("x"), Ending.FAILED),
+        (OSError("x"), Ending.FAILED),
+    ],
+)
+def test_what_stopped_a_command_decides_its_exit_status(error: Exception, ending: Ending) -> None:
+    assert ending_of(error) is ending
+
+
+def test_a_log_on_a_full_disk_does_not_change_the_exit_status(tmp_path: Path) -> None:
+    with closing(Journal(tmp_path, SystemDisk(), 1 << 16)) as journal:
+        assert list(journal.recover()) == []
+        journal.append(numbered(1, 7))
+    [segment] = tmp_path.glob("*.cxj")
+    whole = segment.read_bytes()
+    segment.write_bytes(whole[:20] + b"\xff" + whole[21:])
+    command = [sys.executable, "-m", "gateway.cli", "journal", "inspect", str(tmp_path)]
+    with Path("/dev/full").open("wb") as full:
+        ended = subprocess.run(
+            command, cwd=README.parent, stdout=full, stderr=subprocess.PIPE, check=False
+        )
+    assert (ended.returncode, ended.stderr) == (Ending.DAMAGED, b"")
+
+
+def test_a_second_run_in_a_directory_is_told_whose_it_is(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with owning(tmp_path / "node"):
+        assert (tmp_path / "node.lock").read_text("ascii") == f"{os.getpid()}\n"
+        assert main(["up", "--dir", str(tmp_path / "node")]) == Ending.FAILED
+    assert f"another process, {os.getpid()}, runs in" in capsys.readouterr().out
+    assert (tmp_path / "node.lock").read_text("ascii") == f"{os.getpid()}\n"

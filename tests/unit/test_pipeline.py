@@ -14,7 +14,7 @@ from engine import journal
 from engine.clock import ScriptedClock
 from engine.journal import FRAME_COMMANDS_MAX, Disk, Journal, SystemDisk
 from engine.pipeline import QUEUE_COMMANDS_MAX, Pipeline
-from engine.port import Batch, Market
+from engine.port import Batch, DiskFailed, EngineBroken, Market
 from engine.records import (
     Balances,
     Command,
@@ -170,8 +170,9 @@ async def test_a_failing_disk_stops_the_engine_and_nothing_after_it_is_heard(
         before = (list(heard.events), pipeline.balances(1))
         disk.fail_at = (call, 0)
         pipeline.submit(buy(client_id=3))
-        with pytest.raises(JournalError, match="disk failed"):
+        with pytest.raises(DiskFailed, match="disk failed"):
             await pipeline.settled()
+        assert isinstance(pipeline.failure, DiskFailed)
         disk.fail_at = ("", 0)
         assert "disk failed, nothing more is taken" in pipeline.ready().stopped
         assert refused(lambda: pipeline.submit(buy())) == Reject.STOPPED
@@ -265,8 +266,9 @@ async def test_a_subscriber_that_raises_stops_the_engine_and_is_named(tmp_path: 
     pipeline.subscribe(broken)
     await pipeline.start()
     pipeline.submit(opening()[0])
-    with pytest.raises(JournalError, match="must not raise"):
+    with pytest.raises(EngineBroken, match="must not raise"):
         await pipeline.settled()
+    assert isinstance(pipeline.failure, EngineBroken)
     await pipeline.close()
     assert "ValueError" in pipeline.ready().stopped
 

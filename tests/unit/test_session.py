@@ -12,7 +12,7 @@ from compex_client.wallet import keccak256, login_digest
 
 from engine.records import FEE_TIERS, Command, CommandKind, Purse
 from engine.rejects import WORDS, Reject
-from gateway import translate
+from gateway import session, translate
 from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Outbox, TokenBucket
 from tests.exchange import (
     ADMINISTRATOR,
@@ -812,6 +812,64 @@ def test_one_large_frame_is_let_out_and_a_second_is_not() -> None:
     outbox.push(large)
     outbox.push(large)
     assert calls == ["wake", "wake", "wake", "overflow"]
+
+
+async def test_who_asks_is_told_when_a_command_is_sequenced_and_once_more_when_it_is_done(
+    exchange: Exchange,
+) -> None:
+    buyer, other = trader(exchange, BUYER), trader(exchange, BUYER)
+    assert acked(buyer.say(m.Subscribe(2, "sequenced"))).level == ""
+    place = buy(3, client_id=5)
+    [notice] = buyer.say(place)
+    assert isinstance(notice, m.Sequenced)
+    assert notice == m.Sequenced(3, exchange.port.ready().last_sequence, 5)
+    [again] = buyer.say(buy(4, client_id=5))
+    assert again == m.Sequenced(4, notice.sequence, 5), "the place that it has already"
+    assert other.say(m.Ping(9)) and other.say(buy(5, client_id=6)) == []
+    assert buyer.say(m.Cancel(6, client_id=5)) == [], "it waits, and has no place yet"
+    await exchange.port.settled()
+    await exchange.port.settled()
+    placed, dup, late, cancelled = buyer.heard()
+    for reply, request in ((placed, 3), (dup, 4)):
+        ack = acked(reply)
+        assert (ack.id, ack.level, ack.sequence) == (request, "durable", notice.sequence)
+    assert isinstance(late, m.Sequenced) and (late.id, late.client_id) == (6, 0)
+    assert (acked(cancelled).id, acked(cancelled).sequence) == (6, late.sequence)
+    assert [type(x) for x in other.heard()] == [m.Ack]
+    assert acked(buyer.say(buy(7, client_id=5))).dup, "it is done, so there is nothing to notice"
+
+
+async def test_a_command_that_has_no_place_has_no_notice_and_one_that_is_rejected_has(
+    exchange: Exchange,
+) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(m.Subscribe(2, "sequenced"))
+    assert refused(buyer.say(buy(3, price="0"))).id == 3
+    [notice] = buyer.say(buy(4, price="1677", qty="10000000"))
+    assert isinstance(notice, m.Sequenced)
+    await exchange.port.settled()
+    assert refused(buyer.heard()).code == Reject.INSUFFICIENT_BALANCE
+    acked(buyer.say(m.Unsubscribe(5, "sequenced")))
+    assert buyer.say(buy(6)) == []
+
+
+async def test_requests_that_wait_for_the_command_of_another_are_counted(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(session, "PENDING_REPEATS_MAX", 2)
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3, client_id=5))
+    last = exchange.port.ready().last_sequence
+    assert buyer.say(buy(4, client_id=5)) == buyer.say(m.Cancel(5, client_id=5)) == []
+    for more in (buy(6, client_id=5), m.Cancel(7, client_id=5), m.Amend(8, client_id=5, qty="1")):
+        busy = refused(buyer.say(more))
+        assert (busy.id, busy.code) == (more.id, Reject.BUSY) and busy.retry_ms > 0
+    assert buyer.say(buy(9, client_id=6)) == [], "a command of its own is the engine's to count"
+    assert exchange.port.ready().last_sequence == last + 1
+    await exchange.port.settled()
+    await exchange.port.settled()
+    assert [acked(reply).id for reply in buyer.heard()] == [3, 4, 9, 5]
+    assert acked(buyer.say(buy(10, client_id=5))).dup, "there is room again"
 
 
 async def test_a_full_engine_is_answered_busy_with_a_time_to_retry(exchange: Exchange) -> None:

@@ -46,6 +46,8 @@ def test_no_file_means_the_defaults() -> None:
         (f"[fees]\ntaker_ppm = {[0] * 17}\n", "$.fees.taker_ppm"),
         ("[fees]\nmaker_ppm = [2]\ntaker_ppm = [1]\n", "fees.maker_ppm"),
         ("[fees]\nmaker_ppm = [1]\ntaker_ppm = [1, 2]\n", "fees.maker_ppm"),
+        ("[journal]\nfree_bytes_low = 5\n", "$.journal.free_bytes_low"),
+        ("[journal]\nfree_bytes_too_low = 1073741824\n", "journal.free_bytes_too_low"),
         ("[gateway\n", "compex.toml"),
         ('[chain]\nrpc_url = "http://127.0.0.1:1"\n', "keys_file"),
     ],

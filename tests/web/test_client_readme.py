@@ -5,9 +5,11 @@ import re
 import sys
 from pathlib import Path
 
+import msgspec
 import pytest
 from compex_client import Leg, Rejected, connect
 
+from tests.disks import HeldDisk
 from tests.exchange import (
     ADMINISTRATOR,
     START_NS,
@@ -23,7 +25,8 @@ RUN_S = 60.0
 HOUR, HOURLY_SUFFIX = "H|2026-12-01T14", "H2026120114"  # what only a window can show
 ROWS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
 OF_SEVERAL = [row for row in ROWS if re.match(r"client\.(quote|block|exclusive|basket)", row[1])]
-ORDERS = [row for row in ROWS if row not in OF_SEVERAL]
+LEVELS = [row for row in ROWS if row[0] in {"sequenced", "durable"}]
+ORDERS = [row for row in ROWS if row not in OF_SEVERAL and row not in LEVELS]
 # What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
 # each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
 SEVERAL_OUTCOMES = {
@@ -112,6 +115,35 @@ async def test_each_order_of_several_does_what_its_row_says(
                 assert books[0].bids == [(24_000, 800), (23_900, 800)]
                 assert (await client.quote(TICKER)).count == 0, "none takes them off"
                 assert not (await client.book(TICKER)).book.bids
+
+
+async def test_what_is_sequenced_is_told_before_it_is_durable_and_acked_after(
+    tmp_path: Path,
+) -> None:
+    (told, subscribe), (level, place) = LEVELS
+    disk = HeldDisk()
+    async with (
+        running_exchange(tmp_path, disk=disk) as exchange,
+        running_server(exchange) as (_, url),
+    ):
+        await exchange.list_market()
+        trader = await exchange.open_account(2, cash_usdc6=10**9)
+        async with await connect(url, trader) as client, asyncio.timeout(RUN_S):
+            # The text of our own README, which this test is about.
+            names = {"client": client, "market": TICKER}
+            notices = await eval(subscribe, names)
+            disk.hold()
+            syncs = disk.syncs
+            placing = asyncio.ensure_future(eval(place, names))
+            notice = await anext(notices)
+            assert msgspec.structs.asdict(notice)["client_id"] == 9
+            assert notice.__struct_config__.tag == told
+            assert exchange.port.ready().durable_sequence == notice.sequence - 1
+            assert disk.syncs == syncs and not placing.done()
+            disk.let_go()
+            ack = await placing
+            assert (ack.level, ack.sequence) == (level, notice.sequence)
+            assert disk.syncs > syncs
 
 
 async def test_a_market_is_called_indicated_and_uncrossed(tmp_path: Path) -> None:

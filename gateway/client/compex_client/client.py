@@ -446,6 +446,13 @@ class Client:
             Stream[m.Order](), lambda x: isinstance(x, m.Order), "account"
         )
 
+    async def sequenced(self) -> Stream[m.Sequenced]:
+        """Each command of this connection from now on, when it has its place in the order: before
+        it is durable, before its ack, and without any promise."""
+        return await self._open_stream(
+            Stream[m.Sequenced](), lambda x: isinstance(x, m.Sequenced), "sequenced"
+        )
+
     async def transfers(self) -> Stream[m.Transfer]:
         """Deposits credited, fills final in escrow, withdrawals: the account's, from now on."""
         return await self._open_stream(

@@ -14,7 +14,9 @@ Units and forms
 - A field that has a default is left out of a frame when it holds the default.
 
 Every request carries `id`, chosen by the client, and gets exactly one reply with the same `id`:
-an `ack`, a `reject` (or, to a ping, a `pong`). An order's ack precedes its fills.
+an `ack`, a `reject` (or, to a ping, a `pong`). An order's ack precedes its fills. What the engine
+did is acked when it is on the exchange's disk, which the ack's `level` says: "durable". Who
+subscribes to `sequenced` is also told, before that, when a command has its place in the order.
 Unknown fields of a request are refused, so that a misspelt `post_only` cannot trade; unknown
 fields of a reply are to be ignored, so that new ones can be added.
 """
@@ -52,6 +54,7 @@ SelfTrade: TypeAlias = Literal["cancel_taker", "cancel_maker", "cancel_both", "d
 Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" removes the level
 OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
 Status: TypeAlias = Literal["open", "halted", "closed", "call"]
+AckLevel: TypeAlias = Literal["", "durable"]
 What: TypeAlias = Literal["orders", "order", "balances", "markets"]
 MarketAction: TypeAlias = Literal["list", "halt", "resume", "close", "call", "uncross", "bands"]
 TransferKind: TypeAlias = Literal[
@@ -110,6 +113,7 @@ class Subscribe(Request, tag="subscribe"):
     - `trades`: of one market, its latest ones first, or of all markets, from now on.
     - `status`, `index`, `auction`: of one market or, without one, of all; the present state first.
     - `account`, after login: one `account_snapshot`, then the numbered private stream.
+    - `sequenced`: from now on a `sequenced` for each command of this connection.
     """
 
     channel: Text
@@ -420,7 +424,11 @@ class MarketInfo(Struct):
 
 
 class Ack(Reply, tag="ack"):
-    """The request was done; what it did is in the fields that apply to its kind."""
+    """The request was done; what it did is in the fields that apply to its kind.
+
+    `level` is how sure that is. "durable": the command is on the exchange's disk and matched, and
+    no crash undoes it. It is empty where nothing was to be kept: logins, subscriptions, queries.
+    """
 
     id: int
     sequence: int = 0  # of the command it became
@@ -443,6 +451,7 @@ class Ack(Reply, tag="ack"):
     price: str = ""  # new: the limit, also of a market order; amend: the price now
     amount: str = ""  # block, exclusive, basket: what its purchases cost, fees included
     lost_place: bool = False  # amend: it stands behind the others of its price now
+    level: AckLevel = ""
 
 
 class Reject(Reply, tag="reject"):
@@ -461,6 +470,19 @@ class Reject(Reply, tag="reject"):
     recovered: str = ""
     digest: str = ""
     nonce: str = ""
+
+
+class Sequenced(Reply, tag="sequenced"):
+    """A request's command has its place in the exchange's total order. Only on subscription.
+
+    It is no reply: the request's ack or reject follows. It promises nothing: the command is not
+    yet on the disk, and what it does is not yet known; a crash now may lose it, and then it never
+    was. `client_id` is the request's, for those that are named by one.
+    """
+
+    id: int
+    sequence: int
+    client_id: int = 0
 
 
 class Pong(Reply, tag="pong"):
@@ -630,6 +652,7 @@ ServerMessage: TypeAlias = (
     Hello
     | Ack
     | Reject
+    | Sequenced
     | Pong
     | Heartbeat
     | BookSnapshot
