@@ -189,10 +189,10 @@ class Pipeline:
         events = decode_events(array)
         batch = Batch(self._event_number + 1, array, events, replayed)
         self._event_number += len(events)
-        self._published.apply(self._matcher.state, array, events)
+        self._published.apply(self._matcher.state, events)
         self._sequencer.answered(events)
         self._expiries.published(events)
-        self._timetable.published(array, events)
+        self._timetable.published(events)
         for subscriber in self._subscribers:
             subscriber(batch)
 
