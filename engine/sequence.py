@@ -8,13 +8,14 @@ them; the head's client id names them all. Only `pipeline` calls.
 
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 from engine.clock import Clock
 from engine.port import Sequenced
 from engine.records import (
     CLIENT_ID_MAX,
     COMMAND_STRUCT,
+    EVENT_STRUCT,
     OF_SEVERAL,
     PARTS_MAX,
     Command,
@@ -29,12 +30,18 @@ from engine.rejects import Refused, Reject
 _BODY_OFFSET: Final = 16  # a command's bytes without its sequence and time
 
 
-class _Use(NamedTuple):
-    """What a client id was used for, and how that was answered (None: in flight)."""
+# What a client id was used for: sequence, answer (zeros: in flight), body. As bytes under a number,
+# because all are kept for good: of millions of tuples each would be walked by every full collection
+# of garbage, and the engine would stand still for as long.
+_USE: Final = struct.Struct("<Q64s")
+_IN_FLIGHT: Final = bytes(EVENT_STRUCT.size)
+_CLIENT_ID_BITS: Final = CLIENT_ID_MAX.bit_length()
+assert _USE.size == 8 + EVENT_STRUCT.size
 
-    body: bytes
-    sequence: int
-    answer: Event | None
+
+def _name(command: Command) -> int:
+    """A client id of an account as one number."""
+    return command.account << _CLIENT_ID_BITS | command.client_id
 
 
 def _is_deduplicated(command: Command) -> bool:
@@ -65,13 +72,22 @@ def _body(stamped: bytes) -> bytes:
     return b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts)
 
 
+def _again(use: bytes, body: bytes) -> Sequenced:
+    """The place of a command that came before. Raises Refused if that was another one."""
+    if use[_USE.size :] != body:
+        raise Refused(Reject.CLIENT_ID_REUSED)
+    first, answer = _USE.unpack_from(use)
+    answered = None if answer == _IN_FLIGHT else Event.unpack(answer)
+    return Sequenced(first, duplicate=True, answer=answered)
+
+
 class Sequencer:
     def __init__(self, clock: Clock) -> None:
         self._clock = clock
         self._last_sequence = 0
         self._last_time_ns = 0
-        self._uses: dict[tuple[int, int], _Use] = {}
-        self._in_flight: dict[int, tuple[tuple[int, int], int]] = {}
+        self._uses: dict[int, bytes] = {}
+        self._in_flight: dict[int, tuple[int, int]] = {}  # sequence -> name, kind
 
     @property
     def last_sequence(self) -> int:
@@ -98,20 +114,18 @@ class Sequencer:
             if command.client_id > CLIENT_ID_MAX:
                 raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
             body = _body(stamped)
-            use = self._uses.get((command.account, command.client_id))
-            if use is not None and use.body != body:
-                raise Refused(Reject.CLIENT_ID_REUSED)
+            use = self._uses.get(_name(command))
             if use is not None:
-                return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
+                return _again(use, body), b""
             self._remember(command, body, sequence)
         self._last_sequence = sequence + len(parts)
         self._last_time_ns = time_ns
         return Sequenced(sequence), stamped
 
     def _remember(self, command: Command, body: bytes, sequence: int) -> None:
-        key = (command.account, command.client_id)
-        self._uses[key] = _Use(body, sequence, None)
-        self._in_flight[sequence] = (key, command.kind)
+        name = _name(command)
+        self._uses[name] = _USE.pack(sequence, _IN_FLIGHT) + body
+        self._in_flight[sequence] = (name, command.kind)
 
     def answered(self, events: list[Event]) -> None:
         """Keep the answers to the client ids in flight; a rejected command frees its id."""
@@ -121,14 +135,15 @@ class Sequencer:
             waiting = self._in_flight.get(event.sequence)
             if waiting is None:
                 continue
-            key, kind = waiting
+            name, kind = waiting
             if event.kind == EventKind.CANCELLED and kind != CommandKind.CANCEL:
                 continue
             del self._in_flight[event.sequence]
             if event.kind == EventKind.REJECTED:
-                del self._uses[key]
+                del self._uses[name]
             else:
-                self._uses[key] = self._uses[key]._replace(answer=event)
+                body = self._uses[name][_USE.size :]
+                self._uses[name] = _USE.pack(event.sequence, event.pack()) + body
 
     def resume(self, commands: CommandArray) -> None:
         """Take up what the journal says was sequenced; `answered` follows with its events."""
