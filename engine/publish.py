@@ -7,6 +7,7 @@ an order that a power cut would undo. `pipeline` writes it, the port reads it.
 
 from typing import Final
 
+import msgspec
 import numpy as np
 
 from engine.book import StateArray
@@ -23,6 +24,12 @@ from engine.records import (
 _RARE: Final = int(EventKind.ACCOUNT_OPENED)  # looking a member up costs more than comparing
 NO_OWNER = bytes(20)
 NO_BALANCES = Balances(*(0,) * len(Balances._fields))
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    owners: dict[int, bytes]
+    markets: list[Market]
+    rates: list[Rates]
 
 
 class Published:
@@ -87,3 +94,20 @@ class Published:
 
     def rates(self, fee_tier: int) -> Rates:
         return self._rates[fee_tier]
+
+    def save(self) -> bytes:
+        """For a snapshot: what is not in the state, or not as quickly read."""
+        return msgspec.msgpack.encode(_Saved(self._owners, self.markets(), self._rates))
+
+    def load(self, saved: bytes, state: StateArray) -> None:
+        """What `save` gave, into a new view, and balances as the state has them.
+
+        Raises msgspec.MsgspecError.
+        """
+        found = msgspec.msgpack.decode(saved, type=_Saved)
+        self._owners = found.owners
+        self._accounts = {owner: account for account, owner in found.owners.items()}
+        self._markets = {market.instrument: market for market in found.markets}
+        self._rates = found.rates
+        used = int(state["account_high"][0]) + 1
+        self._balances[:used] = state["balances"][0, :used]

@@ -5,22 +5,23 @@ bytes, so the events and the state hash come out the same. `pipeline` starts wit
 it alone with `verify`, and `adopt` takes a journal over from another build.
 """
 
+import contextlib
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 
-from engine import journal
+from engine import journal, snapshot
 from engine.book import StateArray, new_state
-from engine.journal import BUILD, FRAME_BYTES_MAX, Disk, Frame, Journal
+from engine.journal import BEGINNING, BUILD, FRAME_BYTES_MAX, Disk, Frame, Journal, Mark
 from engine.match import execute
 from engine.outbox import OUTBOX
 from engine.records import COMMAND, EVENT, CommandArray, EventArray
-from engine.rejects import JournalError
-from engine.snapshot import state_hash
+from engine.rejects import JournalError, SnapshotError
+from engine.snapshot import Snapshot, state_hash
 
 
 class Matcher:
@@ -66,9 +67,10 @@ def warm_up() -> None:
 
 class Replayed(NamedTuple):
     sequence: int
-    events: int
+    events: int  # from the journal's beginning, or from the snapshot that stands for it
     state_hash: str
     seconds: float
+    snapshots: int  # on the way, whose states were the replay's
 
 
 def replay(directory: Path) -> Replayed:
@@ -110,23 +112,66 @@ def adopt(directory: Path, disk: Disk, build: str = BUILD) -> Adopted:
         return Adopted(replayed, writer.adopt(), build)
 
 
-def _groups(frames: Iterable[Frame]) -> Iterator[CommandArray]:
-    """The commands of all frames, of small ones many at once: one call into the kernel costs as
-    much as ten commands. A frame holds whole commands, so any number of them does."""
+def _groups(frames: Iterable[Frame], stops: Container[Mark]) -> Iterator[tuple[CommandArray, Mark]]:
+    """The commands of all frames, and the mark behind them: of small frames many at once, up to
+    each stop. One call into the kernel costs as much as ten commands."""
     bodies: list[memoryview] = []
     size = 0
+    mark = BEGINNING
     for frame in frames:
-        if size + len(frame.body) > FRAME_BYTES_MAX:
-            yield np.frombuffer(b"".join(bodies), COMMAND)
+        if size + len(frame.body) > FRAME_BYTES_MAX or mark in stops:
+            yield np.frombuffer(b"".join(bodies), COMMAND), mark
             bodies, size = [], 0
         bodies.append(frame.body)
         size += len(frame.body)
-    yield np.frombuffer(b"".join(bodies), COMMAND)
+        mark = frame.end
+    yield np.frombuffer(b"".join(bodies), COMMAND), mark
 
 
 def _replay(matcher: Matcher, directory: Path) -> Replayed:
+    """Raises JournalError also where a snapshot of this build has another state."""
     matcher.warm_up()
     begin = time.perf_counter()
-    events = sum(matcher.pass_over(commands) for commands in _groups(journal.read(directory)))
+    snapshots = _snapshots(directory)
+    after = _beginning(matcher, directory, snapshots)
+    events = agreeing = 0
+    for commands, mark in _groups(journal.read(directory, after), snapshots):
+        events += matcher.pass_over(commands)
+        kept = snapshots.get(mark)
+        if kept is not None and kept.build == BUILD:
+            if state_hash(matcher.state) != kept.state_hash:
+                raise JournalError(
+                    f"{kept.path}: has state {kept.state_hash}, the journal makes "
+                    f"{state_hash(matcher.state)} of the same commands: move the snapshot away"
+                )
+            agreeing += 1
+    sequence = int(matcher.state["sequence"][0])
     seconds = time.perf_counter() - begin
-    return Replayed(int(matcher.state["sequence"][0]), events, state_hash(matcher.state), seconds)
+    return Replayed(sequence, events, state_hash(matcher.state), seconds, agreeing)
+
+
+def _snapshots(directory: Path) -> dict[Mark, Snapshot]:
+    """Those that can be read, the oldest first."""
+    found: dict[Mark, Snapshot] = {}
+    for path in reversed(snapshot.paths(directory)):
+        with contextlib.suppress(SnapshotError):
+            kept = snapshot.read(path)
+            found[kept.mark] = kept
+    return found
+
+
+def _beginning(matcher: Matcher, directory: Path, snapshots: dict[Mark, Snapshot]) -> Mark:
+    """Where the replay begins: where the journal does or, if that is gone, at the oldest snapshot
+    that fits. Raises JournalError."""
+    oldest = journal.oldest(directory)
+    if oldest == BEGINNING:
+        return BEGINNING
+    for kept in snapshots.values():
+        with contextlib.suppress(SnapshotError):
+            if kept.mark.sequence >= oldest.sequence:
+                snapshot.load(kept, matcher.state)
+                return kept.mark
+    raise JournalError(
+        f"{directory}: the journal begins at sequence {oldest.sequence + 1}, and there is no "
+        "snapshot that can be read to begin with"
+    )

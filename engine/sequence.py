@@ -10,12 +10,12 @@ import struct
 from collections.abc import Sequence
 from typing import Final
 
+from engine.client_ids import ClientIds, body_of
 from engine.clock import Clock
 from engine.port import Sequenced
 from engine.records import (
     CLIENT_ID_MAX,
     COMMAND_STRUCT,
-    EVENT_STRUCT,
     OF_SEVERAL,
     PARTS_MAX,
     Command,
@@ -28,20 +28,7 @@ from engine.records import (
 from engine.rejects import Refused, Reject
 
 _BODY_OFFSET: Final = 16  # a command's bytes without its sequence and time
-
-
-# What a client id was used for: sequence, answer (zeros: in flight), body. As bytes under a number,
-# because all are kept for good: of millions of tuples each would be walked by every full collection
-# of garbage, and the engine would stand still for as long.
-_USE: Final = struct.Struct("<Q64s")
-_IN_FLIGHT: Final = bytes(EVENT_STRUCT.size)
-_CLIENT_ID_BITS: Final = CLIENT_ID_MAX.bit_length()
-assert _USE.size == 8 + EVENT_STRUCT.size
-
-
-def _name(command: Command) -> int:
-    """A client id of an account as one number."""
-    return command.account << _CLIENT_ID_BITS | command.client_id
+_SAVED: Final = struct.Struct("<Qq")  # last sequence, last time
 
 
 def _is_deduplicated(command: Command) -> bool:
@@ -69,16 +56,7 @@ def _body(stamped: bytes) -> bytes:
     if len(stamped) == COMMAND_STRUCT.size:
         return stamped[_BODY_OFFSET:]
     starts = range(0, len(stamped), COMMAND_STRUCT.size)
-    return b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts)
-
-
-def _again(use: bytes, body: bytes) -> Sequenced:
-    """The place of a command that came before. Raises Refused if that was another one."""
-    if use[_USE.size :] != body:
-        raise Refused(Reject.CLIENT_ID_REUSED)
-    first, answer = _USE.unpack_from(use)
-    answered = None if answer == _IN_FLIGHT else Event.unpack(answer)
-    return Sequenced(first, duplicate=True, answer=answered)
+    return body_of(b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts))
 
 
 class Sequencer:
@@ -86,8 +64,8 @@ class Sequencer:
         self._clock = clock
         self._last_sequence = 0
         self._last_time_ns = 0
-        self._uses: dict[int, bytes] = {}
-        self._in_flight: dict[int, tuple[int, int]] = {}  # sequence -> name, kind
+        self._client_ids = ClientIds()
+        self._in_flight: dict[int, Command] = {}  # by sequence: those that have a client id
 
     @property
     def last_sequence(self) -> int:
@@ -114,36 +92,35 @@ class Sequencer:
             if command.client_id > CLIENT_ID_MAX:
                 raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
             body = _body(stamped)
-            use = self._uses.get(_name(command))
+            use = self._client_ids.find(command.account, command.client_id)
+            if use is not None and use.body != body:
+                raise Refused(Reject.CLIENT_ID_REUSED)
             if use is not None:
-                return _again(use, body), b""
+                return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
             self._remember(command, body, sequence)
         self._last_sequence = sequence + len(parts)
         self._last_time_ns = time_ns
         return Sequenced(sequence), stamped
 
     def _remember(self, command: Command, body: bytes, sequence: int) -> None:
-        name = _name(command)
-        self._uses[name] = _USE.pack(sequence, _IN_FLIGHT) + body
-        self._in_flight[sequence] = (name, command.kind)
+        self._client_ids.add(command.account, command.client_id, body, sequence)
+        self._in_flight[sequence] = command
 
     def answered(self, events: list[Event]) -> None:
         """Keep the answers to the client ids in flight; a rejected command frees its id."""
         if not self._in_flight:
             return
         for event in events:
-            waiting = self._in_flight.get(event.sequence)
-            if waiting is None:
+            command = self._in_flight.get(event.sequence)
+            if command is None:
                 continue
-            name, kind = waiting
-            if event.kind == EventKind.CANCELLED and kind != CommandKind.CANCEL:
+            if event.kind == EventKind.CANCELLED and command.kind != CommandKind.CANCEL:
                 continue
             del self._in_flight[event.sequence]
             if event.kind == EventKind.REJECTED:
-                del self._uses[name]
+                self._client_ids.forget(command.account, command.client_id)
             else:
-                body = self._uses[name][_USE.size :]
-                self._uses[name] = _USE.pack(event.sequence, event.pack()) + body
+                self._client_ids.answer(command.account, command.client_id, event)
 
     def resume(self, commands: CommandArray) -> None:
         """Take up what the journal says was sequenced; `answered` follows with its events."""
@@ -156,3 +133,15 @@ class Sequencer:
                 size = COMMAND_STRUCT.size
                 records = stamped[i * size : (i + 1 + command.parts) * size]
                 self._remember(command, _body(records), command.sequence)
+
+    def save(self) -> bytes:
+        """For a snapshot; nothing may be in flight."""
+        assert not self._in_flight, "every command has one terminal event"
+        return _SAVED.pack(self._last_sequence, self._last_time_ns) + self._client_ids.save()
+
+    def load(self, saved: bytes) -> None:
+        """What `save` gave, into a new sequencer. Raises ValueError for anything else."""
+        if len(saved) < _SAVED.size:
+            raise ValueError("a sequencer's section is too short")
+        self._last_sequence, self._last_time_ns = _SAVED.unpack_from(saved)
+        self._client_ids.load(saved[_SAVED.size :])
