@@ -8,6 +8,7 @@ import argparse
 import asyncio
 import contextlib
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -318,6 +319,10 @@ async def _serve(directory: Path, settings: Any) -> int:
         asyncio.get_running_loop().add_signal_handler(name, stop.set)
     with Steps() as steps:
         node = await Node.open(directory, settings, SystemClock(), progress=steps.step)
+    # What a start has made stays: walking it again in each full collection of garbage would stop
+    # the event loop for most of a tenth of a second.
+    gc.collect()
+    gc.freeze()
     console.print(f"page, health   {node.url}  {node.url}/ready")
     console.print(f"websocket      {node.websocket_url}")
     console.print(f"chain          {node.rpc_url or 'embedded, in process'}")
