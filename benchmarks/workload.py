@@ -29,6 +29,7 @@ from engine.records import (
     Side,
     TimeInForce,
     command_array,
+    decode_events,
 )
 from engine.replay import Matcher
 from engine.snapshot import state_hash
@@ -155,8 +156,9 @@ def _parts(seed: int, count: int, shape: Shape) -> Iterator[CommandArray]:
         yield part
         first += len(part)
         for events in matcher.match(part):
-            for event in events[events["kind"] == EventKind.ACCEPTED]:
-                draw.remember(int(event["account"]), int(event["order_id"]))
+            for event in decode_events(events):
+                if event.kind == EventKind.ACCEPTED:
+                    draw.remember(event.account, event.order_id)
         pending = [draw.command() for _ in range(min(left, DRAWN_AT_ONCE))]
         left -= len(pending)
 

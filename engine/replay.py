@@ -7,7 +7,7 @@ it alone with `verify`, and `adopt` takes a journal over from another build.
 
 import contextlib
 import time
-from collections.abc import Iterator
+from collections.abc import Container, Iterable, Iterator
 from contextlib import closing
 from pathlib import Path
 from typing import NamedTuple
@@ -16,10 +16,10 @@ import numpy as np
 
 from engine import journal, snapshot
 from engine.book import StateArray, new_state
-from engine.journal import BEGINNING, BUILD, Disk, Journal, Mark
+from engine.journal import BEGINNING, BUILD, FRAME_BYTES_MAX, Disk, Frame, Journal, Mark
 from engine.match import execute
 from engine.outbox import OUTBOX
-from engine.records import COMMAND, CommandArray, EventArray
+from engine.records import COMMAND, EVENT, CommandArray, EventArray
 from engine.rejects import JournalError, SnapshotError
 from engine.snapshot import Snapshot, state_hash
 
@@ -43,11 +43,21 @@ class Matcher:
 
         commands: shape (n,), dtype COMMAND, sequences consecutive from the state's + 1.
         """
+        for count in self._execute(commands):
+            # As bytes: numpy copies records whose fields share bytes one field after the other.
+            yield np.frombuffer(self._outbox["events"][0, :count].tobytes(), EVENT)
+
+    def pass_over(self, commands: CommandArray) -> int:
+        """The same for who wants the state alone; how many events there were."""
+        return sum(self._execute(commands))
+
+    def _execute(self, commands: CommandArray) -> Iterator[int]:
+        """The number of events in the outbox, each time it is full and at the end."""
         assert len(commands) == 0 or commands["sequence"][0] == self.state["sequence"][0] + 1
         done = 0
         while done < len(commands):
             done = execute(self.state, commands, done, self._outbox)
-            yield self._outbox["events"][0, : int(self._outbox["count"][0])].copy()
+            yield int(self._outbox["count"][0])
 
 
 def warm_up() -> None:
@@ -102,6 +112,22 @@ def adopt(directory: Path, disk: Disk, build: str = BUILD) -> Adopted:
         return Adopted(replayed, writer.adopt(), build)
 
 
+def _groups(frames: Iterable[Frame], stops: Container[Mark]) -> Iterator[tuple[CommandArray, Mark]]:
+    """The commands of all frames, and the mark behind them: of small frames many at once, up to
+    each stop. One call into the kernel costs as much as ten commands."""
+    bodies: list[memoryview] = []
+    size = 0
+    mark = BEGINNING
+    for frame in frames:
+        if size + len(frame.body) > FRAME_BYTES_MAX or mark in stops:
+            yield np.frombuffer(b"".join(bodies), COMMAND), mark
+            bodies, size = [], 0
+        bodies.append(frame.body)
+        size += len(frame.body)
+        mark = frame.end
+    yield np.frombuffer(b"".join(bodies), COMMAND), mark
+
+
 def _replay(matcher: Matcher, directory: Path) -> Replayed:
     """Raises JournalError also where a snapshot of this build has another state."""
     matcher.warm_up()
@@ -109,9 +135,9 @@ def _replay(matcher: Matcher, directory: Path) -> Replayed:
     snapshots = _snapshots(directory)
     after = _beginning(matcher, directory, snapshots)
     events = agreeing = 0
-    for frame in journal.read(directory, after):
-        events += sum(len(part) for part in matcher.match(frame.commands))
-        kept = snapshots.get(frame.end)
+    for commands, mark in _groups(journal.read(directory, after), snapshots):
+        events += matcher.pass_over(commands)
+        kept = snapshots.get(mark)
         if kept is not None and kept.build == BUILD:
             if state_hash(matcher.state) != kept.state_hash:
                 raise JournalError(

@@ -103,10 +103,10 @@ class Replica:
         events = decode_events(array)
         batch = Batch(self.event_number + 1, array, events, replayed)
         self.event_number += len(events)
-        self.published.apply(self.matcher.state, array, events)
+        self.published.apply(self.matcher.state, events)
         self.sequencer.answered(events)
         self.expiries.published(events)
-        self.timetable.published(array, events)
+        self.timetable.published(events)
         for listener in self._listeners:
             listener.subscriber(batch)
 

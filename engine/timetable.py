@@ -16,7 +16,6 @@ from engine.records import (
     Command,
     CommandKind,
     Event,
-    EventArray,
     EventKind,
     ListingFlag,
 )
@@ -32,6 +31,7 @@ _STEPS: Final = (
 )
 # After these a market in a call would uncross at another price.
 _CHANGES: Final = (EventKind.ACCEPTED, EventKind.CANCELLED, EventKind.AMENDED)
+_MARKETS: Final = int(EventKind.MARKET_LISTED)  # looking a member up costs more than comparing
 _CALL, _UNCROSS, _CLOSE, _INDICATE = range(len(_STEPS))
 
 
@@ -80,14 +80,12 @@ class Timetable:
                 commands.append(call)
         return commands
 
-    def published(self, array: EventArray, events: list[Event]) -> None:
-        """array, events: the same consecutive events. O(events) only where a market is called."""
-        if not self._calls and not (array["kind"] >= EventKind.MARKET_LISTED).any():
-            return  # the many
+    def published(self, events: list[Event]) -> None:
+        """Consecutive events."""
         for event in events:
-            if event.kind >= EventKind.MARKET_LISTED:
+            if event.kind >= _MARKETS:
                 self._market_event(event)
-            elif event.kind in _CHANGES and event.instrument in self._calls:
+            elif self._calls and event.kind in _CHANGES and event.instrument in self._calls:
                 self._changed(event)
 
     def _market_event(self, event: Event) -> None:

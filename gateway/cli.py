@@ -10,6 +10,7 @@ import asyncio
 import contextlib
 import faulthandler
 import fcntl
+import gc
 import json
 import os
 import shutil
@@ -351,6 +352,10 @@ async def _serve(directory: Path, settings: Any) -> int:
     faulthandler.register(signal.SIGUSR1)  # where each thread stands, for a node that hangs
     with Steps() as steps:
         node = await Node.open(directory, settings, SystemClock(), progress=steps.step)
+    # What a start has made stays: walking it again in each full collection of garbage would stop
+    # the event loop for most of a tenth of a second.
+    gc.collect()
+    gc.freeze()
     console.print(f"page, health   {node.url}  {node.url}/ready")
     console.print(f"websocket      {node.websocket_url}")
     console.print(f"chain          {node.rpc_url or 'embedded, in process'}")
