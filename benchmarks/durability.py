@@ -13,6 +13,7 @@ beside it the same bytes written and synced in the same blocks, in files made th
 acks: see `acks`. The target is set against the disk's own p99 of a write with its sync.
 replay: a journal back to its state, from the page cache, in full frames and in ones as small as
 they are when trading is quiet; beside it reading the same files. Its parts are measured alone.
+snapshot, pause: see `snapshots`.
 """
 
 import argparse
@@ -27,9 +28,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
 
+import uvloop
 from rich.console import Console
 from rich.table import Table
 
+from benchmarks import snapshots
 from benchmarks.acks import Delays, Engine, bare
 from benchmarks.match_all import TABLE_COLUMNS, machine
 from benchmarks.workload import opening, order_flow
@@ -58,6 +61,10 @@ SMALL_FRAME: Final = 8
 QUICK_DIVISOR: Final = 50
 APPEND_PER_SECOND_MIN: Final = 1_000_000
 ACK_P99_MAX: Final = 2.0  # in p99s of the disk's own write and sync
+SNAPSHOT_ORDERS: Final = 1_000_000
+SNAPSHOT_SECONDS_MAX: Final = 1.0
+PAUSE_ORDERS: Final = 100_000
+PAUSE_MS_MAX: Final = 5.0
 REPLAY_PER_SECOND_MIN: Final = 3_000_000
 
 
@@ -298,7 +305,64 @@ def percentile_us(ascending_ns: Sequence[int], percent: int) -> float:
     return ascending_ns[-(-len(ascending_ns) * percent // 100) - 1] / 1000
 
 
-SECTIONS: Final = ("journal", "acks", "replay", "replay-small")
+class SnapshotSection:
+    """A state of many resting orders to a file and back."""
+
+    def __init__(self, directory: Path, orders: int) -> None:
+        self._directory = directory
+        self._orders = orders
+        self._state = snapshots.state_of(snapshots.resting(orders))
+        assert self._state["open_orders"][0] == orders
+        self._rounds = Rounds()
+
+    def round(self, number: int) -> None:
+        for name, seconds in snapshots.timed(self._directory, self._state, number)._asdict().items():
+            self._rounds.add(name, seconds)
+
+    def rows(self) -> list[Row]:
+        return [
+            Row(
+                f"snapshot of {self._orders:,} resting orders, {name}",
+                self._rounds.median(name),
+                "s",
+                self._rounds.median(f"bare_{name}"),
+                self._rounds.ratio(name, f"bare_{name}"),
+                f"at most {SNAPSHOT_SECONDS_MAX:g} s",
+                self._rounds.median(name) <= SNAPSHOT_SECONDS_MAX,
+            )
+            for name in ("written", "loaded")
+        ]
+
+
+class PauseSection:
+    """What an engine feels of a snapshot that is made of its journal."""
+
+    def __init__(self, directory: Path, orders: int) -> None:
+        self._directory = directory / "journal"
+        snapshots.write_journal(self._directory, snapshots.resting(orders))
+        self._rounds = Rounds()
+
+    def round(self, number: int) -> None:
+        del number  # a process cannot be measured before it is there
+        found = uvloop.run(snapshots.pauses(self._directory))
+        self._rounds.add("beside", found.beside)
+        self._rounds.add("alone", found.alone)
+
+    def rows(self) -> list[Row]:
+        return [
+            Row(
+                "event loop late at most, while a snapshot is made",
+                self._rounds.median("beside"),
+                "ms",
+                self._rounds.median("alone"),
+                self._rounds.ratio("beside", "alone"),
+                f"at most {PAUSE_MS_MAX:g} ms",
+                self._rounds.median("beside") <= PAUSE_MS_MAX,
+            )
+        ]
+
+
+SECTIONS: Final = ("journal", "acks", "replay", "replay-small", "snapshot", "pause")
 
 
 def _section(name: str, directory: Path, scale: int, runs: int) -> Section:
@@ -308,6 +372,10 @@ def _section(name: str, directory: Path, scale: int, runs: int) -> Section:
         return AcksSection(directory, scale, runs)
     if name == "replay":
         return ReplaySection(directory, REPLAYED // scale, FRAME_COMMANDS_MAX)
+    if name == "snapshot":
+        return SnapshotSection(directory, SNAPSHOT_ORDERS // scale)
+    if name == "pause":
+        return PauseSection(directory, PAUSE_ORDERS // scale)
     return ReplaySection(directory, REPLAYED_SMALL // scale, SMALL_FRAME)
 
 
