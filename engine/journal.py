@@ -27,6 +27,7 @@ import hashlib
 import os
 import shlex
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -65,10 +66,11 @@ class Disk(Protocol):
 
     def create(self, path: Path, size: int) -> int: ...
     def open(self, path: Path) -> int: ...
-    def write(self, fd: int, data: bytes, offset: int) -> None: ...
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None: ...
     def sync(self, fd: int) -> None: ...
     def close(self, fd: int) -> None: ...
     def free_bytes(self, directory: Path) -> int: ...
+    def rename(self, path: Path, to: Path) -> None: ...
 
 
 class SystemDisk:
@@ -89,7 +91,7 @@ class SystemDisk:
     def open(self, path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def write(self, fd: int, data: bytes, offset: int) -> None:
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(fd, view, offset)
@@ -109,6 +111,11 @@ class SystemDisk:
         found = os.statvfs(directory)
         return found.f_bavail * found.f_frsize
 
+    def rename(self, path: Path, to: Path) -> None:
+        """Durable on return."""
+        path.rename(to)
+        _sync_directory(to.parent)
+
 
 def _sync_directory(directory: Path) -> None:
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -127,10 +134,23 @@ def _make_directory(directory: Path) -> None:
     _sync_directory(directory.parent)
 
 
+class Mark(NamedTuple):
+    """A place between two frames: the sequence before it, and the digest of the frame that ends
+    there."""
+
+    sequence: int
+    chain: bytes
+
+
 class Frame(NamedTuple):
     offset: int  # in its segment
     first_sequence: int
     commands: CommandArray  # shape (n,), dtype COMMAND
+    digest: bytes
+
+    @property
+    def end(self) -> Mark:
+        return Mark(self.first_sequence + len(self.commands) - 1, self.digest)
 
 
 class Header(NamedTuple):
@@ -152,6 +172,7 @@ class _Place(NamedTuple):
 
 
 _ORIGIN: Final = _Place(0, 1, bytes(_DIGEST_BYTES))
+BEGINNING: Final = Mark(0, _ORIGIN.chain)
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -271,7 +292,7 @@ def _parse_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
         if (found.first_sequence, found.chain) != (place.sequence, place.chain):
             break
         commands = np.frombuffer(found.body, COMMAND)
-        frames.append(Frame(place.offset, found.first_sequence, commands))
+        frames.append(Frame(place.offset, found.first_sequence, commands, found.digest))
         place = _Place(found.end, place.sequence + len(commands), found.digest)
     torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
     damage = _damage(data, place, is_last)
@@ -324,26 +345,84 @@ def _is_unborn(path: Path) -> bool:
         raise DiskFailed(f"{path}: cannot be read: {error}") from error
 
 
-def scan(directory: Path) -> Iterator[Segment]:
+def scan(directory: Path, after: Mark = BEGINNING) -> Iterator[Segment]:
     """Every segment in order up to a damaged one, without writing anything.
 
-    Raises JournalError where a header is not one that continues the journal.
+    From the one on that the mark lies in; without a mark, from the journal's beginning. Raises
+    JournalError where a header is not one that continues the journal, or what is before the mark
+    is not what the mark says.
     """
-    place = _ORIGIN
     paths, unborn = segments(directory)
+    place = _ORIGIN
+    if after != BEGINNING:
+        if not paths:
+            raise JournalError(f"{directory}: no segment is left of this journal")
+        paths = paths[_holding(paths, after.sequence + 1) :]
+        header = _parse_header(paths[0], _read_file(paths[0]))
+        place = _Place(0, header.first_sequence, header.chain)
     for path in paths:
         segment = _read_segment(path, place, path == paths[-1] and unborn is None)
+        if path == paths[0]:
+            _check_mark(segment, after)
         yield segment
         if segment.damage:
             return
         place = _Place(segment.end, segment.next_sequence, segment.next_chain)
 
 
-def read(directory: Path) -> Iterator[Frame]:
-    """Every frame in order, without writing anything. Raises JournalError."""
-    for segment in scan(directory):
+def first_sequence(path: Path) -> int:
+    """Of a segment, by its name."""
+    return int(path.stem)
+
+
+def _holding(paths: list[Path], sequence: int) -> int:
+    """Which segment the sequence is in, or would be; 0 if it is before all of them."""
+    return max(bisect_right(paths, sequence, key=first_sequence) - 1, 0)
+
+
+def _check_mark(segment: Segment, mark: Mark) -> None:
+    """Raises JournalError unless a frame of this journal ends at the mark."""
+    begin = Mark(segment.header.first_sequence - 1, segment.header.chain)
+    if mark != begin and mark not in {frame.end for frame in segment.frames}:
+        raise JournalError(
+            f"{segment.path}: no frame with digest {mark.chain.hex()} ends at sequence "
+            f"{mark.sequence}: this journal does not continue from there"
+        )
+
+
+def check_mark(directory: Path, mark: Mark) -> None:
+    """Raises JournalError unless the journal goes on from there, or ends there."""
+    next(scan(directory, mark), None)
+
+
+def read(directory: Path, after: Mark = BEGINNING) -> Iterator[Frame]:
+    """Every frame in order behind the mark, without writing anything. Raises JournalError."""
+    for segment in scan(directory, after):
         segment.check()
-        yield from segment.frames
+        yield from _behind(segment, after)
+
+
+def _behind(segment: Segment, mark: Mark) -> Iterator[Frame]:
+    return (frame for frame in segment.frames if frame.first_sequence > mark.sequence)
+
+
+def oldest(directory: Path) -> Mark:
+    """The mark before all that is still there: BEGINNING, unless `retire` was called."""
+    paths, _ = segments(directory)
+    if not paths or first_sequence(paths[0]) == 1:
+        return BEGINNING
+    header = _parse_header(paths[0], _read_file(paths[0]))
+    return Mark(header.first_sequence - 1, header.chain)
+
+
+def retire(directory: Path, before: int) -> list[Path]:
+    """Remove the segments that hold nothing from sequence `before` on; the oldest first, so that
+    a crash leaves a journal without a gap. What was removed."""
+    paths, _ = segments(directory)
+    retired = paths[: _holding(paths, before)]
+    for path in retired:
+        path.unlink()
+    return retired
 
 
 class Journal:
@@ -360,7 +439,7 @@ class Journal:
 
         A segment takes at least one frame, however small `segment_bytes` is.
         """
-        self._directory = directory
+        self.directory: Final = directory
         self._disk = disk
         self._segment_bytes = segment_bytes
         self._build = build
@@ -370,28 +449,28 @@ class Journal:
         self._place = _ORIGIN
         self._failed = ""
 
-    def recover(self, *, adopting: bool = False) -> Iterator[Frame]:
-        """Cut the torn tail, then every frame in order; after them `append` may follow.
+    def recover(self, after: Mark = BEGINNING, *, adopting: bool = False) -> Iterator[Frame]:
+        """Cut the torn tail, then every frame behind the mark; after them `append` may follow.
 
         Raises JournalError, with nothing written when the last segment is another build's; unless
         it is for `adopt`, which must then come before `append`.
         """
-        paths, unborn = segments(self._directory)
+        paths, unborn = segments(self.directory)
         if paths:
             self._last_build = _parse_header(paths[-1], _read_file(paths[-1])).build
         if self._last_build != self._build and not adopting:
-            where = shlex.quote(str(self._directory))
+            where = shlex.quote(str(self.directory))
             raise OtherBuild(
                 f"{paths[-1]}: of build {self._last_build}, this is build {self._build}, which may "
                 "make another state of the same commands; nothing was written; to go on with this "
                 f"build: compex journal adopt {where}"
             )
         try:
-            for segment in scan(self._directory):
+            for segment in scan(self.directory, after):
                 segment.check()
                 if segment.path == paths[-1]:
                     self._reopen(segment)
-                yield from segment.frames
+                yield from _behind(segment, after)
             if unborn is not None:
                 unborn.unlink()
             if not paths:
@@ -428,7 +507,7 @@ class Journal:
         return before
 
     def _next_path(self) -> Path:
-        return self._directory / f"{self._place.sequence:020d}.cxj"
+        return self.directory / f"{self._place.sequence:020d}.cxj"
 
     def _start_segment(self) -> None:
         place = self._place
@@ -474,7 +553,7 @@ class Journal:
 
     def free_bytes(self) -> int:
         """Where the journal is. Raises OSError. Blocks, as every call of a disk may."""
-        return self._disk.free_bytes(self._directory)
+        return self._disk.free_bytes(self.directory)
 
     def close(self) -> None:
         """Give the directory to the next writer. Closing twice is harmless."""

@@ -96,6 +96,11 @@ def command_line() -> argparse.ArgumentParser:
     replay.add_argument("--verify", action="store_true", help="check the state's invariants, too")
     replay.set_defaults(run=_replay)
 
+    snapshot = commands.add_parser("snapshot", help="keep the state, so that a start is quick")
+    _takes_journal(snapshot)
+    snapshot.add_argument("--background", action="store_true", help="let everything else go first")
+    snapshot.set_defaults(run=_snapshot)
+
     journal = commands.add_parser("journal", help="look into a journal, or take it over")
     actions = journal.add_subparsers(required=True, metavar="action")
     inspect = actions.add_parser("inspect", help="print it as text; also while a node writes")
@@ -120,15 +125,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     market.add_argument("action", choices=("list", "halt", "resume", "call", "uncross", "close"))
     market.add_argument("symbol")
-    market.add_argument("--url", default="ws://127.0.0.1:8765/ws")
-    market.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    _takes_administrator(market)
     market.set_defaults(run=_market)
 
     tier = commands.add_parser("tier", help="a wallet's tier of fees (administrator)")
     tier.add_argument("wallet", help="its address")
     tier.add_argument("tier", type=int, help="from 0; the rates are in the node's settings")
-    tier.add_argument("--url", default="ws://127.0.0.1:8765/ws")
-    tier.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    _takes_administrator(tier)
     tier.set_defaults(run=_tier)
     return parser
 
@@ -143,6 +146,12 @@ def _takes_journal(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a node's directory, or its journal's",
     )
+
+
+def _takes_administrator(parser: argparse.ArgumentParser) -> None:
+    """What the commands have alike that ask a running node as its administrator."""
+    parser.add_argument("--url", default="ws://127.0.0.1:8765/ws")
+    parser.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
@@ -394,7 +403,24 @@ def _replay(options: argparse.Namespace) -> int:
     console.print(f"state hash  {found.state_hash}")
     if options.verify:
         console.print("invariants  all hold")
+    console.print(f"snapshots   {found.snapshots} agree")
     console.print(f"seconds     {found.seconds:.3f}")
+    return 0
+
+
+def _snapshot(options: argparse.Namespace) -> int:
+    from gateway.snapshots import take
+
+    if options.background:
+        os.nice(19)
+    taken = take(_journal(options.dir))
+    if taken is None:
+        console.print("nothing new since the last snapshot")
+        return 0
+    console.print(f"sequence    {taken.mark.sequence}")
+    console.print(f"events      {taken.event_number}")
+    console.print(f"state hash  {taken.state_hash}")
+    console.print(f"bytes       {taken.path.stat().st_size}")
     return 0
 
 

@@ -97,6 +97,15 @@ class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
         FreeBytes,
         Meta(description="with fewer, only cancels are taken; less than free_bytes_low"),
     ] = SpaceMarks().too_low_bytes
+    snapshot_commands: Annotated[
+        int,
+        Meta(ge=0, description="a snapshot after this many commands; 0: none is made by itself"),
+    ] = 250_000
+    snapshots_kept: Annotated[int, Meta(ge=1, le=1_000, description="the newest so many stay")] = 2
+    history: Annotated[
+        bool,
+        Meta(description="false: what is older than the snapshots that stay is removed for good"),
+    ] = True
 
 
 class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
@@ -158,7 +167,8 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         Meta(description="what trading costs; set at start for orders that come from then on"),
     ] = FeeSettings()
     journal: Annotated[
-        JournalSettings, Meta(description="room for what is taken, on the disk of the directory")
+        JournalSettings,
+        Meta(description="what a start begins with, what is kept, and room for more"),
     ] = JournalSettings()
     database: Annotated[DatabaseSettings, Meta(description="the ledger's database")] = (
         DatabaseSettings()
