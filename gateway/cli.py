@@ -126,15 +126,13 @@ def command_line() -> argparse.ArgumentParser:
     )
     market.add_argument("action", choices=("list", "halt", "resume", "call", "uncross", "close"))
     market.add_argument("symbol")
-    market.add_argument("--url", default="ws://127.0.0.1:8765/ws")
-    market.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    _takes_administrator(market)
     market.set_defaults(run=_market)
 
     tier = commands.add_parser("tier", help="a wallet's tier of fees (administrator)")
     tier.add_argument("wallet", help="its address")
     tier.add_argument("tier", type=int, help="from 0; the rates are in the node's settings")
-    tier.add_argument("--url", default="ws://127.0.0.1:8765/ws")
-    tier.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    _takes_administrator(tier)
     tier.set_defaults(run=_tier)
     return parser
 
@@ -149,6 +147,12 @@ def _takes_journal(parser: argparse.ArgumentParser) -> None:
         metavar="DIR",
         help="a node's directory, or its journal's",
     )
+
+
+def _takes_administrator(parser: argparse.ArgumentParser) -> None:
+    """What the commands have alike that ask a running node as its administrator."""
+    parser.add_argument("--url", default="ws://127.0.0.1:8765/ws")
+    parser.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:

@@ -27,7 +27,7 @@ from engine.records import (
 )
 from engine.rejects import JournalError, Refused, Reject
 from engine.replay import verify
-from tests.disks import FailingDisk, HeldDisk
+from tests.disks import FailingDisk, FillingDisk, HeldDisk
 
 START_NS = 1_795_219_200_000_000_000
 TICK_SECONDS = 0.02
@@ -333,9 +333,10 @@ async def test_accounts_may_open_in_any_order(tmp_path: Path) -> None:
 
 
 async def test_a_restart_replays_to_the_same_state_and_the_same_answers(tmp_path: Path) -> None:
+    disk = FillingDisk(1 << 40)  # says the same at both times
     flow = list(decode_commands(order_flow(12, 3000)))
     ids = [c for c in flow if c.kind == CommandKind.NEW_ORDER and c.client_id]
-    async with running(tmp_path) as (pipeline, heard):
+    async with running(tmp_path, disk) as (pipeline, heard):
         for command in flow:
             pipeline.submit(command)
         await pipeline.settled()
@@ -345,7 +346,7 @@ async def test_a_restart_replays_to_the_same_state_and_the_same_answers(tmp_path
         money = [pipeline.balances(account) for account in range(70)]
         ready = pipeline.ready()
     assert all(a.duplicate and a.answer is not None for a in answers.values())
-    async with running(tmp_path) as (pipeline, again):
+    async with running(tmp_path, disk) as (pipeline, again):
         assert pipeline.state_hash() == state
         assert again.events == heard.events
         assert all(batch.replayed for batch in again.batches)
