@@ -316,7 +316,9 @@ class SnapshotSection:
         self._rounds = Rounds()
 
     def round(self, number: int) -> None:
-        for name, seconds in snapshots.timed(self._directory, self._state, number)._asdict().items():
+        for name, seconds in (
+            snapshots.timed(self._directory, self._state, number)._asdict().items()
+        ):
             self._rounds.add(name, seconds)
 
     def rows(self) -> list[Row]:

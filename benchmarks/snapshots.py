@@ -160,7 +160,9 @@ class Pauses(NamedTuple):
     alone: float  # for as long a time without one
 
 
-async def _latest(engine: Pipeline, ids: "itertools.count[int]", until: Callable[[], bool]) -> float:
+async def _latest(
+    engine: Pipeline, ids: "itertools.count[int]", until: Callable[[], bool]
+) -> float:
     """The worst of all ticks, in seconds, with an order every few."""
     loop, worst = asyncio.get_running_loop(), 0.0
     order = Command(
@@ -190,7 +192,7 @@ async def pauses(directory: Path) -> Pauses:
     ids = itertools.count(1 << 40 | time.time_ns() >> 20 & 0xFFFFFFFF)
     words = [sys.executable, "-m", "gateway.cli", "snapshot", "--background", str(directory)]
     begin = time.perf_counter()
-    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)
+    process = subprocess.Popen(words, stdout=subprocess.DEVNULL)  # noqa: ASYNC220 before the ticks
     beside = await _latest(engine, ids, lambda: process.poll() is not None)
     assert process.returncode == 0
     seconds = time.perf_counter() - begin

@@ -38,9 +38,8 @@ from typing import Final, NamedTuple, Protocol
 import numpy as np
 
 from engine.kernel import build_hash
-from engine.port import DiskFailed, OtherBuild
 from engine.records import COMMAND, LAYOUT_VERSION, PARTS_MAX, READABLE_LAYOUTS, CommandArray
-from engine.rejects import DamagedJournal, JournalError
+from engine.rejects import DamagedJournal, DiskFailed, JournalError, OtherBuild
 
 FORMAT_VERSION: Final = 3
 READABLE_FORMATS: Final = (2, 3)

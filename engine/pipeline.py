@@ -22,8 +22,6 @@ import numpy as np
 from engine.clock import Clock
 from engine.journal import FRAME_COMMANDS_MAX, Journal
 from engine.port import (
-    DiskNearlyFull,
-    EngineBroken,
     Keeper,
     Market,
     Rates,
@@ -33,7 +31,7 @@ from engine.port import (
     Subscriber,
 )
 from engine.records import COMMAND, Balances, Command, CommandKind
-from engine.rejects import JournalError, Refused, Reject
+from engine.rejects import EngineBroken, JournalError, Refused, Reject
 from engine.replica import Replica
 from engine.snapshot import state_hash
 from engine.space import Space
@@ -114,7 +112,7 @@ class Pipeline:
         if not lessens and not self._replica.has_room():
             raise Refused(Reject.BUSY)
         if not lessens and self._space.state == "too_low":
-            raise DiskNearlyFull
+            raise Refused(Reject.DISK_NEARLY_FULL)
         self._expire()
         return self._sequence(command, parts)
 

@@ -8,7 +8,6 @@ from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from engine.records import Balances, Command, Event, EventArray
-from engine.rejects import JournalError, Refused, Reject
 
 JournalSpace: TypeAlias = Literal["enough", "low", "too_low"]
 MARK_BYTES_MIN: Final = 32 << 20  # of free bytes: the journal's next two segments
@@ -81,26 +80,6 @@ class Readiness(NamedTuple):
     journal_space: JournalSpace = "enough"
 
 
-class DiskFailed(JournalError):
-    """The journal's disk failed or is full. It is not asked again: a retry would lie."""
-
-
-class OtherBuild(JournalError):
-    """The journal is another build's, and nothing was written; it must be adopted first."""
-
-
-class EngineBroken(JournalError):
-    """Something broke while commands were matched or told; nothing after it can be trusted. The
-    journal has everything before it."""
-
-
-class DiskNearlyFull(Refused):
-    """BUSY, because the journal's space is too low for anything but cancels."""
-
-    def __init__(self) -> None:
-        super().__init__(Reject.BUSY)
-
-
 class Subscriber(Protocol):
     """Called with each batch, in order; must not block and must not raise."""
 
@@ -157,7 +136,7 @@ class Port(Source, Protocol):
         A client id of the head names head and parts together. Raises Refused (BUSY, STOPPED,
         CLIENT_ID_REUSED, CLIENT_ID_OUT_OF_RANGE, INVALID_FIELD for a number its field cannot hold,
         UNKNOWN_COMMAND for a part alone, TOO_MANY_LEGS beyond PARTS_MAX, INVALID_LEGS for records
-        that are no head and its parts; DiskNearlyFull, a BUSY, for what is no cancel while the
+        that are no head and its parts; DISK_NEARLY_FULL for what is no cancel while the
         journal's space is too low) with nothing changed. Everything else is answered by the
         command's one terminal event.
         """

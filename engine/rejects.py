@@ -87,6 +87,7 @@ class Reject(IntEnum):
     TOO_MANY_CAPACITIES = 6006
     BOOK_FULL = 6007
     TOO_MANY_QUOTERS = 6008
+    DISK_NEARLY_FULL = 6009
 
 
 WORDS: Final[dict[Reject, str]] = {
@@ -162,6 +163,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.TOO_MANY_CAPACITIES: "the exchange holds as many declared capacities as it can",
     Reject.BOOK_FULL: "the exchange holds as many price levels as it can",
     Reject.TOO_MANY_QUOTERS: "the exchange holds the quotes of as many accounts as it can",
+    Reject.DISK_NEARLY_FULL: "the journal's disk is nearly full; only cancels are taken",
 }
 assert set(WORDS) == set(Reject), "every number has its words"
 
@@ -172,7 +174,11 @@ class CompexError(Exception):
     CompexError
     ├── Refused             a command was not sequenced; nothing changed
     ├── JournalError        the journal cannot be read or written
-    │   └── DamagedJournal  bytes in the middle are not what was written
+    │   ├── DamagedJournal  bytes in the middle are not what was written
+    │   ├── DiskFailed      its disk failed or is full; it is not asked again
+    │   ├── OtherBuild      it is another build's and must be adopted first
+    │   └── EngineBroken    something broke behind it; nothing after that can be trusted
+    ├── SnapshotError       a snapshot cannot be written, or not be gone on from
     └── CatalogError        the catalog or a symbol is not valid
     """
 
@@ -193,8 +199,20 @@ class DamagedJournal(JournalError):
     pass
 
 
+class DiskFailed(JournalError):
+    """A retry would lie: a disk that failed to sync may have forgotten what it was given."""
+
+
+class OtherBuild(JournalError):
+    """Nothing was written."""
+
+
+class EngineBroken(JournalError):
+    """The journal has everything before it."""
+
+
 class SnapshotError(CompexError):
-    """A snapshot cannot be written, or is not one that this build can go on from."""
+    """A start does without it, or takes an older one."""
 
 
 class CatalogError(CompexError):

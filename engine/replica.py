@@ -29,7 +29,7 @@ from engine.records import (
     decode_commands,
     decode_events,
 )
-from engine.rejects import JournalError, SnapshotError
+from engine.rejects import DamagedJournal, JournalError, SnapshotError
 from engine.replay import Matcher
 from engine.sequence import Sequencer
 from engine.snapshot import Snapshot
@@ -127,7 +127,7 @@ class Replica:
                 continue
             return found.mark
         if begin != BEGINNING:
-            raise JournalError(
+            raise DamagedJournal(
                 f"{directory}: the journal begins at sequence {begin.sequence + 1}, and there is "
                 "no snapshot to go on from: restore a snapshot or the segments before it"
             )

@@ -274,7 +274,8 @@ def _read(file: BufferedReader, snapshot: Snapshot, name: str) -> bytes:
 
 def _read_into(file: BufferedReader, snapshot: Snapshot, name: str, rows: Rows) -> None:
     """The same without a copy: into rows that lie one after the other."""
-    section = snapshot.sections[_STATE_PREFIX + name]
+    name = _STATE_PREFIX + name
+    section = snapshot.sections[name]
     target = rows.reshape(-1).view(np.uint8).data
     file.seek(section.offset)
     if len(target) != section.length or file.readinto(target) != section.length:

@@ -7,8 +7,7 @@ started again. `cli` ends with them; README and `compex up --help` list them.
 from enum import IntEnum
 from typing import Final
 
-from engine.port import DiskFailed, EngineBroken, OtherBuild
-from engine.rejects import DamagedJournal
+from engine.rejects import DamagedJournal, DiskFailed, EngineBroken, OtherBuild
 
 
 class Ending(IntEnum):

@@ -10,13 +10,14 @@ from typing import Final
 
 from compex_client import messages as m
 
+from engine.rejects import Reject
 from gateway.wire import FRAME_BYTES_MAX
 
 NS_PER_S: Final = 1_000_000_000
 NS_PER_MS: Final = 1_000_000
-BUSY_RETRY_MS: Final = 50  # about ten journal commits
+# When to try again what the engine refused: after about ten commits, when a person has made room.
+RETRY_MS: Final = {Reject.BUSY: 50, Reject.DISK_NEARLY_FULL: 5_000}
 PENDING_REPEATS_MAX: Final = 1 << 16  # requests that wait for a command of another request
-DISK_RETRY_MS: Final = 5_000  # until a person has made room
 
 DEFAULT_LIMITS: Final = m.Limits(
     requests_per_s=1_000,

@@ -17,18 +17,16 @@ from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
 
 from engine.catalog import Catalog
-from engine.port import DiskNearlyFull, Port
+from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
 from gateway.feed import EVERY_MARKET, OWN_COMMANDS, Feed, Topic
-from gateway.health import SPACE_WARNINGS
 from gateway.limits import (
-    BUSY_RETRY_MS,
     DEFAULT_LIMITS,
-    DISK_RETRY_MS,
     PENDING_REPEATS_MAX,
+    RETRY_MS,
     Outbox,
     TokenBucket,
 )
@@ -317,14 +315,9 @@ class Session:
         """Sequence a command; its answer comes later. False if it was refused, which is told."""
         try:
             sequenced = self._desk.port.submit(command, parts)
-        except DiskNearlyFull:
-            self._busy(request, SPACE_WARNINGS["too_low"], DISK_RETRY_MS)
-            return False
         except Refused as refused:
-            if refused.reject is Reject.BUSY:
-                self._busy(request)
-            else:
-                self._reply(wire.reject_message(request.id, refused.reject))
+            retry_ms = RETRY_MS.get(refused.reject, 0)
+            self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
             return False
         if sequenced.duplicate and sequenced.answer is None and not self._desk.pending.has_room:
             self._busy(request)  # of the repeated request nothing was sequenced
@@ -339,11 +332,9 @@ class Session:
             self._desk.pending.wait(sequenced.sequence, asked, command.account, client_id)
         return True
 
-    def _busy(
-        self, request: m.ClientMessage, detail: str = "", retry_ms: int = BUSY_RETRY_MS
-    ) -> None:
-        busy = wire.reject_message(request.id, Reject.BUSY, detail=detail, retry_ms=retry_ms)
-        self._reply(busy)
+    def _busy(self, request: m.ClientMessage) -> None:
+        retry_ms = RETRY_MS[Reject.BUSY]
+        self._reply(wire.reject_message(request.id, Reject.BUSY, retry_ms=retry_ms))
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""

@@ -56,8 +56,10 @@ class Snapshots:
     async def run(self) -> None:
         """Until cancelled. What fails is logged, and tried again when as much more has come."""
         while self._settings.snapshot_commands:
-            durable = self._engine.ready().durable_sequence
-            if durable - self._last_sequence >= self._settings.snapshot_commands:
+            ready = self._engine.ready()
+            durable, has_space = ready.durable_sequence, ready.journal_space == "enough"
+            # What is left of a disk that fills up is the journal's.
+            if durable - self._last_sequence >= self._settings.snapshot_commands and has_space:
                 self._last_sequence = durable
                 await self._make()
             await asyncio.sleep(LOOK_SECONDS)

@@ -8,7 +8,7 @@ import shutil
 import signal
 import socket
 import subprocess
-from collections.abc import AsyncGenerator, Generator
+from collections.abc import AsyncGenerator, Callable, Generator
 from contextlib import AsyncExitStack, asynccontextmanager
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -16,7 +16,7 @@ from typing import Final, NamedTuple
 import pytest
 from compex_client import Disconnected, connect
 
-from engine import journal
+from engine import journal, snapshot
 from engine.journal import Journal, SystemDisk
 from gateway.ending import Ending
 from tests.passable import passable_directory
@@ -202,6 +202,43 @@ async def test_a_damaged_segment(traded: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (typing.directory / "damaged.cxj").exists()
 
 
+async def booked(typing: Terminal) -> None:
+    """A start has the ledger book all that it did not before the node was stopped; without that a
+    snapshot of it is of no use."""
+    await typing.up(*UP)
+    await typing.type("kill -TERM $(cat .compex.lock)")
+
+
+async def test_a_damaged_snapshot(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with terminal(traded, monkeypatch) as typing:
+        await booked(typing)
+        await typing.type("uv run compex snapshot")
+        [path] = snapshot.paths(typing.home / "journal")
+        with path.open("r+b") as file:
+            file.seek(snapshot.read(path).sections["state.orders"].offset)
+            file.write(b"\xff")
+        seen, done = blocks("A snapshot is lost or damaged", "console")
+        await typing.type_all(seen)
+        await typing.type_all(done)
+
+
+async def test_a_lost_snapshot_without_history(
+    traded: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with terminal(traded, monkeypatch) as typing:
+        await booked(typing)
+        path = typing.home / "journal"
+        in_small_segments(path)
+        await typing.type("uv run compex snapshot")
+        [taken] = snapshot.paths(path)
+        assert journal.retire(path, snapshot.sequence_of(taken) + 1)
+        (typing.directory / "backup").mkdir()
+        shutil.move(taken, typing.directory / "backup")
+        seen, done = blocks("And the history before it was removed", "console")
+        await typing.type_all(seen)
+        await typing.type_all(done)
+
+
 async def test_a_stuck_node(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with terminal(traded, monkeypatch) as typing:
         await typing.up(*UP)
@@ -214,15 +251,24 @@ async def test_a_stuck_node(traded: Path, monkeypatch: pytest.MonkeyPatch) -> No
         assert stuck.process.returncode == -signal.SIGKILL
 
 
-def rewrite_as_another_builds(directory: Path) -> None:
-    """The same commands, as another build would have left them."""
+def rewrite(directory: Path, new: Callable[[Path], Journal]) -> None:
+    """The same frames, by another writer."""
     frames = [frame.commands.tobytes() for frame in journal.read(directory)]
     shutil.rmtree(directory)
-    old = Journal(directory, SystemDisk(), build=OTHER_BUILD)
-    assert list(old.recover()) == []
+    writer = new(directory)
+    assert list(writer.recover()) == []
     for commands in frames:
-        old.append(commands)
-    old.close()
+        writer.append(commands)
+    writer.close()
+
+
+def rewrite_as_another_builds(directory: Path) -> None:
+    rewrite(directory, lambda path: Journal(path, SystemDisk(), build=OTHER_BUILD))
+
+
+def in_small_segments(directory: Path) -> None:
+    """One frame in each."""
+    rewrite(directory, lambda path: Journal(path, SystemDisk(), segment_bytes=1 << 7))
 
 
 async def test_an_upgrade(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -243,6 +289,8 @@ def test_every_block_of_the_page_is_typed_by_a_test() -> None:
         "And is nearly full": 1,
         "The disk is full, or fails": 1,
         "A segment is damaged": 2,
+        "A snapshot is lost or damaged": 2,
+        "And the history before it was removed": 2,
         "A node is stuck": 2,
         "An upgrade": 3,
         "Every queue between a socket and the disk": 0,

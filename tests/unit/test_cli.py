@@ -12,8 +12,14 @@ import pytest
 
 from engine.journal import Journal, SystemDisk
 from engine.kernel import build_hash
-from engine.port import DiskFailed, EngineBroken, OtherBuild
-from engine.rejects import CompexError, DamagedJournal, JournalError
+from engine.rejects import (
+    CompexError,
+    DamagedJournal,
+    DiskFailed,
+    EngineBroken,
+    JournalError,
+    OtherBuild,
+)
 from engine.replay import verify
 from gateway.cli import DEMO_MARK, main, owning
 from gateway.ending import WORDS, Ending, ending_of

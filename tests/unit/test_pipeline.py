@@ -14,7 +14,7 @@ from engine import journal
 from engine.clock import ScriptedClock
 from engine.journal import FRAME_COMMANDS_MAX, Disk, Journal, SystemDisk
 from engine.pipeline import QUEUE_COMMANDS_MAX, Pipeline
-from engine.port import Batch, DiskFailed, EngineBroken, Market
+from engine.port import Batch, Market
 from engine.records import (
     Balances,
     Command,
@@ -25,7 +25,7 @@ from engine.records import (
     Side,
     decode_commands,
 )
-from engine.rejects import JournalError, Refused, Reject
+from engine.rejects import DiskFailed, EngineBroken, JournalError, Refused, Reject
 from engine.replay import verify
 from tests.disks import FailingDisk, FillingDisk, HeldDisk
 

@@ -14,9 +14,9 @@ from compex_client import messages as m
 from engine.clock import ScriptedClock
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import SPACE_SECONDS, Pipeline
-from engine.port import DiskNearlyFull, JournalSpace, SpaceMarks
+from engine.port import JournalSpace, SpaceMarks
 from engine.records import Command, CommandKind
-from engine.rejects import Reject
+from engine.rejects import Refused, Reject
 from engine.space import Space
 from gateway.health import Health
 from tests.disks import FillingDisk
@@ -92,10 +92,11 @@ async def test_below_the_second_mark_orders_are_refused_by_number_and_cancels_ta
 
         [refused] = buyer.say(m.New(5, TICKER, "buy", "1", "1", client_id=5))
         assert isinstance(refused, m.Reject)
-        assert (refused.id, refused.code) == (5, Reject.BUSY)
+        assert (refused.id, refused.code) == (5, Reject.DISK_NEARLY_FULL)
         assert "disk is nearly full" in refused.message and refused.retry_ms > 0
         [refused] = buyer.say(m.Quote(6, TICKER, [("1", "1")]))
-        assert isinstance(refused, m.Reject) and refused.code == Reject.BUSY
+        assert isinstance(refused, m.Reject)
+        assert refused.code == Reject.DISK_NEARLY_FULL
         assert exchange.port.ready().last_sequence == last, "refused before sequencing"
 
         buyer.say(m.Cancel(7, client_id=2))
@@ -120,8 +121,9 @@ async def test_a_start_on_a_disk_that_is_nearly_full_refuses_from_the_first_orde
     disk = FillingDisk(MARKS.too_low_bytes - 1)
     pipeline = Pipeline(Journal(tmp_path, disk), ScriptedClock(START_NS))
     await pipeline.start()
-    with pytest.raises(DiskNearlyFull):
+    with pytest.raises(Refused) as refused:
         pipeline.submit(Command(kind=CommandKind.OPEN_ACCOUNT, account=1, order_id=1 << 40))
+    assert refused.value.reject == Reject.DISK_NEARLY_FULL
     pipeline.submit(Command(kind=CommandKind.CANCEL_ALL, account=1))
     await pipeline.settled()
     await pipeline.close()

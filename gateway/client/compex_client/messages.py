@@ -466,7 +466,7 @@ class Reject(Reply, tag="reject"):
     reason: str
     message: str
     field: str | None
-    retry_ms: int = 0  # RATE_LIMITED and BUSY: when to try again
+    retry_ms: int = 0  # RATE_LIMITED, BUSY and DISK_NEARLY_FULL: when to try again
     recovered: str = ""
     digest: str = ""
     nonce: str = ""
