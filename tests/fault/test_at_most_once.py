@@ -11,7 +11,6 @@ import asyncio
 import errno
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-
 from itertools import islice
 from pathlib import Path
 from random import Random
@@ -169,7 +168,9 @@ def check(directory: Path, story: Story) -> None:
                     orders[event.client_id] = event.order_id
                 elif event.kind == EventKind.WITHDRAWAL_RESERVED:
                     withdrawn_usdc6 += event.amount_usdc6
-    placed = {n: story.acks[n].order_id for n, sent in story.sent.items() if isinstance(sent, m.New)}
+    placed = {
+        n: story.acks[n].order_id for n, sent in story.sent.items() if isinstance(sent, m.New)
+    }
     assert orders == placed
     withdrawals = len(story.sent) - len(placed)
     assert withdrawn_usdc6 == withdrawals * CENT_USDC6

@@ -37,8 +37,12 @@ class Account:
     locked_usdc6: int = 0
 
     def check(self) -> None:
-        assert min(self.pending_usdc6, self.escrow_usdc6, self.leaving_usdc6, self.locked_usdc6) >= 0
-        assert self.pending_usdc6 + self.escrow_usdc6 + self.leaving_usdc6 <= self.cash_usdc6, "spent more than it has"
+        assert (
+            min(self.pending_usdc6, self.escrow_usdc6, self.leaving_usdc6, self.locked_usdc6) >= 0
+        )
+        assert self.pending_usdc6 + self.escrow_usdc6 + self.leaving_usdc6 <= self.cash_usdc6, (
+            "spent more than it has"
+        )
         assert self.locked_usdc6 <= self.bond_usdc6, "locked more bond than it has"
 
 
@@ -51,8 +55,11 @@ class Capacity:
     sold_lots: int = 0
 
     def check(self) -> None:
+        promised_lots = self.held_lots + self.sold_lots
         assert self.held_lots >= 0 and self.sold_lots >= 0
-        assert self.held_lots + self.sold_lots <= self.declared_lots, "promised more than there is"
+        # A void names amounts, not a fill. Where nothing bought can be sold again it may take from
+        # one purchase what was another's.
+        assert not promised_lots or promised_lots <= self.declared_lots, "promised more than it has"
 
 
 @dataclass
@@ -84,7 +91,7 @@ class Auditor:
             if number in self.accounts:
                 self.accounts[number].check()
         total = sum(account.cash_usdc6 + account.bond_usdc6 for account in self.accounts.values())
-        assert total == self.deposited_usdc6 - self.left_usdc6, "money came from nowhere or went there"
+        assert total == self.deposited_usdc6 - self.left_usdc6, "money is made or lost"
 
     def _money(self, event: Event) -> None:
         # What would be nobody's shows in the sum over everybody.
@@ -133,18 +140,24 @@ class Auditor:
         resold = bool(event.reason & FillNote.RESOLD)
         notional = event.price_ticks * event.qty_lots
         self.accounts[buyer].pending_usdc6 += sign * (notional + notional * fee_ppm // PPM)
-        self.capacities[buyer | LEASE, event.instrument].declared_lots += sign * event.qty_lots
+        bought = self.capacities[buyer | LEASE, event.instrument]
+        bought.declared_lots += sign * event.qty_lots
         sold_from = self.capacities[seller | LEASE * resold, event.instrument]
         sold_from.sold_lots += sign * event.qty_lots
+        bought.check()
         if not resold:
-            self.accounts[seller].locked_usdc6 += sign * self.bonds[event.instrument] * event.qty_lots
+            self.accounts[seller].locked_usdc6 += (
+                sign * self.bonds[event.instrument] * event.qty_lots
+            )
         self.accounts[buyer].check()
         self.accounts[seller].check()
 
     def _lots(self, event: Event, resale: bool) -> None:
         match event.kind:
             case EventKind.CAPACITY_DECLARED:
-                self.capacities[event.account, event.instrument].declared_lots = event.qty_lots
+                declared = self.capacities[event.account, event.instrument]
+                declared.declared_lots = event.qty_lots
+                declared.check()
             case EventKind.ACCEPTED:
                 owner = event.account | LEASE * resale
                 sells = event.side == Side.SELL
@@ -160,8 +173,6 @@ class Auditor:
                 self._change(event.order_id, -event.qty_lots)
             case _:
                 pass
-        for capacity in self.capacities.values():
-            capacity.check()
 
     def _change(self, order_id: int, lots: int) -> None:
         order = self.orders[order_id]
@@ -169,6 +180,7 @@ class Auditor:
         assert order.left_lots >= 0, "an order gave more than it had"
         if order.capacity is not None:
             order.capacity.held_lots += lots
+            order.capacity.check()
         if order.left_lots == 0:
             del self.orders[order_id]
 
@@ -179,12 +191,20 @@ class Auditor:
             row = Balances(*state["balances"][0, number].tolist())
             assert min(row) >= 0
             total += sum(row)
-            spendable = account.cash_usdc6 - account.pending_usdc6 - account.escrow_usdc6 - account.leaving_usdc6
+            spendable = (
+                account.cash_usdc6
+                - account.pending_usdc6
+                - account.escrow_usdc6
+                - account.leaving_usdc6
+            )
             assert row.free_usdc6 + row.held_usdc6 == spendable, number
             assert row.pending_usdc6 == account.pending_usdc6, number
             assert row.escrow_usdc6 == account.escrow_usdc6, number
             assert row.leaving_usdc6 == account.leaving_usdc6, number
-            assert row.bond_free_usdc6 + row.bond_held_usdc6 == account.bond_usdc6 - account.locked_usdc6
+            assert (
+                row.bond_free_usdc6 + row.bond_held_usdc6
+                == account.bond_usdc6 - account.locked_usdc6
+            )
             assert row.bond_locked_usdc6 == account.locked_usdc6, number
         assert total == self.deposited_usdc6 - self.left_usdc6, "money in the engine"
 
@@ -198,4 +218,3 @@ class Auditor:
             found = tuple(int(row[name]) for name in LOTS)
             meant = capacity.declared_lots, capacity.held_lots, capacity.sold_lots
             assert found == meant, f"capacity {key:x}: {found}, meant {meant}"
-
