@@ -5,6 +5,7 @@ book then. Invariant: before a command is sequenced, every order whose time has 
 command in the order before it. Only `pipeline` calls. Adding and taking are O(log n).
 """
 
+import msgspec
 from sortedcontainers import SortedList
 
 from engine.records import SECOND_NS, Command, CommandKind, Event, EventKind, TimeInForce
@@ -48,3 +49,14 @@ class Expiries:
             del self._expiry_s[order_id]
             commands.append(Command(kind=CommandKind.EXPIRE, account=account, order_id=order_id))
         return commands
+
+    def save(self) -> bytes:
+        """For a snapshot; nothing may be in flight."""
+        assert not self._accepted_at, "every command has one terminal event"
+        return msgspec.msgpack.encode(list(self._times))
+
+    def load(self, saved: bytes) -> None:
+        """What `save` gave, into a new schedule. Raises msgspec.MsgspecError."""
+        times = msgspec.msgpack.decode(saved, type=list[tuple[int, int, int]])
+        self._times.update(times)
+        self._expiry_s.update((order_id, expiry_s) for expiry_s, order_id, _ in times)

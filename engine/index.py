@@ -22,9 +22,12 @@ from bisect import bisect_left
 from collections import defaultdict, deque
 from collections.abc import Iterable, Sequence
 from math import lcm
-from typing import Final, NamedTuple
+from typing import ClassVar, Final, NamedTuple
+
+import msgspec
 
 from engine.catalog import Catalog
+from engine.port import Batch
 from engine.records import Event, EventKind, Side
 
 PARTITIONS: Final = 12
@@ -77,11 +80,19 @@ class IndexValue(NamedTuple):
     inputs_root: bytes
 
 
+class _Saved(msgspec.Struct, array_like=True):
+    next_number: int | None
+    products: dict[int, int]
+    prints: dict[int, list[Print]]
+
+
 class SpotIndex:
     """Feed it every event in order with `apply`; ask `values` at any time.
 
     `partition_ns` is five minutes; a demonstration that cannot wait makes it shorter.
     """
+
+    name: ClassVar[str] = "index/1"  # of what a snapshot keeps for it
 
     def __init__(self, catalog: Catalog, partition_ns: int = HOUR_PARTITION_NS) -> None:
         assert partition_ns > 0
@@ -92,6 +103,25 @@ class SpotIndex:
         self._next_number: int | None = None
         self._answer_end_ns = -1
         self._answer: list[IndexValue] = []
+
+    def on_batch(self, batch: Batch) -> None:
+        """The engine's subscriber."""
+        self.apply(batch.events, batch.first_number)
+
+    def save(self) -> bytes:
+        """For a snapshot."""
+        prints = {product: list(found) for product, found in self._prints.items()}
+        return msgspec.msgpack.encode(
+            _Saved(self._next_number, self._product_by_instrument, prints)
+        )  # fmt: skip
+
+    def load(self, saved: bytes) -> None:
+        """What `save` gave, into a new index. Raises msgspec.MsgspecError."""
+        found = msgspec.msgpack.decode(saved, type=_Saved)
+        self._next_number = found.next_number
+        self._product_by_instrument = found.products
+        for product, prints in found.prints.items():
+            self._prints[product] = deque(prints, maxlen=PRINTS_PER_SERIES_MAX)
 
     def apply(self, events: list[Event], first_number: int) -> None:
         """Take in consecutive events; the first one has the number `first_number`."""

@@ -29,6 +29,7 @@ import hashlib
 import os
 import shlex
 import struct
+from bisect import bisect_right
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final, NamedTuple, Protocol
@@ -67,9 +68,10 @@ class Disk(Protocol):
 
     def create(self, path: Path, size: int) -> int: ...
     def open(self, path: Path) -> int: ...
-    def write(self, fd: int, data: bytes, offset: int) -> None: ...
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None: ...
     def sync(self, fd: int) -> None: ...
     def close(self, fd: int) -> None: ...
+    def rename(self, path: Path, to: Path) -> None: ...
 
 
 class SystemDisk:
@@ -90,7 +92,7 @@ class SystemDisk:
     def open(self, path: Path) -> int:
         return os.open(path, os.O_RDWR | os.O_CLOEXEC)
 
-    def write(self, fd: int, data: bytes, offset: int) -> None:
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         view = memoryview(data)
         while view:
             written = os.pwrite(fd, view, offset)
@@ -104,6 +106,11 @@ class SystemDisk:
 
     def close(self, fd: int) -> None:
         os.close(fd)
+
+    def rename(self, path: Path, to: Path) -> None:
+        """Durable on return."""
+        path.rename(to)
+        _sync_directory(to.parent)
 
 
 def _sync_directory(directory: Path) -> None:
@@ -123,10 +130,23 @@ def _make_directory(directory: Path) -> None:
     _sync_directory(directory.parent)
 
 
+class Mark(NamedTuple):
+    """A place between two frames: the sequence before it, and the digest of the frame that ends
+    there."""
+
+    sequence: int
+    chain: bytes
+
+
 class Frame(NamedTuple):
     offset: int  # in its segment
     first_sequence: int
     commands: CommandArray  # shape (n,), dtype COMMAND
+    digest: bytes
+
+    @property
+    def end(self) -> Mark:
+        return Mark(self.first_sequence + len(self.commands) - 1, self.digest)
 
 
 class Header(NamedTuple):
@@ -149,6 +169,7 @@ class _Place(NamedTuple):
 
 
 _ORIGIN: Final = _Place(0, 1, bytes(_DIGEST_BYTES))
+BEGINNING: Final = Mark(0, _ORIGIN.chain)
 
 
 def _digest(*parts: bytes) -> bytes:
@@ -274,7 +295,7 @@ def _parse_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
         if (found.first_sequence, found.chain) != (place.sequence, place.chain):
             break
         commands = np.frombuffer(found.body, COMMAND)
-        frames.append(Frame(place.offset, found.first_sequence, commands))
+        frames.append(Frame(place.offset, found.first_sequence, commands, found.digest))
         place = _Place(found.end, place.sequence + len(commands), found.digest)
     torn = max(len(data.rstrip(b"\0")) - place.offset, 0)
     damage = _damage(data, place, is_last)
@@ -329,26 +350,84 @@ def _is_unborn(path: Path) -> bool:
         raise JournalError(f"{path}: cannot be read: {error}") from error
 
 
-def scan(directory: Path) -> Iterator[Segment]:
+def scan(directory: Path, after: Mark = BEGINNING) -> Iterator[Segment]:
     """Every segment in order up to a damaged one, without writing anything.
 
-    Raises JournalError where a header is not one that continues the journal.
+    From the one on that the mark lies in; without a mark, from the journal's beginning. Raises
+    JournalError where a header is not one that continues the journal, or what is before the mark
+    is not what the mark says.
     """
-    place = _ORIGIN
     paths, unborn = segments(directory)
+    place = _ORIGIN
+    if after != BEGINNING:
+        if not paths:
+            raise JournalError(f"{directory}: no segment is left of this journal")
+        paths = paths[_holding(paths, after.sequence + 1) :]
+        header = _parse_header(paths[0], _read_file(paths[0]))
+        place = _Place(0, header.first_sequence, header.chain)
     for path in paths:
         segment = _read_segment(path, place, path == paths[-1] and unborn is None)
+        if path == paths[0]:
+            _check_mark(segment, after)
         yield segment
         if segment.damage:
             return
         place = _Place(segment.end, segment.next_sequence, segment.next_chain)
 
 
-def read(directory: Path) -> Iterator[Frame]:
-    """Every frame in order, without writing anything. Raises JournalError."""
-    for segment in scan(directory):
+def first_sequence(path: Path) -> int:
+    """Of a segment, by its name."""
+    return int(path.stem)
+
+
+def _holding(paths: list[Path], sequence: int) -> int:
+    """Which segment the sequence is in, or would be; 0 if it is before all of them."""
+    return max(bisect_right(paths, sequence, key=first_sequence) - 1, 0)
+
+
+def _check_mark(segment: Segment, mark: Mark) -> None:
+    """Raises JournalError unless a frame of this journal ends at the mark."""
+    begin = Mark(segment.header.first_sequence - 1, segment.header.chain)
+    if mark != begin and mark not in {frame.end for frame in segment.frames}:
+        raise JournalError(
+            f"{segment.path}: no frame with digest {mark.chain.hex()} ends at sequence "
+            f"{mark.sequence}: this journal does not continue from there"
+        )
+
+
+def check_mark(directory: Path, mark: Mark) -> None:
+    """Raises JournalError unless the journal goes on from there, or ends there."""
+    next(scan(directory, mark), None)
+
+
+def read(directory: Path, after: Mark = BEGINNING) -> Iterator[Frame]:
+    """Every frame in order behind the mark, without writing anything. Raises JournalError."""
+    for segment in scan(directory, after):
         segment.check()
-        yield from segment.frames
+        yield from _behind(segment, after)
+
+
+def _behind(segment: Segment, mark: Mark) -> Iterator[Frame]:
+    return (frame for frame in segment.frames if frame.first_sequence > mark.sequence)
+
+
+def oldest(directory: Path) -> Mark:
+    """The mark before all that is still there: BEGINNING, unless `retire` was called."""
+    paths, _ = segments(directory)
+    if not paths or first_sequence(paths[0]) == 1:
+        return BEGINNING
+    header = _parse_header(paths[0], _read_file(paths[0]))
+    return Mark(header.first_sequence - 1, header.chain)
+
+
+def retire(directory: Path, before: int) -> list[Path]:
+    """Remove the segments that hold nothing from sequence `before` on; the oldest first, so that
+    a crash leaves a journal without a gap. What was removed."""
+    paths, _ = segments(directory)
+    retired = paths[: _holding(paths, before)]
+    for path in retired:
+        path.unlink()
+    return retired
 
 
 class Journal:
@@ -366,7 +445,7 @@ class Journal:
         A segment takes at least one frame, however small `segment_bytes` is.
         """
         assert segment_bytes < 1 << 32, "a header states it in four bytes"
-        self._directory = directory
+        self.directory: Final = directory
         self._disk = disk
         self._segment_bytes = segment_bytes
         self._build = build
@@ -376,28 +455,28 @@ class Journal:
         self._place = _ORIGIN
         self._failed = ""
 
-    def recover(self, *, adopting: bool = False) -> Iterator[Frame]:
-        """Cut the torn tail, then every frame in order; after them `append` may follow.
+    def recover(self, after: Mark = BEGINNING, *, adopting: bool = False) -> Iterator[Frame]:
+        """Cut the torn tail, then every frame behind the mark; after them `append` may follow.
 
         Raises JournalError, with nothing written when the last segment is another build's; unless
         it is for `adopt`, which must then come before `append`.
         """
-        paths, unborn = segments(self._directory)
+        paths, unborn = segments(self.directory)
         if paths:
             self._last_build = _parse_header(paths[-1], _read_file(paths[-1])).build
         if self._last_build != self._build and not adopting:
-            where = shlex.quote(str(self._directory))
+            where = shlex.quote(str(self.directory))
             raise JournalError(
                 f"{paths[-1]}: of build {self._last_build}, this is build {self._build}, which may "
                 "make another state of the same commands; nothing was written; to go on with this "
                 f"build: compex journal adopt {where}"
             )
         try:
-            for segment in scan(self._directory):
+            for segment in scan(self.directory, after):
                 segment.check()
                 if segment.path == paths[-1]:
                     self._reopen(segment)
-                yield from segment.frames
+                yield from _behind(segment, after)
             if unborn is not None:
                 unborn.unlink()
             if not paths:
@@ -434,7 +513,7 @@ class Journal:
         return before
 
     def _next_path(self) -> Path:
-        return self._directory / f"{self._place.sequence:020d}.cxj"
+        return self.directory / f"{self._place.sequence:020d}.cxj"
 
     def _start_segment(self) -> None:
         place = self._place

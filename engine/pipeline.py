@@ -20,25 +20,12 @@ from typing import Final
 import numpy as np
 
 from engine.clock import Clock
-from engine.expiry import Expiries
 from engine.journal import FRAME_COMMANDS_MAX, Journal
-from engine.port import Batch, Market, Rates, Readiness, Sequenced, Subscriber
-from engine.publish import Published
-from engine.records import (
-    COMMAND,
-    Balances,
-    Command,
-    CommandKind,
-    EventArray,
-    TimeInForce,
-    decode_commands,
-    decode_events,
-)
+from engine.port import Keeper, Market, Rates, Readiness, Sequenced, Subscriber
+from engine.records import COMMAND, Balances, Command, CommandKind
 from engine.rejects import JournalError, Refused, Reject
-from engine.replay import Matcher
-from engine.sequence import Sequencer
+from engine.replica import Replica
 from engine.snapshot import state_hash
-from engine.timetable import Timetable
 
 QUEUE_COMMANDS_MAX: Final = 1 << 16
 # Taken even while a subscriber is far behind: they only lessen what is at risk.
@@ -55,33 +42,33 @@ class Pipeline:
 
     def __init__(self, journal: Journal, clock: Clock) -> None:
         self._journal = journal
-        self._sequencer = Sequencer(clock)
-        self._expiries = Expiries()
-        self._timetable = Timetable()
-        self._matcher = Matcher()
-        self._subscribers: list[Subscriber] = []
-        self._rooms: list[Callable[[], bool]] = []
+        self._replica = replica = Replica(clock)
+        self._sequencer = replica.sequencer
+        self._expiries = replica.expiries
+        self._timetable = replica.timetable
+        self._published = replica.published
         self._stop_listeners: list[Callable[[str], None]] = []
         self._queue: deque[bytes] = deque()  # whole commands, each of one record or several
         self._queued_bytes = 0
         self._arrived = asyncio.Event()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._published_sequence = 0
-        self._event_number = 0
+        self._started_from = 0
         self._stopped = "not started"
         self._closed = False
-        self._published = Published()
         self._worker: asyncio.Task[None] | None = None
         self._keeper: asyncio.Task[None] | None = None
         self._writer = ThreadPoolExecutor(1, "journal")
 
-    # 1. start: what the journal holds is matched and published again
+    # 1. start: what the journal holds is matched and published again, from a snapshot on
 
     async def start(self) -> None:
-        """Replay the journal to every subscriber, then take commands. Raises JournalError."""
-        self._matcher.warm_up()
+        """Replay the journal to every subscriber, then take commands.
+
+        What a snapshot holds is left out where everybody can do without. Raises JournalError.
+        """
         try:
-            await self._replay()
+            await self._recover()
         except JournalError as error:
             self._stopped = str(error)
             raise
@@ -89,14 +76,12 @@ class Pipeline:
         self._worker = asyncio.create_task(self._run(), name="pipeline")
         self._keeper = asyncio.create_task(self._keep_time(), name="expiry")
 
-    async def _replay(self) -> None:
-        for frame in self._journal.recover():
-            self._sequencer.resume(frame.commands)
-            mortal = frame.commands[frame.commands["time_in_force"] == TimeInForce.GTT]
-            for command in decode_commands(mortal):
-                self._expiries.sequenced(command, command.sequence)
-            for part in self._matcher.match(frame.commands):
-                self._publish(part, replayed=True)
+    async def _recover(self) -> None:
+        self._replica.matcher.warm_up()
+        mark = self._replica.restore(self._journal.directory)
+        self._published_sequence = self._started_from = mark.sequence
+        for frame in self._journal.recover(mark):
+            self._replica.follow(frame)
             self._published_sequence = self._sequencer.last_sequence
             await asyncio.sleep(0)  # subscribers with queues drain them meanwhile
 
@@ -108,13 +93,10 @@ class Pipeline:
         if self._queued_bytes >= QUEUE_COMMANDS_MAX * COMMAND.itemsize:
             raise Refused(Reject.BUSY)
         lessens = command.kind in LESSENING or _pulls_quotes(command, parts)
-        if not lessens and not self._has_room():
+        if not lessens and not self._replica.has_room():
             raise Refused(Reject.BUSY)
         self._expire()
         return self._sequence(command, parts)
-
-    def _has_room(self) -> bool:
-        return all(room() for room in self._rooms)
 
     def _sequence(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
         sequenced, stamped = self._sequencer.sequence(command, parts)
@@ -170,10 +152,10 @@ class Pipeline:
         loop = asyncio.get_running_loop()
         durable = loop.run_in_executor(self._writer, self._journal.append, group)
         commands = np.frombuffer(group, COMMAND)
-        parts = list(self._matcher.match(commands))
+        parts = list(self._replica.match(commands))
         await durable
         for part in parts:
-            self._publish(part, replayed=False)
+            self._replica.publish(part, replayed=False)
         if not self._stopped:
             self._expire()  # what one command could not finish goes on
         self._published_sequence = int(commands["sequence"][-1])
@@ -182,18 +164,7 @@ class Pipeline:
             if not waiter.done():
                 waiter.set_result(None)
 
-    # 4. publish: durable and matched, in order, to everybody
-
-    def _publish(self, array: EventArray, *, replayed: bool) -> None:
-        events = decode_events(array)
-        batch = Batch(self._event_number + 1, array, events, replayed)
-        self._event_number += len(events)
-        self._published.apply(self._matcher.state, array, events)
-        self._sequencer.answered(events)
-        self._expiries.published(events)
-        self._timetable.published(array, events)
-        for subscriber in self._subscribers:
-            subscriber(batch)
+    # 4. when the journal fails, or the end comes
 
     def _fail(self, reason: str) -> None:
         self._stop(reason)
@@ -231,10 +202,19 @@ class Pipeline:
 
     # the rest of the port
 
-    def subscribe(self, subscriber: Subscriber, has_room: Callable[[], bool] | None = None) -> None:
-        self._subscribers.append(subscriber)
-        if has_room is not None:
-            self._rooms.append(has_room)
+    def subscribe(
+        self,
+        subscriber: Subscriber,
+        has_room: Callable[[], bool] | None = None,
+        *,
+        keeper: Keeper | None = None,
+        heard: Callable[[], int] | None = None,
+    ) -> None:
+        self._replica.subscribe(subscriber, has_room, keeper=keeper, heard=heard)
+
+    def heard(self) -> int:
+        """The last event that no start will ask the journal for, if there is a snapshot of it."""
+        return self._replica.heard()
 
     async def settled(self) -> None:
         last = self._sequencer.last_sequence
@@ -268,10 +248,11 @@ class Pipeline:
         return Readiness(
             last_sequence=self._sequencer.last_sequence,
             durable_sequence=self._published_sequence,
-            event_number=self._event_number,
+            event_number=self._replica.event_number,
             stopped=self._stopped,
-            has_room=self._has_room(),
+            has_room=self._replica.has_room(),
+            started_from=self._started_from,
         )
 
     def state_hash(self) -> str:
-        return state_hash(self._matcher.state)
+        return state_hash(self._replica.matcher.state)

@@ -5,7 +5,7 @@ every event exactly once, in order, and only after the command behind it is dura
 """
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 from engine.records import Balances, Command, Event, EventArray
 
@@ -52,6 +52,7 @@ class Readiness(NamedTuple):
     """For `/ready`: `stopped` is empty while commands are taken, else the reason in words.
 
     `has_room` is false while only cancels are taken, because a subscriber is far behind.
+    `started_from` is the last sequence in the snapshot that the start began with; 0: none.
     """
 
     last_sequence: int
@@ -59,6 +60,7 @@ class Readiness(NamedTuple):
     event_number: int
     stopped: str
     has_room: bool = True
+    started_from: int = 0
 
 
 class Subscriber(Protocol):
@@ -67,7 +69,49 @@ class Subscriber(Protocol):
     def __call__(self, batch: Batch, /) -> None: ...
 
 
-class Port(Protocol):
+class Keeper(Protocol):
+    """A subscriber's memory of all events so far, which a snapshot keeps for it."""
+
+    name: ClassVar[str]  # at most 40 letters, with the version of what is saved: of another
+    # version nothing is given back
+
+    def save(self) -> bytes:
+        """Called between two commands."""
+        ...
+
+    def load(self, saved: bytes) -> None:
+        """What `save` gave, before the first batch. Raises ValueError or msgspec.MsgspecError for
+        anything else."""
+        ...
+
+
+class Source(Protocol):
+    """Where events come from: the running engine, or a replica that follows its journal."""
+
+    def subscribe(
+        self,
+        subscriber: Subscriber,
+        has_room: Callable[[], bool] | None = None,
+        *,
+        keeper: Keeper | None = None,
+        heard: Callable[[], int] | None = None,
+    ) -> None:
+        """Before start: the journal's events are delivered first, then live ones.
+
+        From the first event on, unless a start may leave out what a snapshot has: for a `keeper`,
+        which gets back what it saved; or of the events up to the number that `heard` says, because
+        the subscriber has them safe elsewhere (read at start, and when history is thrown away).
+        While `has_room` returns false, submit refuses with BUSY instead of queueing without end;
+        cancels are taken all the same, as they only lessen what is at risk.
+        """
+        ...
+
+    def balances(self, account: int) -> Balances:
+        """As of the last published group of commands. Zeros for an unknown account."""
+        ...
+
+
+class Port(Source, Protocol):
     def submit(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
         """Sequence one command (its own `sequence` and `time_ns` are ignored), or one of several
         records: its head, of a kind in OF_SEVERAL, and its parts, of kind PART.
@@ -80,14 +124,6 @@ class Port(Protocol):
         """
         ...
 
-    def subscribe(self, subscriber: Subscriber, has_room: Callable[[], bool] | None = None) -> None:
-        """Before start: the journal's events are delivered first, then live ones.
-
-        While `has_room` returns false, submit refuses with BUSY instead of queueing without end;
-        cancels are taken all the same, as they only lessen what is at risk.
-        """
-        ...
-
     def when_stopped(self, listener: Callable[[str], None]) -> None:
         """Called once, with the reason, if the engine stops by itself. What became of commands
         still in flight is then unknown: they are neither accepted nor refused."""
@@ -95,10 +131,6 @@ class Port(Protocol):
 
     async def settled(self) -> None:
         """Return when everything submitted so far has been published."""
-        ...
-
-    def balances(self, account: int) -> Balances:
-        """As of the last published group of commands. Zeros for an unknown account."""
         ...
 
     def account_of(self, owner: bytes) -> int:

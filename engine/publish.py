@@ -5,6 +5,7 @@ durable. Invariant: it is exactly the state after the last published group, so n
 an order that a power cut would undo. `pipeline` writes it, the port reads it.
 """
 
+import msgspec
 import numpy as np
 
 from engine.book import StateArray
@@ -21,6 +22,12 @@ from engine.records import (
 
 NO_OWNER = bytes(20)
 NO_BALANCES = Balances(*(0,) * len(Balances._fields))
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    owners: dict[int, bytes]
+    markets: list[Market]
+    rates: list[Rates]
 
 
 class Published:
@@ -83,3 +90,20 @@ class Published:
 
     def rates(self, fee_tier: int) -> Rates:
         return self._rates[fee_tier]
+
+    def save(self) -> bytes:
+        """For a snapshot: what is not in the state, or not as quickly read."""
+        return msgspec.msgpack.encode(_Saved(self._owners, self.markets(), self._rates))
+
+    def load(self, saved: bytes, state: StateArray) -> None:
+        """What `save` gave, into a new view, and balances as the state has them.
+
+        Raises msgspec.MsgspecError.
+        """
+        found = msgspec.msgpack.decode(saved, type=_Saved)
+        self._owners = found.owners
+        self._accounts = {owner: account for account, owner in found.owners.items()}
+        self._markets = {market.instrument: market for market in found.markets}
+        self._rates = found.rates
+        used = int(state["account_high"][0]) + 1
+        self._balances[:used] = state["balances"][0, :used]

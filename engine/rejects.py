@@ -193,5 +193,9 @@ class DamagedJournal(JournalError):
     pass
 
 
+class SnapshotError(CompexError):
+    """A snapshot cannot be written, or is not one that this build can go on from."""
+
+
 class CatalogError(CompexError):
     pass

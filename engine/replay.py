@@ -5,6 +5,7 @@ bytes, so the events and the state hash come out the same. `pipeline` starts wit
 it alone with `verify`, and `adopt` takes a journal over from another build.
 """
 
+import contextlib
 import time
 from collections.abc import Iterator
 from contextlib import closing
@@ -13,14 +14,14 @@ from typing import NamedTuple
 
 import numpy as np
 
-from engine import journal
+from engine import journal, snapshot
 from engine.book import StateArray, new_state
-from engine.journal import BUILD, Disk, Journal
+from engine.journal import BEGINNING, BUILD, Disk, Journal, Mark
 from engine.match import execute
 from engine.outbox import OUTBOX
 from engine.records import COMMAND, CommandArray, EventArray
-from engine.rejects import JournalError
-from engine.snapshot import state_hash
+from engine.rejects import JournalError, SnapshotError
+from engine.snapshot import Snapshot, state_hash
 
 
 class Matcher:
@@ -56,9 +57,10 @@ def warm_up() -> None:
 
 class Replayed(NamedTuple):
     sequence: int
-    events: int
+    events: int  # from the journal's beginning, or from the snapshot that stands for it
     state_hash: str
     seconds: float
+    snapshots: int  # on the way, whose states were the replay's
 
 
 def replay(directory: Path) -> Replayed:
@@ -101,10 +103,49 @@ def adopt(directory: Path, disk: Disk, build: str = BUILD) -> Adopted:
 
 
 def _replay(matcher: Matcher, directory: Path) -> Replayed:
+    """Raises JournalError also where a snapshot of this build has another state."""
     matcher.warm_up()
     begin = time.perf_counter()
-    events = sum(
-        len(part) for frame in journal.read(directory) for part in matcher.match(frame.commands)
-    )
+    snapshots = _snapshots(directory)
+    after = _beginning(matcher, directory, snapshots)
+    events = agreeing = 0
+    for frame in journal.read(directory, after):
+        events += sum(len(part) for part in matcher.match(frame.commands))
+        kept = snapshots.get(frame.end)
+        if kept is not None and kept.build == BUILD:
+            if state_hash(matcher.state) != kept.state_hash:
+                raise JournalError(
+                    f"{kept.path}: has state {kept.state_hash}, the journal makes "
+                    f"{state_hash(matcher.state)} of the same commands: move the snapshot away"
+                )
+            agreeing += 1
+    sequence = int(matcher.state["sequence"][0])
     seconds = time.perf_counter() - begin
-    return Replayed(int(matcher.state["sequence"][0]), events, state_hash(matcher.state), seconds)
+    return Replayed(sequence, events, state_hash(matcher.state), seconds, agreeing)
+
+
+def _snapshots(directory: Path) -> dict[Mark, Snapshot]:
+    """Those that can be read, the oldest first."""
+    found: dict[Mark, Snapshot] = {}
+    for path in reversed(snapshot.paths(directory)):
+        with contextlib.suppress(SnapshotError):
+            kept = snapshot.read(path)
+            found[kept.mark] = kept
+    return found
+
+
+def _beginning(matcher: Matcher, directory: Path, snapshots: dict[Mark, Snapshot]) -> Mark:
+    """Where the replay begins: where the journal does or, if that is gone, at the oldest snapshot
+    that fits. Raises JournalError."""
+    oldest = journal.oldest(directory)
+    if oldest == BEGINNING:
+        return BEGINNING
+    for kept in snapshots.values():
+        with contextlib.suppress(SnapshotError):
+            if kept.mark.sequence >= oldest.sequence:
+                snapshot.load(kept, matcher.state)
+                return kept.mark
+    raise JournalError(
+        f"{directory}: the journal begins at sequence {oldest.sequence + 1}, and there is no "
+        "snapshot that can be read to begin with"
+    )

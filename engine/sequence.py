@@ -8,8 +8,9 @@ them; the head's client id names them all. Only `pipeline` calls.
 
 import struct
 from collections.abc import Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
+from engine.client_ids import ClientIds, body_of
 from engine.clock import Clock
 from engine.port import Sequenced
 from engine.records import (
@@ -27,14 +28,7 @@ from engine.records import (
 from engine.rejects import Refused, Reject
 
 _BODY_OFFSET: Final = 16  # a command's bytes without its sequence and time
-
-
-class _Use(NamedTuple):
-    """What a client id was used for, and how that was answered (None: in flight)."""
-
-    body: bytes
-    sequence: int
-    answer: Event | None
+_SAVED: Final = struct.Struct("<Qq")  # last sequence, last time
 
 
 def _is_deduplicated(command: Command) -> bool:
@@ -62,7 +56,7 @@ def _body(stamped: bytes) -> bytes:
     if len(stamped) == COMMAND_STRUCT.size:
         return stamped[_BODY_OFFSET:]
     starts = range(0, len(stamped), COMMAND_STRUCT.size)
-    return b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts)
+    return body_of(b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts))
 
 
 class Sequencer:
@@ -70,8 +64,8 @@ class Sequencer:
         self._clock = clock
         self._last_sequence = 0
         self._last_time_ns = 0
-        self._uses: dict[tuple[int, int], _Use] = {}
-        self._in_flight: dict[int, tuple[tuple[int, int], int]] = {}
+        self._client_ids = ClientIds()
+        self._in_flight: dict[int, Command] = {}  # by sequence: those that have a client id
 
     @property
     def last_sequence(self) -> int:
@@ -102,7 +96,7 @@ class Sequencer:
             if command.client_id > CLIENT_ID_MAX:
                 raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
             body = _body(stamped)
-            use = self._uses.get((command.account, command.client_id))
+            use = self._client_ids.find(command.account, command.client_id)
             if use is not None and use.body != body:
                 raise Refused(Reject.CLIENT_ID_REUSED)
             if use is not None:
@@ -113,26 +107,24 @@ class Sequencer:
         return Sequenced(sequence), stamped
 
     def _remember(self, command: Command, body: bytes, sequence: int) -> None:
-        key = (command.account, command.client_id)
-        self._uses[key] = _Use(body, sequence, None)
-        self._in_flight[sequence] = (key, command.kind)
+        self._client_ids.add(command.account, command.client_id, body, sequence)
+        self._in_flight[sequence] = command
 
     def answered(self, events: list[Event]) -> None:
         """Keep the answers to the client ids in flight; a rejected command frees its id."""
         if not self._in_flight:
             return
         for event in events:
-            waiting = self._in_flight.get(event.sequence)
-            if waiting is None:
+            command = self._in_flight.get(event.sequence)
+            if command is None:
                 continue
-            key, kind = waiting
-            if event.kind == EventKind.CANCELLED and kind != CommandKind.CANCEL:
+            if event.kind == EventKind.CANCELLED and command.kind != CommandKind.CANCEL:
                 continue
             del self._in_flight[event.sequence]
             if event.kind == EventKind.REJECTED:
-                del self._uses[key]
+                self._client_ids.forget(command.account, command.client_id)
             else:
-                self._uses[key] = self._uses[key]._replace(answer=event)
+                self._client_ids.answer(command.account, command.client_id, event)
 
     def resume(self, commands: CommandArray) -> None:
         """Take up what the journal says was sequenced; `answered` follows with its events."""
@@ -145,3 +137,15 @@ class Sequencer:
                 size = COMMAND_STRUCT.size
                 records = stamped[i * size : (i + 1 + command.parts) * size]
                 self._remember(command, _body(records), command.sequence)
+
+    def save(self) -> bytes:
+        """For a snapshot; nothing may be in flight."""
+        assert not self._in_flight, "every command has one terminal event"
+        return _SAVED.pack(self._last_sequence, self._last_time_ns) + self._client_ids.save()
+
+    def load(self, saved: bytes) -> None:
+        """What `save` gave, into a new sequencer. Raises ValueError for anything else."""
+        if len(saved) < _SAVED.size:
+            raise ValueError("a sequencer's section is too short")
+        self._last_sequence, self._last_time_ns = _SAVED.unpack_from(saved)
+        self._client_ids.load(saved[_SAVED.size :])

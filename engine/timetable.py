@@ -8,6 +8,7 @@ once until it is answered; what a command could not finish is asked for again at
 
 from typing import Final
 
+import msgspec
 from sortedcontainers import SortedList
 
 from engine.records import (
@@ -32,6 +33,15 @@ _STEPS: Final = (
 # After these a market in a call would uncross at another price.
 _CHANGES: Final = (EventKind.ACCEPTED, EventKind.CANCELLED, EventKind.AMENDED)
 _CALL, _UNCROSS, _CLOSE, _INDICATE = range(len(_STEPS))
+
+
+class _Saved(msgspec.Struct, array_like=True):
+    planned: list[tuple[int, int, int]]
+    closes_s: dict[int, int]
+    closing_call_s: dict[int, int]
+    calls: dict[int, int]
+    halted: set[int]
+    indicated_ns: dict[int, int]
 
 
 class Timetable:
@@ -157,3 +167,25 @@ class Timetable:
         if not planned and instrument not in self._halted:
             next_ns = self._indicated_ns[instrument] + INDICATION_NS
             self._plan(_INDICATE, instrument, max(event.time_ns, next_ns))
+
+    def save(self) -> bytes:
+        """For a snapshot."""
+        return msgspec.msgpack.encode(
+            _Saved(
+                list(self._times),
+                self._closes_s,
+                self._closing_call_s,
+                self._calls,
+                self._halted,
+                self._indicated_ns,
+            )
+        )
+
+    def load(self, saved: bytes) -> None:
+        """What `save` gave, into a new timetable. Raises msgspec.MsgspecError."""
+        found = msgspec.msgpack.decode(saved, type=_Saved)
+        for at_ns, step, instrument in found.planned:
+            self._plan(step, instrument, at_ns)
+        self._closes_s, self._closing_call_s = found.closes_s, found.closing_call_s
+        self._calls, self._halted = found.calls, found.halted
+        self._indicated_ns = found.indicated_ns

@@ -102,7 +102,7 @@ def transcript(directory: Path, first: int = 1, last: int = _NO_SEQUENCE) -> Ite
     The whole journal is checked, whatever part is wanted. Raises JournalError after the last line
     that is good.
     """
-    for segment in journal.scan(directory):
+    for segment in journal.scan(directory, journal.oldest(directory)):
         yield _segment_line(segment)
         for frame in segment.frames:
             yield from _frame_lines(frame, first, last)

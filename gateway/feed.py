@@ -8,14 +8,15 @@ the node (`publish_index`).
 """
 
 from collections.abc import Callable, Iterable
-from typing import Final, NamedTuple, Protocol
+from typing import ClassVar, Final, NamedTuple, Protocol
 
+import msgspec
 from compex_client import messages as m
 from compex_client.units import price_text, qty_text, usdc_text
 from compex_client.wallet import address_text
 
 from engine.catalog import Catalog
-from engine.port import Batch, Port
+from engine.port import Batch, Source
 from engine.records import (
     Balances,
     CancelReason,
@@ -29,7 +30,7 @@ from engine.records import (
 )
 from engine.rejects import CatalogError, Reject
 from gateway import translate
-from gateway.mirror import AccountState, Change, MarketState, Mirror, OpenOrder
+from gateway.mirror import AccountState, Change, MarketState, Mirror, OpenOrder, SavedMirror
 from gateway.translate import SIDE_NAMES
 from gateway.wire import BadRequest, encode
 
@@ -57,18 +58,27 @@ class Topic(NamedTuple):
     of: int
 
 
+class _Saved(msgspec.Struct, array_like=True):
+    sequence: int
+    time_us: int
+    balances: dict[int, Balances]
+    mirror: SavedMirror
+
+
 class Feed:
     """`answer` is called with every event that may be a request's answer, before it is told;
     `done` when all events of a command are in the mirror."""
 
+    name: ClassVar[str] = "feed/1"  # of what a snapshot keeps for it
+
     def __init__(
         self,
-        port: Port,
+        source: Source,
         catalog: Catalog,
         answer: Callable[[Event], None],
         done: Callable[[], None],
     ) -> None:
-        self._port = port
+        self._source = source
         self._answer = answer
         self._done = done
         self._catalog = catalog
@@ -79,7 +89,7 @@ class Feed:
         self._touched: set[int] = set()  # accounts whose money may have changed in this batch
         self._balances: dict[int, Balances] = {}
         self._indexes: dict[str, m.Index] = {}
-        port.subscribe(self.on_batch)
+        source.subscribe(self.on_batch, keeper=self)
 
     # --- from the engine -----------------------------------------------------------------------
     def on_batch(self, batch: Batch) -> None:
@@ -164,6 +174,18 @@ class Feed:
                 self._tell_status(self.mirror.set_status(event, MarketStatus.CLOSED))
             case _:
                 pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
+
+    # --- snapshots -----------------------------------------------------------------------------
+    def save(self) -> bytes:
+        """All that events made of it, but no listeners."""
+        found = _Saved(self._sequence, self._time_us, self._balances, self.mirror.save())
+        return msgspec.msgpack.encode(found)
+
+    def load(self, saved: bytes) -> None:
+        found = msgspec.msgpack.decode(saved, type=_Saved)
+        self._sequence, self._time_us = found.sequence, found.time_us
+        self._balances = found.balances
+        self.mirror.load(found.mirror)
 
     # --- private -------------------------------------------------------------------------------
     def _tell_account(
@@ -258,7 +280,7 @@ class Feed:
     def _settle_balances(self) -> None:
         """Read the money of the accounts touched; only what was published is ever told."""
         for account in self._touched:
-            balances = self._port.balances(account)
+            balances = self._source.balances(account)
             if balances == self._balances.get(account):
                 continue
             self._balances[account] = balances

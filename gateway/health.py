@@ -46,6 +46,7 @@ class Health:
             "last_sequence": ready.last_sequence,
             "durable_sequence": ready.durable_sequence,
             "event_number": ready.event_number,
+            "started_from": ready.started_from,
             "stopped": ready.stopped,
             "has_room": ready.has_room,
             "settlement": self._settlement(),

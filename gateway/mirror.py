@@ -31,7 +31,7 @@ CLOSED_ORDERS_KEPT: Final = 256  # of each account, for questions about what bec
 TRADES_KEPT: Final = 50  # of each market, for new subscribers
 
 
-class OpenOrder(msgspec.Struct):
+class OpenOrder(msgspec.Struct, array_like=True, gc=False):
     """One accepted order, while it is open and for a while after."""
 
     order_id: int
@@ -145,6 +145,59 @@ class AccountState(msgspec.Struct):
         return None
 
 
+class _SavedMarket(msgspec.Struct, array_like=True):
+    """What is not in the market's listing, and its listing."""
+
+    instrument: int
+    product: int
+    status: int
+    lot_multiple: int
+    bond_usdc6_per_lot: int
+    book_seq: int
+    levels: list[tuple[str, int, int]]  # side, price_ticks, qty_lots
+    trades: list[m.Trade]
+    status_sequence: int
+    status_time_us: int
+    closes_s: int
+    until_s: int
+    auction: m.Auction | None
+
+
+class _SavedAccount(msgspec.Struct, array_like=True):
+    account: int
+    wallet: bytes
+    aseq: int
+    orders: list[OpenOrder]
+    closed: list[OpenOrder]
+    capacities: dict[int, int]
+
+
+class SavedMirror(msgspec.Struct, array_like=True):
+    """A mirror in a snapshot."""
+
+    markets: list[_SavedMarket]
+    accounts: list[_SavedAccount]
+
+
+def _saved_market(market: MarketState) -> _SavedMarket:
+    levels = [(side, *level) for side in SIDE_NAMES for level in market.book.levels(side)]
+    return _SavedMarket(
+        instrument=market.instrument,
+        product=market.product,
+        status=market.status,
+        lot_multiple=market.lot_multiple,
+        bond_usdc6_per_lot=market.bond_usdc6_per_lot,
+        book_seq=market.book.seq,
+        levels=levels,
+        trades=list(market.trades),
+        status_sequence=market.status_sequence,
+        status_time_us=market.status_time_us,
+        closes_s=market.closes_s,
+        until_s=market.until_s,
+        auction=market.auction,
+    )
+
+
 class Mirror:
     """All markets and accounts. `add_*`, `take`, ... apply one event; `changes` ends a command."""
 
@@ -192,12 +245,11 @@ class Mirror:
 
     def list_market(self, event: Event) -> MarketState:
         ticker = self._catalog.ticker(event.product)
-        symbol = self._catalog.symbol(event.product)
         market = MarketState(
             instrument=event.instrument,
             product=event.product,
             ticker=ticker,
-            symbol=symbol,
+            symbol=self._catalog.symbol(event.product),
             status=MarketStatus.CALL if event.reason else MarketStatus.OPEN,
             lot_multiple=event.lot_multiple,
             bond_usdc6_per_lot=event.bond_usdc6_per_lot,
@@ -208,10 +260,14 @@ class Mirror:
             closes_s=event.closes_s,
             until_s=event.opens_s,
         )
-        self.markets[event.instrument] = market
-        self.instrument_of[event.product] = event.instrument
-        self._instrument_of[ticker] = self._instrument_of[symbol] = event.instrument
+        self._enter(market)
         return market
+
+    def _enter(self, market: MarketState) -> None:
+        instrument = market.instrument
+        self.markets[instrument] = market
+        self.instrument_of[market.product] = instrument
+        self._instrument_of[market.ticker] = self._instrument_of[market.symbol] = instrument
 
     def set_status(self, event: Event, status: MarketStatus, until_s: int = 0) -> MarketState:
         market = self.markets[event.instrument]
@@ -315,6 +371,63 @@ class Mirror:
             (change.bids if side == Side.BUY else change.asks)[price_ticks] = total
         self._moved.clear()
         yield from changed.values()
+
+    # --- snapshots -----------------------------------------------------------------------------
+    def save(self) -> SavedMirror:
+        assert not self._moved, "in the middle of a command"
+        return SavedMirror(
+            [_saved_market(market) for market in self.markets.values()],
+            [
+                _SavedAccount(
+                    account,
+                    state.wallet,
+                    state.aseq,
+                    list(state.orders.values()),
+                    list(state.closed),
+                    state.capacities,
+                )
+                for account, state in self.accounts.items()
+            ],
+        )
+
+    def load(self, saved: SavedMirror) -> None:
+        """Into a new mirror, with the catalog of this build."""
+        for market in saved.markets:
+            self._load_market(market)
+        for found in saved.accounts:
+            state = self.account(found.account)
+            state.wallet, state.aseq, state.capacities = found.wallet, found.aseq, found.capacities
+            state.orders = {order.order_id: order for order in found.orders}
+            state.by_client_id = {
+                order.client_id: order for order in found.orders if order.client_id
+            }
+            state.closed.extend(found.closed)
+            if any(found.wallet):
+                self.account_of[found.wallet] = found.account
+
+    def _load_market(self, saved: _SavedMarket) -> None:
+        ticker = self._catalog.ticker(saved.product)
+        book = Book(ticker)
+        book.seq = saved.book_seq
+        for side, price_ticks, qty_lots in saved.levels:
+            book.set_level(side, price_ticks, qty_lots)
+        market = MarketState(
+            instrument=saved.instrument,
+            product=saved.product,
+            ticker=ticker,
+            symbol=self._catalog.symbol(saved.product),
+            status=saved.status,
+            lot_multiple=saved.lot_multiple,
+            bond_usdc6_per_lot=saved.bond_usdc6_per_lot,
+            book=book,
+            trades=deque(saved.trades, maxlen=TRADES_KEPT),
+            status_sequence=saved.status_sequence,
+            status_time_us=saved.status_time_us,
+            closes_s=saved.closes_s,
+            until_s=saved.until_s,
+            auction=saved.auction,
+        )
+        self._enter(market)
 
     def check_invariants(self) -> None:
         """Every level is the sum of what its orders show; no open market is crossed.

@@ -37,6 +37,7 @@ from gateway.health import Health
 from gateway.server import GatewayServer
 from gateway.session import Desk, open_desk
 from gateway.settings import Settings, SettingsError
+from gateway.snapshots import Snapshots
 from settlement import database
 from settlement.chain import Chain, Funding, Keys, Options, address_of
 from settlement.devchain import EmbeddedChain
@@ -72,6 +73,7 @@ class Node:
         self.desk: Desk
         self.settlement: Settlement
         self.server: GatewayServer
+        self._snapshots: Snapshots
         self._stack = AsyncExitStack()
         self._settlement_ended = ""
         self._told: dict[str, tuple[int, int]] = {}
@@ -164,6 +166,9 @@ class Node:
         )
         self._stack.push_async_callback(self.settlement.close)
         await self.engine.start()
+        self._snapshots = Snapshots(
+            self.directory / "journal", self.settings.journal, self.engine
+        )  # fmt: skip
 
     def _administrator(self) -> bytes:
         configured = _address(self.settings.gateway.administrator)
@@ -256,6 +261,7 @@ class Node:
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._settle_forever())
             tasks.create_task(self._tell_index_forever())
+            tasks.create_task(self._snapshots.run())
 
     async def _settle_forever(self) -> None:
         try:

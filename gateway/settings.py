@@ -81,6 +81,18 @@ class FeeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = (0,)
 
 
+class JournalSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    snapshot_commands: Annotated[
+        int,
+        Meta(ge=0, description="a snapshot after this many commands; 0: none is made by itself"),
+    ] = 250_000
+    snapshots_kept: Annotated[int, Meta(ge=1, le=1_000, description="the newest so many stay")] = 2
+    history: Annotated[
+        bool,
+        Meta(description="false: what is older than the snapshots that stay is removed for good"),
+    ] = True
+
+
 class DatabaseSettings(Struct, frozen=True, forbid_unknown_fields=True):
     url: Annotated[
         str,
@@ -139,6 +151,9 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
         FeeSettings,
         Meta(description="what trading costs; set at start for orders that come from then on"),
     ] = FeeSettings()
+    journal: Annotated[
+        JournalSettings, Meta(description="what a start begins with, and what is kept")
+    ] = JournalSettings()
     database: Annotated[DatabaseSettings, Meta(description="the ledger's database")] = (
         DatabaseSettings()
     )

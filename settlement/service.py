@@ -140,7 +140,9 @@ class Settlement:
             ledger = await Ledger.open(database)
             last_deposit = await ledger.last_deposit()
             self = cls(settings, port, chain, clock, database, ledger, last_deposit, index)
-            port.subscribe(self._receive, self._has_room)
+            port.subscribe(self._receive, self._has_room, heard=self._booked_before)
+            if index is not None:
+                port.subscribe(index.on_batch, keeper=index)
         except BaseException:
             await database.close()
             raise
@@ -161,8 +163,6 @@ class Settlement:
     def _receive(self, batch: Batch) -> None:
         last = batch.first_number + len(batch.events) - 1
         self._received_number = last
-        if self._index is not None:
-            self._index.apply(batch.events, batch.first_number)
         mark = self._opened_at
         if batch.first_number <= mark.event_number <= last:
             event = batch.events[mark.event_number - batch.first_number]
@@ -173,6 +173,10 @@ class Settlement:
         if last > mark.event_number:
             self._queue.append(batch)
             self._queued += len(batch.events)
+
+    def _booked_before(self) -> int:
+        """The last event that need not come again; the one it ends with is compared, see above."""
+        return self._ledger.watermark.event_number - 1
 
     def _has_room(self) -> bool:
         return self._queued < EVENTS_QUEUED_MAX

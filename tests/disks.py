@@ -70,7 +70,11 @@ class FailingDisk(SystemDisk):
         self._call("open")
         return super().open(path)
 
-    def write(self, fd: int, data: bytes, offset: int) -> None:
+    def rename(self, path: Path, to: Path) -> None:
+        self._call("rename")
+        super().rename(path, to)
+
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
         self._before_sync.append((os.pread(fd, len(data), offset), offset))
         try:
             self._call("write")

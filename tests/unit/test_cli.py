@@ -32,7 +32,14 @@ def test_json_without_once_is_refused(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [["replay"], ["replay", "--verify"], ["journal", "inspect"], ["journal", "adopt"]]
+    "command",
+    [
+        ["replay"],
+        ["replay", "--verify"],
+        ["snapshot"],
+        ["journal", "inspect"],
+        ["journal", "adopt"],
+    ],
 )
 def test_a_command_on_no_journal_fails_and_makes_none(tmp_path: Path, command: list[str]) -> None:
     assert main([*command, str(tmp_path)]) == 1
@@ -50,11 +57,28 @@ def test_replay_prints_how_far_how_much_and_to_which_state(
     assert main(["replay", str(tmp_path / where), "--verify"]) == 0
     said = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines())
     assert [name.strip() for name in said] == [
-        "sequence", "events", "state hash", "invariants", "seconds",
+        "sequence", "events", "state hash", "invariants", "snapshots", "seconds",
     ]  # fmt: skip
     assert said["sequence  "] == said["events    "] == "7"
     assert said["state hash"] == verify(tmp_path / "journal").state_hash
     assert float(said["seconds   "]) >= 0
+
+
+def test_a_snapshot_is_made_by_a_command(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    journal = Journal(tmp_path / "journal", SystemDisk(), 1 << 16)
+    assert list(journal.recover()) == []
+    journal.append(numbered(1, 7))
+    journal.append(numbered(8, 2))
+    assert main(["snapshot", str(tmp_path)]) == 0, "also while somebody writes"
+    said = dict(line.rsplit("  ", 1) for line in capsys.readouterr().out.splitlines())
+    assert said["sequence  "] == said["events    "] == "7", "the last frame may not be durable yet"
+    assert main(["snapshot", str(tmp_path)]) == 0
+    assert capsys.readouterr().out == "nothing new since the last snapshot\n"
+    journal.close()
+    assert main(["replay", str(tmp_path), "--verify"]) == 0
+    assert "snapshots   1 agree" in capsys.readouterr().out
 
 
 def test_another_builds_journal_is_adopted_by_the_command_that_its_refusal_names(

@@ -15,6 +15,7 @@ from engine.records import EventKind, Purse, decode_commands
 from engine.reference import Reference
 from gateway.feed import Topic
 from gateway.mirror import CLOSED_ORDERS_KEPT, TRADES_KEPT
+from gateway.snapshots import take as take_snapshot
 from tests.exchange import ADMINISTRATOR, TICKER, Conversation, Exchange, running_exchange, wallet
 
 TRADERS = (1, 2, 3)
@@ -197,6 +198,15 @@ def by_the_rules(directory: Path) -> tuple[Reference, set[EventKind]]:
     return rules, kinds
 
 
+def shown_by(rules: Reference) -> list[dict[int, int]]:
+    """Lots by price of the one market's sides."""
+    [listed] = rules.books.values()
+    return [
+        {price: sum(x.qty_lots for x in queue) for price, queue in levels.items()}
+        for levels in listed.sides
+    ]
+
+
 @pytest.mark.parametrize("seed", [11, 12, 13])
 async def test_the_public_book_shows_what_the_rules_say_and_no_more(
     exchange: Exchange, tmp_path: Path, seed: int
@@ -204,11 +214,7 @@ async def test_the_public_book_shows_what_the_rules_say_and_no_more(
     traders = await trade_at_random(exchange, seed)
     await exchange.stop()
     rules, kinds = by_the_rules(tmp_path)
-    [listed] = rules.books.values()
-    shown = [
-        {price: sum(x.qty_lots for x in queue) for price, queue in levels.items()}
-        for levels in listed.sides
-    ]
+    shown = shown_by(rules)
     for trader in traders:
         assert [dict(trader.book.bids), dict(trader.book.asks)] == shown, f"seed {seed}"
     for account, trader in zip(TRADERS, traders, strict=True):
@@ -241,7 +247,10 @@ async def test_the_engine_cancels_exactly_the_orders_the_mirror_shows(exchange: 
     exchange.desk.feed.mirror.check_invariants()
 
 
-async def test_after_a_restart_books_orders_and_numbers_are_the_same(tmp_path: Path) -> None:
+@pytest.mark.parametrize("with_snapshot", [False, True])
+async def test_after_a_restart_books_orders_and_numbers_are_the_same(
+    tmp_path: Path, with_snapshot: bool
+) -> None:
     async with running_exchange(tmp_path) as first:
         instrument = await first.list_market()
         for account in TRADERS:
@@ -252,12 +261,20 @@ async def test_after_a_restart_books_orders_and_numbers_are_the_same(tmp_path: P
         before = feed.market(TICKER).snapshot(), [feed.account(x) for x in TRADERS]
         money = [feed.balances(x) for x in TRADERS]
         trades = list(feed.market(TICKER).trades)
+    if with_snapshot:
+        assert take_snapshot(tmp_path / "journal") is not None
     async with running_exchange(tmp_path) as second:
         feed = second.desk.feed
+        assert (second.port.ready().started_from > 0) == with_snapshot
         assert (feed.market(TICKER).snapshot(), [feed.account(x) for x in TRADERS]) == before
         assert [feed.balances(x) for x in TRADERS] == money
         assert list(feed.market(TICKER).trades) == trades
         assert feed.account_of(wallet(101).address_bytes) == 1
+        await trade_at_random(second, seed=6)
+        feed.mirror.check_invariants()
+        book = feed.market(TICKER).book
+        rules, _ = by_the_rules(tmp_path)
+        assert [dict(book.bids), dict(book.asks)] == shown_by(rules)
 
 
 async def test_an_order_that_never_rests_leaves_the_book_silent(exchange: Exchange) -> None:

@@ -330,8 +330,8 @@ class RecordingDisk(SystemDisk):
     def __init__(self) -> None:
         self.calls: list[tuple[str, bytes, int]] = []
 
-    def write(self, fd: int, data: bytes, offset: int) -> None:
-        self.calls.append(("write", data, offset))
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        self.calls.append(("write", bytes(data), offset))
         super().write(fd, data, offset)
 
     def sync(self, fd: int) -> None:
