@@ -34,7 +34,7 @@ BUDGETS: Final = {
     "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
     "cut-off": Budget("a request cut off around its answer has one effect", 10_000, 100),
     "one-hash": Budget("the same commands give the same state", 10_000_000, 100_000),
-    "conserved": Budget("money and capacity are conserved at every event", 200_000, 3_000),
+    "conserved": Budget("money and capacity are conserved at every event", 1_000_000, 5_000),
     "booked": Budget("the ledger's books are sound, by its own SQL", 200_000, 2_500),
     "disk-errors": Budget("after any error of the disk nobody hears of anything", 36, 12),
 }

@@ -1,6 +1,6 @@
 -- What an auditor asks the ledger, as one view: a row for each claim, and how much in the ledger
--- contradicts it. Everything is 0 in a sound one. It trusts no balance and no constraint: it adds up
--- the transfers themselves, each of which has one amount and two ends.
+-- contradicts it. All are 0 in a sound one. It trusts no balance and no constraint: it adds up the
+-- transfers themselves, each of which has one amount and two ends.
 --
 --     SELECT * FROM audit;
 
