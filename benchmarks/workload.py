@@ -1,11 +1,11 @@
 """Seeded order flow: the same commands for the same seed, for tests and for benchmarks.
 
-    python -m benchmarks.workload --seed 7 --commands 100000
+    python -m benchmarks.workload --seed 7 --commands 100000 --points 100
 
-prints the state hash that these commands give. Invariant: nothing but the seed and the shape
-decides a command (integers all the way, no clock, no float), and the flow opens its own accounts
-and markets, so that any engine can take it from sequence 1. Cancels name orders by the ids that
-the engine itself gave, so the flow is drawn while a matcher follows it.
+prints the state hash after each hundredth of these commands. Invariant: nothing but the seed and
+the shape decides a command (integers all the way, no clock, no float), and the flow opens its own
+accounts and markets, so that any engine can take it from sequence 1. Cancels name orders by the ids
+that the engine itself gave, so the flow is drawn while a matcher follows it.
 """
 
 import argparse
@@ -145,20 +145,20 @@ def _stamped(commands: list[Command], first_sequence: int) -> CommandArray:
     )
 
 
-def _parts(seed: int, count: int, shape: Shape) -> Iterator[CommandArray]:
-    matcher = Matcher()
+def _parts(matcher: Matcher, seed: int, count: int, shape: Shape) -> Iterator[CommandArray]:
+    """The flow in parts, each given when the matcher has matched it."""
     draw = _Draw(seed, shape)
     first = 1
     pending = opening(shape)
     left = count
     while pending:
         part = _stamped(pending, first)
-        yield part
         first += len(part)
         for events in matcher.match(part):
             for event in decode_events(events):
                 if event.kind == EventKind.ACCEPTED:
                     draw.remember(event.account, event.order_id)
+        yield part
         pending = [draw.command() for _ in range(min(left, DRAWN_AT_ONCE))]
         left -= len(pending)
 
@@ -168,7 +168,7 @@ def order_flow(seed: int, count: int, shape: Shape = DEFAULT_SHAPE) -> CommandAr
 
     Shape (len(opening(shape)) + count,), dtype COMMAND, sequences from 1, read-only.
     """
-    joined = b"".join(part.tobytes() for part in _parts(seed, count, shape))
+    joined = b"".join(part.tobytes() for part in _parts(Matcher(), seed, count, shape))
     return np.frombuffer(joined, COMMAND)
 
 
@@ -180,12 +180,27 @@ def flow_hash(seed: int, count: int, shape: Shape = DEFAULT_SHAPE) -> str:
     return state_hash(matcher.state)
 
 
+def flow_hashes(seed: int, count: int, points: int, shape: Shape = DEFAULT_SHAPE) -> Iterator[str]:
+    """The state hash after each of so many equal parts of the flow, to the precision with which it
+    is drawn; the last one is `flow_hash`. Holds no more of the flow than one part."""
+    matcher = Matcher()
+    whole = len(opening(shape)) + count
+    done = given = 0
+    for part in _parts(matcher, seed, count, shape):
+        done += len(part)
+        while given < points and done * points >= (given + 1) * whole:
+            given += 1
+            yield state_hash(matcher.state)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.workload", description=__doc__)
     parser.add_argument("--seed", type=int, required=True)
     parser.add_argument("--commands", type=int, required=True)
+    parser.add_argument("--points", type=int, default=1)
     options = parser.parse_args()
-    print(flow_hash(options.seed, options.commands))
+    for found in flow_hashes(options.seed, options.commands, options.points):
+        print(found, flush=True)
 
 
 if __name__ == "__main__":

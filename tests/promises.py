@@ -14,6 +14,7 @@ from typing import Any, Final, NamedTuple, TypeVar, cast
 import pytest
 
 SOAK_SECONDS_MAX: Final = 7200  # one test of a full budget
+SMALL_SECONDS_MAX: Final = 900  # of a small one: compiling anew takes minutes where others work
 PROPERTY: Final = "promise"  # under which a report carries the counts of its test
 
 Case = TypeVar("Case")
@@ -32,7 +33,10 @@ BUDGETS: Final = {
     "cuts": Budget("a segment cut short at any byte is found out", 1 << 16, 1_024),
     "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
     "cut-off": Budget("a request cut off around its answer has one effect", 10_000, 100),
-    "conserved": Budget("money and capacity are conserved at every event", 200_000, 3_000),
+    "one-hash": Budget("the same commands give the same state", 10_000_000, 100_000),
+    "conserved": Budget("money and capacity are conserved at every event", 1_000_000, 5_000),
+    "booked": Budget("the ledger's books are sound, by its own SQL", 200_000, 2_500),
+    "disk-errors": Budget("after any error of the disk nobody hears of anything", 36, 12),
 }
 
 
@@ -66,11 +70,12 @@ class Counted(NamedTuple):
 def tries(key: str) -> Callable[[Test], Test]:
     """Make a test one of the small and one of the full budget of this promise."""
     budget = BUDGETS[key]
+    in_time = pytest.mark.timeout(SMALL_SECONDS_MAX)
     marks = [pytest.mark.soak, pytest.mark.timeout(SOAK_SECONDS_MAX)]
     return pytest.mark.parametrize(
         "trial",
         [
-            pytest.param((key, budget.default), id=f"{budget.default}-{key}"),
+            pytest.param((key, budget.default), id=f"{budget.default}-{key}", marks=in_time),
             pytest.param((key, budget.soak), id=f"{budget.soak}-{key}-in-full", marks=marks),
         ],
         indirect=True,

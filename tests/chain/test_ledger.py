@@ -4,6 +4,7 @@ from collections.abc import AsyncIterator
 
 import pytest
 
+from benchmarks.workload import order_flow
 from engine.records import (
     AMOUNT_USDC6_MAX,
     FEE_PPM_MAX,
@@ -15,7 +16,9 @@ from engine.records import (
     FillNote,
     Purse,
     Side,
+    decode_events,
 )
+from engine.replay import Matcher
 from settlement import database as db
 from settlement.chain import Fill
 from settlement.errors import (
@@ -24,9 +27,14 @@ from settlement.errors import (
     PostingRefused,
     SchemaMismatch,
 )
-from settlement.ledger import Holdings, Ledger, Numbered, Trial
+from settlement.ledger import Holdings, Ledger, Numbered
+from settlement.ledger import Trial as TrialBalance
+from tests.model.auditor import Auditor
+from tests.promises import Trial, tries
 
 BUYER, SELLER = 1, 2
+SEED = 11
+POSTED_COMMANDS = 250
 
 
 @pytest.fixture
@@ -99,7 +107,7 @@ BALANCES = {
     BUYER: Holdings(250_000, 350_000, 250_000, 50_000, 0),
     SELLER: Holdings(0, 0, 0, 0, 500_000),
 }
-SOUND = Trial(0, 0, 0)
+SOUND = TrialBalance(0, 0, 0)
 # What the program before fees had written after two deposits, a fill in a batch and one in none.
 BEFORE_FEES = f"""
     INSERT INTO ledger_account (account, bucket) VALUES
@@ -410,6 +418,66 @@ async def test_a_wrong_posting_cannot_be_written_even_by_hand(
         await database.execute(TRANSFER.format(statement) if statement[0] == "'" else statement)
     assert await ledger.balances() == BALANCES
     assert await ledger.trial_balance() == SOUND
+
+
+async def audited(database: db.Database) -> dict[str, int]:
+    """What the audit finds against each claim, where it finds anything."""
+    rows = await database.rows("SELECT * FROM audit")
+    assert len(rows) == 6
+    return {row["claim"]: row["contradicting"] for row in rows if row["contradicting"]}
+
+
+async def test_the_audit_of_a_sound_ledger_finds_nothing(
+    ledger: Ledger, database: db.Database
+) -> None:
+    assert await audited(database) == {}
+    await ledger.post(numbered([*STORY, *RETURNS]))
+    assert await audited(database) == {}
+
+
+@tries("booked")
+async def test_the_books_of_a_long_random_flow_are_sound(
+    ledger: Ledger, database: db.Database, trial: Trial
+) -> None:
+    """The auditor adds up the same events in its own way; after each posting both say the same."""
+    flow, matcher, auditor = order_flow(SEED, trial.budget), Matcher(), Auditor()
+    booked = 0
+    for start in trial.each(range(0, len(flow), POSTED_COMMANDS)):
+        parts = matcher.match(flow[start : start + POSTED_COMMANDS])
+        events = [event for part in parts for event in decode_events(part)]
+        await ledger.post(numbered(events, booked + 1))
+        booked += len(events)
+        for happened in events:
+            auditor.hear(happened, resale=False)
+        for account, holdings in (await ledger.balances()).items():
+            owns = auditor.accounts[account]
+            moved = owns.pending_usdc6, owns.escrow_usdc6, owns.leaving_usdc6
+            assert holdings == Holdings(owns.cash_usdc6 - sum(moved), *moved, owns.bond_usdc6), (
+                account
+            )
+    assert await audited(database) == {}
+    trial.note = f"postings of {booked:,} events, audited by SQL at the end"
+
+
+@pytest.mark.parametrize(
+    ("claim", "statement"),
+    [
+        ("each line is", "UPDATE transfer SET from_account = 9, to_account = 9 WHERE sequence = 9"),
+        ("all balances sum", "UPDATE ledger_account SET balance_usdc6 = 1 WHERE bucket = 'cash'"),
+        ("each balance is", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 9"),
+        ("after no event", "UPDATE transfer SET event_number = 99 WHERE event_number = 2"),
+        ("users own", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 2"),
+        ("each fill was booked", "DELETE FROM fill WHERE event_number = 7"),
+        ("each fill was booked", "UPDATE fill SET price_ticks = 1 WHERE event_number = 7"),
+    ],
+)
+async def test_the_audit_finds_what_was_written_past_every_trigger(
+    ledger: Ledger, database: db.Database, claim: str, statement: str
+) -> None:
+    await ledger.post(numbered(STORY))
+    await database.execute("SET session_replication_role = replica")
+    await database.execute(statement)
+    assert [found for found in await audited(database) if found.startswith(claim)]
 
 
 async def test_a_right_transfer_by_hand_is_taken(ledger: Ledger, database: db.Database) -> None:

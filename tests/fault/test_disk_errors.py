@@ -23,19 +23,20 @@ from engine.records import COMMAND, Command, decode_commands
 from engine.rejects import JournalError, Refused, Reject
 from engine.replay import verify
 from tests.disks import FailingDisk
+from tests.promises import Trial, tries
 
 START_NS: Final = 1_795_219_200_000_000_000
 SEED: Final = 31
 SHAPE: Final = Shape(instruments=2, accounts=3)
 SEGMENT_BYTES: Final = 2048
 EARLIER: Final = 4  # groups before the session
-GROUPS: Final = 12
 GROUP_COMMANDS: Final = 9
 RECORD: Final = COMMAND.itemsize
 
 
-def flow() -> list[list[Command]]:
-    count = (EARLIER + GROUPS) * GROUP_COMMANDS
+def flow(trading: int) -> list[list[Command]]:
+    """The groups of the earlier session and of one that trades so many."""
+    count = (EARLIER + trading) * GROUP_COMMANDS
     assert len(opening(SHAPE)) < EARLIER * GROUP_COMMANDS, "the session itself trades"
     commands = list(decode_commands(order_flow(SEED, count, SHAPE)))
     return [commands[i : i + GROUP_COMMANDS] for i in range(0, count, GROUP_COMMANDS)]
@@ -89,7 +90,7 @@ async def whole_session(directory: Path, groups: list[list[Command]]) -> Failing
     pipeline, heard = an_engine(directory, disk)
     await start_and_trade(pipeline, groups[EARLIER:])
     await pipeline.close()
-    assert max(heard) == (EARLIER + GROUPS) * GROUP_COMMANDS
+    assert max(heard) == len(groups) * GROUP_COMMANDS
     return disk
 
 
@@ -155,20 +156,22 @@ FRAME_BYTES: Final = 64 + GROUP_COMMANDS * RECORD
         ("sync", errno.EIO, 0, True),
     ],
 )
-@pytest.mark.timeout(300)
+@tries("disk-errors")
 async def test_whichever_call_of_a_session_fails_nothing_acknowledged_is_lost(
     tmp_path: Path,
     call: str,
     error: int,
     short_bytes: int,
     loses: bool,
+    trial: Trial,
 ) -> None:
-    groups = flow()
+    """The budget is how many groups the session trades; each of its calls fails once."""
+    groups = flow(trial.budget)
     calls = (await whole_session(tmp_path / "whole", groups)).calls[call]
     whole = commands_of(tmp_path / "whole")
     assert len(segments(tmp_path / "whole")[0]) > 4, "segments are changed on the way"
-    assert calls >= {"open": 1, "create": 4}.get(call, GROUPS)
-    for place in range(calls):
+    assert calls >= {"open": 1, "create": 4}.get(call, trial.budget)
+    for place in trial.each(range(calls)):
         disk = FailingDisk(error, short_bytes, loses)
         disk.fail_at = (call, place)
         await failing_session(tmp_path / str(place), groups, disk, whole)

@@ -55,8 +55,11 @@ class Capacity:
     sold_lots: int = 0
 
     def check(self) -> None:
+        promised_lots = self.held_lots + self.sold_lots
         assert self.held_lots >= 0 and self.sold_lots >= 0
-        assert self.held_lots + self.sold_lots <= self.declared_lots, "promised more than there is"
+        # A void names amounts, not a fill. Where nothing bought can be sold again it may take from
+        # one purchase what was another's.
+        assert not promised_lots or promised_lots <= self.declared_lots, "promised more than it has"
 
 
 @dataclass
@@ -88,9 +91,7 @@ class Auditor:
             if number in self.accounts:
                 self.accounts[number].check()
         total = sum(account.cash_usdc6 + account.bond_usdc6 for account in self.accounts.values())
-        assert total == self.deposited_usdc6 - self.left_usdc6, (
-            "money came from nowhere or went there"
-        )
+        assert total == self.deposited_usdc6 - self.left_usdc6, "money is made or lost"
 
     def _money(self, event: Event) -> None:
         # What would be nobody's shows in the sum over everybody.
@@ -139,9 +140,11 @@ class Auditor:
         resold = bool(event.reason & FillNote.RESOLD)
         notional = event.price_ticks * event.qty_lots
         self.accounts[buyer].pending_usdc6 += sign * (notional + notional * fee_ppm // PPM)
-        self.capacities[buyer | LEASE, event.instrument].declared_lots += sign * event.qty_lots
+        bought = self.capacities[buyer | LEASE, event.instrument]
+        bought.declared_lots += sign * event.qty_lots
         sold_from = self.capacities[seller | LEASE * resold, event.instrument]
         sold_from.sold_lots += sign * event.qty_lots
+        bought.check()
         if not resold:
             self.accounts[seller].locked_usdc6 += (
                 sign * self.bonds[event.instrument] * event.qty_lots
@@ -152,7 +155,9 @@ class Auditor:
     def _lots(self, event: Event, resale: bool) -> None:
         match event.kind:
             case EventKind.CAPACITY_DECLARED:
-                self.capacities[event.account, event.instrument].declared_lots = event.qty_lots
+                declared = self.capacities[event.account, event.instrument]
+                declared.declared_lots = event.qty_lots
+                declared.check()
             case EventKind.ACCEPTED:
                 owner = event.account | LEASE * resale
                 sells = event.side == Side.SELL
@@ -168,8 +173,6 @@ class Auditor:
                 self._change(event.order_id, -event.qty_lots)
             case _:
                 pass
-        for capacity in self.capacities.values():
-            capacity.check()
 
     def _change(self, order_id: int, lots: int) -> None:
         order = self.orders[order_id]
@@ -177,6 +180,7 @@ class Auditor:
         assert order.left_lots >= 0, "an order gave more than it had"
         if order.capacity is not None:
             order.capacity.held_lots += lots
+            order.capacity.check()
         if order.left_lots == 0:
             del self.orders[order_id]
 
