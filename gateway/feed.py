@@ -81,6 +81,7 @@ class Feed:
         self._touched: set[int] = set()  # accounts whose money may have changed in this batch
         self._balances: dict[int, Balances] = {}
         self._indexes: dict[str, m.Index] = {}
+        self._afterwards: list[Callable[[], None]] = []
         source.subscribe(self.on_batch, keeper=self)
 
     # --- from the engine -----------------------------------------------------------------------
@@ -297,7 +298,14 @@ class Feed:
         market.auction = told = translate.auction(event, market.ticker)
         self._publish("auction", market.instrument, lambda: told)
 
+    def after_command(self, tell: Callable[[], None]) -> None:
+        """Call this once the mirror has everything of the command whose event is being answered."""
+        self._afterwards.append(tell)
+
     def _end_command(self) -> None:
+        afterwards, self._afterwards = self._afterwards, []
+        for tell in afterwards:
+            tell()
         for change in self.mirror.changes(self._sequence):
             self._publish("book", change.market.instrument, lambda c=change: self._delta(c))
 

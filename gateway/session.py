@@ -301,7 +301,9 @@ class Session:
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
         request = asked.request
-        if asked.awaits_order:
+        if isinstance(request, m.Query):
+            self._desk.feed.after_command(lambda: self._tell_order(request))
+        elif asked.awaits_order:
             assert isinstance(request, m.Cancel | m.Amend)
             if event.kind == EventKind.ACCEPTED:
                 self._change_now(request, event.account, event.order_id)
@@ -412,11 +414,23 @@ class Session:
                 if bool(request.order_id) == bool(request.client_id):
                     words = "give exactly one of the ids"
                     raise BadRequest(Reject.INVALID_FIELD, "order_id", words)
-                found = feed.account(account).find(request.order_id, request.client_id)
-                if found is None:
-                    raise BadRequest(Reject.UNKNOWN_ORDER)
-                ack.order = feed.mirror.order_info(found)
+                sequence = self._desk.pending.sequence_of(account, request.client_id)
+                if sequence:
+                    # It may have been asked for on a connection that broke: "unknown" now would be
+                    # taken for "never happened", and be false a moment later.
+                    self._desk.pending.wait(sequence, Asked(self, request))
+                else:
+                    self._tell_order(request)
+                return
         self._ack(ack)
+
+    def _tell_order(self, request: m.Query) -> None:
+        feed = self._desk.feed
+        found = feed.account(self._trader()).find(request.order_id, request.client_id)
+        if found is None:
+            self._refuse(request.id, BadRequest(Reject.UNKNOWN_ORDER))
+        else:
+            self._ack(m.Ack(request.id, order=feed.mirror.order_info(found)))
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
         account = self._trader() if request.channel == "account" else 0
