@@ -8,6 +8,7 @@ its pages are not on the disk, as Linux does it. Sectors are whole. The node wri
 `engine.journal.Disk`; the simulation says when the power goes.
 """
 
+import asyncio
 import errno
 import os
 from collections.abc import Callable
@@ -56,6 +57,7 @@ class SimulatedDisk:
         self._call: list[_Op] | None = None  # what the append under way has done
         self._unanswered: list[_Op] = []
         self._life = 0
+        self.at_work = asyncio.Event()
         self.lost_bytes = 0  # what power cuts took
         self.errors = 0
 
@@ -107,6 +109,7 @@ class SimulatedDisk:
         except Exception as error:  # noqa: BLE001 - whatever it is, it is the caller's
             outcome = error
         self._unanswered, self._call = self._call, None
+        self.at_work.set()
         most = SYNC_SECONDS[1]
         if self._chance.happens(self._faults.slow_sync_ppm):
             most = SLOW_SYNC_SECONDS
@@ -117,6 +120,7 @@ class SimulatedDisk:
                 for op in self._unanswered:
                     self._apply(op)
                 self._unanswered = []
+                self.at_work.clear()
                 answer(outcome)
 
         self._later(self._chance.seconds(SYNC_SECONDS[0], most), done)
@@ -175,6 +179,7 @@ class SimulatedDisk:
         Of a call under way any first part was done. The node's files are then what survived.
         """
         self._life += 1
+        self.at_work.clear()
         for fd in list(self._paths):
             self.close(fd)
         random = self._chance.random

@@ -35,6 +35,7 @@ LIFE_SECONDS: Final = (0.05, 8.0)
 DOWN_SECONDS: Final = (0.01, 1.5)
 HEAL_SECONDS_MAX: Final = 120.0
 LOOK_SECONDS: Final = 0.5
+DIES_WRITING: Final = 0.7  # of the lives
 CASH_USDC6: Final = 20_000_000_000
 BOND_USDC6: Final = 1_000_000_000
 
@@ -145,6 +146,10 @@ class World:
                 await asyncio.sleep(LOOK_SECONDS / 10)
                 back = self._replayed >= len(self._published)
                 assert back or not life.is_open, "what was told is not there any more"
+            if self._chance.random.random() < DIES_WRITING and not self._rests:
+                with contextlib.suppress(TimeoutError):  # the worst moment: the disk is at work
+                    async with asyncio.timeout(LOOK_SECONDS):
+                        await self.machine.disk.at_work.wait()
             await self._end(life)
             await asyncio.sleep(self._chance.seconds(*DOWN_SECONDS))
 
