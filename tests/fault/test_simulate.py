@@ -15,6 +15,7 @@ from typing import Any, Final
 import pytest
 
 from engine import journal
+from engine.client_ids import ClientIds
 from engine.journal import FRAME_HEADER_BYTES, FRAME_MAGIC, Disk, Journal
 from engine.records import COMMAND, CommandArray
 from engine.sequence import Sequencer
@@ -138,7 +139,7 @@ def forget_client_ids(patch: pytest.MonkeyPatch) -> None:
 
     def forgetful(self: Any, commands: CommandArray) -> None:
         resume(self, commands)
-        self._uses.clear()
+        self._client_ids = ClientIds()
         self._in_flight.clear()
 
     patch.setattr(Sequencer, "resume", forgetful)

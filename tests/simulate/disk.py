@@ -26,7 +26,7 @@ ERRORS: Final = (errno.EIO, errno.ENOSPC)
 class _Op(NamedTuple):
     """What a call did, to be done again on the model, or not."""
 
-    name: str  # create, write, sync, failed sync
+    name: str  # create, write, sync, failed sync, rename
     path: Path
     offset: int = 0
     data: bytes = b""
@@ -39,6 +39,24 @@ class _Stored:
         self.cache = bytearray(size)
         self.disk = bytearray(size)
         self.dirty: dict[int, None] = {}  # a set that keeps its order
+
+
+class Killed(Exception):
+    """Whoever wrote is gone, in the midst of it."""
+
+
+class MortalDisk:
+    """The disk as a process beside the node has it, which may be killed before any call."""
+
+    def __init__(self, disk: "SimulatedDisk", chance: Chance, faults: Faults) -> None:
+        self._disk = disk
+        self._chance = chance
+        self._faults = faults
+
+    def __getattr__(self, name: str) -> Any:
+        if name != "close" and self._chance.happens(self._faults.snapshot_killed_ppm):
+            raise Killed
+        return getattr(self._disk, name)
 
 
 class SimulatedDisk:
@@ -75,8 +93,8 @@ class SimulatedDisk:
         self._paths[fd] = path
         return fd
 
-    def write(self, fd: int, data: bytes, offset: int) -> None:
-        path = self._paths[fd]
+    def write(self, fd: int, data: bytes | memoryview, offset: int) -> None:
+        data, path = bytes(data), self._paths[fd]
         try:
             self._fail(self._faults.write_error_ppm)
         except OSError:
@@ -99,6 +117,11 @@ class SimulatedDisk:
     def close(self, fd: int) -> None:
         if self._paths.pop(fd, None) is not None:  # a dead process has no files open
             self._real.close(fd)
+
+    def rename(self, path: Path, to: Path) -> None:
+        self._fail(self._faults.write_error_ppm)
+        path.rename(to)
+        self._did(_Op("rename", path, data=bytes(to)))
 
     def blocking(self, work: Callable[[], Any], answer: Callable[[Any], None]) -> None:
         """Run it; what it synced counts, and its answer is known, after a while."""
@@ -141,6 +164,9 @@ class SimulatedDisk:
     def _apply(self, op: _Op) -> None:
         if op.name == "create":
             self._files[op.path] = _Stored(op.offset)
+            return
+        if op.name == "rename":
+            self._files[Path(os.fsdecode(op.data))] = self._files.pop(op.path)
             return
         file = self._files[op.path]
         if op.name == "write":
@@ -192,10 +218,11 @@ class SimulatedDisk:
         for op in under_way:
             if op.name == "create" and op.path not in self._files:
                 op.path.unlink()
+        removed = sorted(path for path in self._files if not path.exists())
+        # Removed in this order; the directory was not synced, so the last ones may come back.
+        for path in removed[: random.randrange(len(removed) + 1) if power else len(removed)]:
+            del self._files[path]
         for path, file in self._files.items():
-            # An empty segment that the node took away comes back if the directory was not synced.
-            if not path.exists() and not (power and random.random() < 0.5):
-                continue
             if power:
                 for sector in file.dirty:
                     if random.random() < 0.5:

@@ -21,6 +21,8 @@ class Faults:
     slow_sync_ppm: int = 0  # a sync takes many milliseconds
     write_error_ppm: int = 0  # EIO or ENOSPC, with part of the bytes written
     sync_error_ppm: int = 0
+    snapshot_killed_ppm: int = 0  # per call of the process that writes a snapshot
+    retired_ppm: int = 0  # after a snapshot: what is older than all of them is removed
     # the network
     cut_ppm: int = 0  # per frame of a client: its connection breaks
     repeat_ppm: int = 0  # a client sends the same again without waiting for the answer
@@ -50,6 +52,8 @@ _WORST = Faults(
     slow_sync_ppm=400_000,
     write_error_ppm=4_000,
     sync_error_ppm=4_000,
+    snapshot_killed_ppm=20_000,
+    retired_ppm=1_000_000,
     cut_ppm=20_000,
     repeat_ppm=100_000,
     slow_reader_ppm=200_000,

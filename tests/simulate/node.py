@@ -22,16 +22,18 @@ from engine.journal import Journal
 from engine.pipeline import Pipeline
 from engine.port import Batch
 from engine.records import Event
-from engine.rejects import CompexError
+from engine.rejects import CompexError, SnapshotError
 from engine.replay import verify
+from engine.replica import Replica, retain, take_snapshot
 from gateway import translate
+from gateway.feed import Feed
 from gateway.limits import DEFAULT_LIMITS
 from gateway.session import open_desk
 from settlement.errors import SettlementError
 from settlement.service import Settings, Settlement
 from tests.simulate.chain import SimulatedChain
 from tests.simulate.database import Sessions
-from tests.simulate.disk import SimulatedDisk
+from tests.simulate.disk import Killed, MortalDisk, SimulatedDisk
 from tests.simulate.faults import Chance, Faults
 from tests.simulate.loop import VirtualLoop
 from tests.simulate.network import Link
@@ -48,6 +50,7 @@ LISTINGS: Final = [
     m.Market(1, "list", symbol, bond="0.001", lot="0.01", closes_s=closes_s)
     for symbol, closes_s in zip(SYMBOLS, (0, 0, 0, CLOSES_S), strict=True)
 ]
+SNAPSHOTS_KEPT: Final = 2
 FEES: Final = (200, 500)  # ppm, maker and taker
 CATALOG: Final = load_catalog()
 TICKERS: Final = [CATALOG.ticker(CATALOG.parse(symbol)) for symbol in SYMBOLS]
@@ -86,15 +89,49 @@ class Machine:
         self.database = sessions(chance("database"), faults, asyncio.sleep)
         self.network = chance("network")
         self.login = chance("login")
+        self.archive = directory.with_name("archive")  # the segments that were removed
+        self._beside = chance("snapshots")
         self.segment_bytes = chance("segments").random.choice((1 << 12, 1 << 14, 1 << 16))
+
+    def snapshot(self, needed: int) -> str:
+        """What the process beside the node does; what came of it, in words."""
+        replica = Replica(self.clock)
+        Feed(replica, CATALOG, answer=lambda _event: None)
+        disk: Any = MortalDisk(self.disk, self._beside, self.faults)
+        try:
+            found = take_snapshot(self.directory, disk, replica)
+        except Killed:
+            return "killed"
+        except SnapshotError as error:
+            if not isinstance(error.__cause__, OSError):
+                raise
+            return "the disk failed"
+        if found is None:
+            return "nothing new"
+        self.keep_segments()
+        history = not self._beside.happens(self.faults.retired_ppm)
+        removed = retain(self.directory, SNAPSHOTS_KEPT, needed, history=history)
+        return f"of sequence {found.mark.sequence}, {len(removed)} files removed"
+
+    def keep_segments(self) -> None:
+        """For the truth at the end, which begins at the first command."""
+        self.archive.mkdir(exist_ok=True)
+        for path in sorted(self.directory.glob("*.cxj")):
+            (self.archive / path.name).write_bytes(path.read_bytes())
 
 
 class Life:
     """`start` it in its own context (`begin`), then `connect`; at the end `crash` or `stop`."""
 
-    def __init__(self, machine: Machine, published: Callable[[Event], None]) -> None:
+    def __init__(
+        self,
+        machine: Machine,
+        published: Callable[[int, Event], None],
+        heard: Callable[[], int],
+    ) -> None:
         self._machine = machine
         self._published = published
+        self._heard = heard
         self.blocking = machine.disk.blocking
         self.tasks: list[asyncio.Task[Any]] = []
         self.links: list[Link] = []
@@ -129,7 +166,7 @@ class Life:
         clock: Clock = machine.clock
         self._journal = Journal(machine.directory, machine.disk, machine.segment_bytes)
         self.engine = Pipeline(self._journal, clock)
-        self.engine.subscribe(self._hear)
+        self.engine.subscribe(self._hear, heard=self._heard)
         self.engine.when_stopped(self._stopped)
         self.desk = open_desk(
             self.engine, CATALOG, DOMAIN, administrator=ADMINISTRATOR.address_bytes,
@@ -158,8 +195,8 @@ class Life:
         await self.engine.settled()
 
     def _hear(self, batch: Batch) -> None:
-        for event in batch.events:
-            self._published(event)
+        for number, event in enumerate(batch.events, batch.first_number):
+            self._published(number, event)
 
     def _stopped(self, reason: str) -> None:
         self.ended = self.ended or f"the engine: {reason}"
@@ -169,7 +206,7 @@ class Life:
         ready = self.engine.ready()
         assert ready.last_sequence == ready.durable_sequence
         found = verify(self._machine.directory)
-        assert (found.sequence, found.events) == (ready.last_sequence, ready.event_number)
+        assert found.sequence == ready.last_sequence
         assert found.state_hash == self.engine.state_hash(), "replayed to another state"
 
     @property

@@ -35,6 +35,7 @@ LIFE_SECONDS: Final = (0.05, 8.0)
 DOWN_SECONDS: Final = (0.01, 1.5)
 HEAL_SECONDS_MAX: Final = 120.0
 LOOK_SECONDS: Final = 0.5
+SNAPSHOT_SECONDS: Final = (0.2, 5.0)
 DIES_WRITING: Final = 0.7  # of the lives
 CASH_USDC6: Final = 20_000_000_000
 BOND_USDC6: Final = 1_000_000_000
@@ -86,7 +87,6 @@ class World:
             loop, self._directory, lambda part: Chance(seed, part), self.faults, sessions
         )
         self._published: list[bytes] = []
-        self._replayed = 0
         self._last = (0, 0)
         self._credited = 0  # deposits
         self._life: Life | None = None
@@ -118,14 +118,15 @@ class World:
         life = self._life
         return life.connect() if life is not None and life.is_open else None
 
-    def _hear(self, event: Event) -> None:
-        """Whatever was published once is published again, the same, by every life after."""
+    def _hear(self, number: int, event: Event) -> None:
+        """Whatever was published once is published again, the same, by every life after; but for
+        what a snapshot stands for."""
         raw = EVENT_STRUCT.pack(*event)
-        place = self._replayed
-        self._replayed += 1
-        if place < len(self._published):
-            assert raw == self._published[place], f"event {place + 1} was another one: {event}"
+        if number <= len(self._published):
+            same = raw == self._published[number - 1]
+            assert same, f"event {number} was another one: {event}"
             return
+        assert number == len(self._published) + 1, "no event is left out"
         sequence, time_ns = self._last
         assert event.sequence >= sequence and event.time_ns >= time_ns, "both only go forward"
         self._last = (event.sequence, event.time_ns)
@@ -137,15 +138,15 @@ class World:
         """Life after life, until cancelled."""
         while True:
             self.lives += 1
-            self._replayed = 0
-            self._life = life = Life(self.machine, self._hear)
+            self._life = life = Life(self.machine, self._hear, lambda: len(self._published))
             self.say("node", f"life {self.lives} begins")
             lived = life.begin()
             end = self._loop.time() + self._chance.seconds(*LIFE_SECONDS)
             while not (lived.done() or life.ended or self._is_time_to_die(end)):
                 await asyncio.sleep(LOOK_SECONDS / 10)
-                back = self._replayed >= len(self._published)
-                assert back or not life.is_open, "what was told is not there any more"
+                if life.is_open:
+                    there = life.engine.ready().event_number
+                    assert there >= len(self._published), "what was told is not there any more"
             if self._chance.random.random() < DIES_WRITING and not self._rests:
                 with contextlib.suppress(TimeoutError):  # the worst moment: the disk is at work
                     async with asyncio.timeout(LOOK_SECONDS):
@@ -179,6 +180,15 @@ class World:
         while True:
             await asyncio.sleep(BLOCK_SECONDS)
             self.machine.chain.mine()
+
+    async def _keep_snapshots(self) -> None:
+        """Also while no node runs: the process that makes them outlives the one that wanted it."""
+        needed = 0
+        while True:
+            await asyncio.sleep(self._chance.seconds(*SNAPSHOT_SECONDS))
+            if self._life is not None and self._life.is_open:
+                needed = self._life.engine.heard()
+            self.say("snapshot", self.machine.snapshot(needed))
 
     async def _weather(self) -> None:
         """Now and then somebody sets the clock, somebody deposits."""
@@ -215,7 +225,8 @@ class World:
             self._deposit(bot, CASH_USDC6, Purse.CASH)
             self._deposit(bot, BOND_USDC6, Purse.BOND)
         people = [person.live() for person in (*self.bots, self.administrator)]
-        for work in (self._keep_node(), self._mine(), self._weather(), *people):
+        around = (self._keep_node(), self._keep_snapshots(), self._mine(), self._weather())
+        for work in (*around, *people):
             self._start(work)
         await self._wait(TRADING_SECONDS, lambda: False)
         self.say("world", "no more faults")
@@ -269,7 +280,8 @@ class World:
         assert self._life is not None
         found = verify(self._directory)
         assert found.state_hash == self._life.engine.state_hash(), "replayed to another state"
-        truth = Truth(self._directory)
+        self.machine.keep_segments()
+        truth = Truth(self.machine.archive)
         assert [EVENT_STRUCT.pack(*e) for e in truth.events] == self._published
         for bot in self.bots:
             truth.check_bot(bot)
