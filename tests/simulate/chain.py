@@ -17,6 +17,7 @@ from engine.records import Purse
 from settlement.chain import (
     Deposit,
     ExitLog,
+    ExitStep,
     Fill,
     Receipt,
     SignedTransaction,
@@ -26,6 +27,7 @@ from settlement.chain import (
     unpack_fills,
 )
 from settlement.errors import (
+    AccountExiting,
     BatchOutOfOrder,
     ChainUnavailable,
     ContractError,
@@ -40,6 +42,7 @@ from tests.simulate.faults import Chance, Faults
 BLOCK_SECONDS: Final = 0.5
 CALL_SECONDS: Final = (0.0005, 0.02)
 SLOW_BLOCKS: Final = 20
+EXIT_BLOCKS: Final = 12  # between asking for an exit and being able to finish it
 NO_HASH: Final = bytes(32)
 
 
@@ -49,6 +52,7 @@ class _Slots:
     free_usdc6: int = 0
     locked_usdc6: int = 0
     bond_usdc6: int = 0
+    exit_at: int = 0  # the block from which the owner may take what is free; 0: no exit asked
 
 
 @dataclass
@@ -61,6 +65,7 @@ class Vault:
     deposits: list[Deposit] = field(default_factory=list[Deposit])
     last_withdrawal: int = 0
     paid_usdc6: dict[bytes, int] = field(default_factory=dict[bytes, int])
+    exits: list[ExitLog] = field(default_factory=list[ExitLog])
     nonce: int = 0  # the settler's next one
 
     def state(self, block: int) -> VaultState:
@@ -68,13 +73,15 @@ class Vault:
         head_hash = self.batches[-1] if self.batches else NO_HASH
         return VaultState(
             block, len(self.batches), head_hash, len(self.deposits), len(self.accounts),
-            self.last_withdrawal, 0, held,
+            self.last_withdrawal, len(self.exits), held,
         )  # fmt: skip
 
     def deposit(self, owner: bytes, amount_usdc6: int, purse: Purse, block: int) -> None:
         known = [number for number, slots in self.accounts.items() if slots.owner == owner]
         account = known[0] if known else len(self.accounts) + 1
         slots = self.accounts.setdefault(account, _Slots(owner))
+        if slots.exit_at:
+            return  # refused while the wallet leaves
         if purse == Purse.BOND:
             slots.bond_usdc6 += amount_usdc6
         else:
@@ -82,7 +89,26 @@ class Vault:
         number = len(self.deposits) + 1
         self.deposits.append(Deposit(number, account, owner, amount_usdc6, purse, block))
 
-    def settle(self, batch_id: int, packed: bytes) -> None:
+    def exit(self, account: int, step: ExitStep, block: int) -> None:
+        """By the owner's own transaction; one that would be refused does nothing."""
+        slots = self.accounts[account]
+        amount_usdc6 = 0
+        if step == "requested" and not slots.exit_at:
+            slots.exit_at = block + EXIT_BLOCKS
+        elif step == "cancelled" and slots.exit_at:
+            slots.exit_at = 0
+        elif step == "finished" and 0 < slots.exit_at <= block:
+            amount_usdc6 = slots.free_usdc6
+            slots.free_usdc6 = slots.exit_at = 0
+            self._pay(slots.owner, amount_usdc6)
+        else:
+            return
+        self.exits.append(ExitLog(len(self.exits) + 1, account, step, amount_usdc6, block))
+
+    def _pay(self, owner: bytes, amount_usdc6: int) -> None:
+        self.paid_usdc6[owner] = self.paid_usdc6.get(owner, 0) + amount_usdc6
+
+    def settle(self, batch_id: int, packed: bytes, block: int) -> None:
         expected = len(self.batches) + 1
         if batch_id != expected:
             raise BatchOutOfOrder(_reverted("BatchOutOfOrder", expected=expected, given=batch_id))
@@ -90,6 +116,8 @@ class Vault:
             for party in (fill.buyer, fill.seller):
                 if party not in self.accounts:
                     raise UnknownAccount(_reverted("UnknownAccount", account=party))
+            if 0 < self.accounts[fill.buyer].exit_at <= block:
+                raise AccountExiting(_reverted("AccountExiting", account=fill.buyer))
             self._take(fill.buyer, fill.amount_usdc6)
             self.accounts[fill.buyer].locked_usdc6 += fill.amount_usdc6
             self.fills.append(fill)
@@ -104,8 +132,7 @@ class Vault:
             raise UnknownAccount(_reverted("UnknownAccount", account=account))
         self._take(account, amount_usdc6)
         self.last_withdrawal = withdrawal_id
-        owner = self.accounts[account].owner
-        self.paid_usdc6[owner] = self.paid_usdc6.get(owner, 0) + amount_usdc6
+        self._pay(self.accounts[account].owner, amount_usdc6)
 
     def _take(self, account: int, amount_usdc6: int) -> None:
         slots = self.accounts[account]
@@ -153,6 +180,10 @@ class SimulatedChain:
         """By the wallet's own transaction, in the block to come."""
         self._next.deposit(owner, amount_usdc6, purse, self.height + 1)
 
+    def exit(self, account: int, step: ExitStep) -> None:
+        """By the wallet's own transaction, in the block to come."""
+        self._next.exit(account, step, self.height + 1)
+
     def mine(self) -> None:
         """One block of all that is due, in the order of nonces."""
         number = self.height + 1
@@ -173,7 +204,7 @@ class SimulatedChain:
     def _execute(self, tx: SignedTransaction) -> bool:
         attempt = deepcopy(self._next)
         try:
-            _call(attempt, tx)
+            _call(attempt, tx, self.height + 1)
         except ContractRejected:
             return False
         self._next = attempt
@@ -202,7 +233,7 @@ class SimulatedChain:
 
     async def exits(self, after_number: int, up_to_block: int, limit: int) -> list[ExitLog]:
         await self._asked()
-        return []  # nobody leaves the vault by himself here
+        return self._at(up_to_block).exits[after_number:][:limit]
 
     async def vault_state(self, block: int) -> VaultState:
         await self._asked()
@@ -210,10 +241,12 @@ class SimulatedChain:
 
     async def vault_accounts(self, block: int) -> list[VaultAccount]:
         await self._asked()
-        return [
-            VaultAccount(number, a.owner, a.free_usdc6, a.locked_usdc6, a.bond_usdc6, 0)
-            for number, a in self._at(block).accounts.items()
-        ]
+        accounts = self._at(block).accounts
+        return [_view(number, slots) for number, slots in accounts.items()]
+
+    async def vault_account(self, account: int) -> VaultAccount:
+        await self._asked()
+        return _view(account, self.latest.accounts[account])
 
     async def batch_hash(self, batch_id: int, block: int | None = None) -> bytes:
         await self._asked()
@@ -226,7 +259,7 @@ class SimulatedChain:
 
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
         await self._asked()
-        deepcopy(self.latest).settle(batch_id, packed)
+        deepcopy(self.latest).settle(batch_id, packed, self.height + 1)
 
     async def simulate_withdraw(self, withdrawal_id: int, account: int, amount_usdc6: int) -> None:
         await self._asked()
@@ -266,11 +299,15 @@ class SimulatedChain:
         return self._receipts.get(transaction_hash)
 
 
-def _call(vault: Vault, tx: SignedTransaction) -> None:
+def _view(account: int, a: _Slots) -> VaultAccount:
+    return VaultAccount(account, a.owner, a.free_usdc6, a.locked_usdc6, a.bond_usdc6, a.exit_at)
+
+
+def _call(vault: Vault, tx: SignedTransaction, block: int) -> None:
     _nonce, _height, _fee, function, *arguments = json.loads(tx.raw)
     if function == "settle":
         batch_id, packed = arguments
-        vault.settle(batch_id, bytes.fromhex(packed))
+        vault.settle(batch_id, bytes.fromhex(packed), block)
     else:
         vault.withdraw(*arguments)
 

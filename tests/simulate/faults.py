@@ -33,6 +33,7 @@ class Faults:
     chain_away_ppm: int = 0  # per call: no answer, done or not
     chain_loses_ppm: int = 0  # per transaction: forgotten by the node
     chain_slow_ppm: int = 0  # per transaction: many blocks late
+    exit_ppm: int = 0  # per second and wallet: it wants to leave the vault by itself
     # the database
     database_lost_ppm: int = 0  # per statement: the connection is gone, before it or after it
 
@@ -61,6 +62,7 @@ _WORST = Faults(
     chain_away_ppm=20_000,
     chain_loses_ppm=200_000,
     chain_slow_ppm=200_000,
+    exit_ppm=60_000,
     database_lost_ppm=1_000,
 )
 

@@ -51,7 +51,10 @@ class Truth:
             name = named.pop(event.sequence, None)
             if name is not None and event.kind != EventKind.REJECTED:
                 self.done[name].append(event)
-        self.fills = [n for n, e in enumerate(self.events, 1) if e.kind == EventKind.FILL]
+        void = {e.reference for e in self.events if e.kind == EventKind.FILL_VOIDED}
+        fills = [n for n, e in enumerate(self.events, 1) if e.kind == EventKind.FILL]
+        self.fills = [number for number in fills if number not in void]
+        self.void = sorted(void)
         self._stood = _histories(self.events)
 
     # --- what the bots were told ---------------------------------------------------------------
@@ -125,6 +128,11 @@ class Truth:
             " ORDER BY f.event_number"
         )
         assert [number for (number,) in booked] == self.fills, "every fill is booked once"
+        undone = rows(
+            "SELECT event_number FROM fill WHERE void_number IS NOT NULL AND batch_id IS NULL"
+            " ORDER BY event_number"
+        )
+        assert [number for (number,) in undone] == self.void, "what is void is not settled"
         settled = sorted(fill.event_number for fill in vault.fills)
         assert settled == self.fills, "every fill is settled once"
         credited = [e.reference for e in self.events if e.kind == EventKind.DEPOSITED]

@@ -20,6 +20,7 @@ from compex_client.wallet import Wallet
 
 from engine.records import EVENT_STRUCT, Event, EventKind, Purse
 from engine.replay import verify
+from settlement.chain import ExitStep
 from tests.simulate.bots import Administrator, Bot
 from tests.simulate.chain import BLOCK_SECONDS
 from tests.simulate.database import Databases, Sessions
@@ -199,6 +200,20 @@ class World:
                 self.say("clock", f"is {self.machine.clock.ahead_ns // HOUR_NS} hours ahead")
             if self._chance.happens(100_000) and not self._rests:
                 self._deposit(self._chance.random.choice(self.bots), 10_000_000, Purse.CASH)
+            for account, slots in self.machine.chain.latest.accounts.items():
+                self._leave(account, slots.exit_at)
+
+    def _leave(self, account: int, exit_at: int) -> None:
+        """Who wants to leave may think better of it; in the end everybody has left or stays."""
+        step: ExitStep = "requested"
+        if exit_at:
+            step = "finished" if self._chance.happens(800_000) else "cancelled"
+            if exit_at > self.machine.chain.height and step == "finished":
+                return
+        elif not self._chance.happens(self.faults.exit_ppm):
+            return
+        self.say(f"account {account}", f"exit {step}")
+        self.machine.chain.exit(account, step)
 
     def _deposit(self, bot: Bot, amount_usdc6: int, purse: Purse) -> None:
         self.say(bot.name, f"deposits {amount_usdc6} {purse.name}")
@@ -262,10 +277,13 @@ class World:
             return "something is on its way"
         if self._credited != len(vault.deposits):
             return "a deposit is not credited"
-        for account in vault.accounts:
-            balances = life.engine.balances(account)
-            if balances.pending_usdc6 or balances.leaving_usdc6:
-                return f"account {account}: {balances}"
+        for account, slots in vault.accounts.items():
+            b = life.engine.balances(account)
+            if slots.exit_at:
+                return f"account {account} is leaving"
+            held = (b.free_usdc6 + b.held_usdc6, b.escrow_usdc6)
+            if held != (slots.free_usdc6, slots.locked_usdc6) or b.pending_usdc6 or b.leaving_usdc6:
+                return f"account {account}: {b}, in the vault {slots}"
         [(left,)] = self._rows(
             "SELECT count(*) FROM outgoing WHERE state NOT IN ('RECONCILED', 'RETURNED')"
         )
