@@ -123,6 +123,14 @@ async def connect(url: str) -> Database:
         connection = await _asyncpg_connect(
             url, timeout=CONNECT_SECONDS_MAX, command_timeout=COMMAND_SECONDS_MAX
         )
+    return await claim(connection)
+
+
+async def claim(connection: Any) -> Database:
+    """Take the writer's lock on an open connection of asyncpg's, apply the missing migrations.
+
+    Raises as `connect` does, with the connection closed.
+    """
     database = Database(connection)
     try:
         await _lock(database)

@@ -100,7 +100,8 @@ class Outbox:
             oldest_ns: int = await self._database.value(
                 "SELECT time_ns FROM fill WHERE event_number = $1", fills[0].event_number
             )
-            if self._clock() - oldest_ns < oldest_wait_ns:
+            # Below zero: the time of day was set back since; nobody waits until it has come again.
+            if 0 <= self._clock() - oldest_ns < oldest_wait_ns:
                 return 0
         sealed = batch.seal(fills, self._fills_per_batch_max)
         async with self._database.transaction():

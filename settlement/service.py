@@ -11,7 +11,7 @@ when money does not add up by one µUSDC, nothing more is settled. The node and 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -129,13 +129,14 @@ class Settlement:
         database_url: str,
         clock: Callable[[], int],
         index: SpotIndex | None = None,
+        connect: Callable[[str], Awaitable[db.Database]] = db.connect,
     ) -> "Settlement":
         """Connect to the database, see how far it is, subscribe to the engine.
 
         `clock` gives ns since the Unix epoch. `index` is fed here, and with it only here.
         Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
         """
-        database = await db.connect(database_url)
+        database = await connect(database_url)
         try:
             ledger = await Ledger.open(database)
             last_deposit = await ledger.last_deposit()

@@ -6,6 +6,7 @@ from typing import Any, cast
 
 import pytest
 
+from engine.clock import ScriptedClock
 from engine.records import Side
 from engine.rejects import Refused, Reject
 from settlement import database as db
@@ -85,6 +86,18 @@ async def test_fills_become_escrow_that_all_three_sides_agree_on(node: Node) -> 
     assert summary.notional_usdc6 == 2_200_000
     assert 0 < summary.gas_per_fill < 100_000
     assert (await node.settlement.turn()).idle
+
+
+async def test_fills_from_before_the_clock_was_set_back_are_settled_at_once(node: Node) -> None:
+    """Not an hour later, when the time of the fills has come again."""
+    await funded(node)
+    node.clock.advance_to(START_NS + 3600 * SECOND_NS)
+    await node.order(SELLER, Side.SELL, 20_000, 45)
+    await node.order(BUYER, Side.BUY, 20_000, 45)
+    await node.stop()
+    node.clock = ScriptedClock(START_NS)
+    await node.start()
+    assert (await node.settlement.turn()).sealed_fills == 1
 
 
 async def test_fees_go_into_escrow_with_the_price_to_the_unit(node: Node) -> None:

@@ -404,6 +404,33 @@ async def test_a_cancel_waiting_for_an_order_that_is_rejected_finds_no_order(
     assert (cancelled.id, cancelled.code) == (4, Reject.UNKNOWN_ORDER)
 
 
+async def test_a_question_about_an_order_in_flight_waits_for_it(exchange: Exchange) -> None:
+    """Its sender's connection broke; on the next one "unknown" would mean "never happened"."""
+    lost = trader(exchange, BUYER)
+    lost.say(buy(3, client_id=5))
+    lost.say(buy(4, "2.4", client_id=6))
+    lost.session.close()
+    buyer = trader(exchange, BUYER)
+    assert buyer.say(m.Query(8, "order", client_id=5)) == []
+    assert buyer.say(m.Query(9, "order", client_id=6)) == []
+    await exchange.port.settled()
+    told = [acked(message).order for message in buyer.heard()]
+    assert [order and (order.client_id, order.state, order.left) for order in told] == [
+        (5, "open", "4"),
+        (6, "open", "4"),
+    ]
+
+
+async def test_a_question_about_an_order_that_is_rejected_finds_none(exchange: Exchange) -> None:
+    buyer = trader(exchange, BUYER)
+    buyer.say(buy(3, qty="1000", client_id=5))
+    buyer.say(m.Query(4, "order", client_id=5))
+    await exchange.port.settled()
+    placed, asked = [refused(x) for x in buyer.heard()]
+    assert placed.code == Reject.INSUFFICIENT_BALANCE
+    assert (asked.id, asked.code) == (4, Reject.UNKNOWN_ORDER)
+
+
 async def test_a_late_cancel_is_told_what_became_of_the_order(exchange: Exchange) -> None:
     buyer, seller = trader(exchange, BUYER), trader(exchange, SELLER)
     order_id = acked(await ask(exchange, buyer, buy(3, client_id=8))).order_id

@@ -1,0 +1,187 @@
+"""The real PostgreSQL, met at points that the seed chooses, one statement after the other.
+
+Owns the way from the virtual loop to a server that lives in real time: each statement is run in
+another thread while the virtual loop stands still, so the order of things stays the seed's.
+Invariant: what PostgreSQL did is never undone here; a lost connection loses only the answer, or
+everything of the transaction that was open. `Databases` gives each seed an empty database.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
+from contextlib import asynccontextmanager, contextmanager
+from itertools import count
+from typing import Any, Final, cast
+
+import asyncpg
+
+from settlement import database as db
+from tests.simulate.faults import Chance, Faults
+
+TEMPLATE: Final = "simulated"
+STATEMENT_SECONDS: Final = (0.0001, 0.003)
+_numbers = count(1)
+
+
+class _Thread:
+    """A loop of real time beside the virtual one."""
+
+    def __init__(self) -> None:
+        self._loop = asyncio.new_event_loop()
+        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
+        self._thread.start()
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+
+    def close(self) -> None:
+        self._loop.call_soon_threadsafe(self._loop.stop)
+        self._thread.join()
+        self._loop.close()
+
+
+class Databases:
+    """Empty databases on one server, each with the schema in place."""
+
+    def __init__(self, server: db.Server) -> None:
+        self._server = server
+        self._thread = _Thread()
+        self._admin: Any = self._thread.run(self._open())
+
+    async def _open(self) -> Any:
+        admin = await cast("Any", asyncpg.connect)(self._server.url_of("postgres"))
+        if not await admin.fetchval("SELECT 1 FROM pg_database WHERE datname = $1", TEMPLATE):
+            await admin.execute(f"CREATE DATABASE {TEMPLATE}")
+            await (await db.connect(self._server.url_of(TEMPLATE))).close()
+        return admin
+
+    @contextmanager
+    def fresh(self) -> Generator[Callable[..., "Sessions"]]:
+        """Makes `Sessions` of a database that is dropped at the end."""
+        name = f"simulated_{next(_numbers)}"
+        create = f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"
+        self._thread.run(self._admin.execute(create))
+        connect = cast("Any", asyncpg.connect)
+        physical: Any = self._thread.run(connect(self._server.url_of(name)))
+        try:
+            yield lambda *parts: Sessions(self._thread, physical, *parts)
+        finally:
+            self._thread.run(physical.close())
+            self._thread.run(self._admin.execute(f"DROP DATABASE {name}"))
+
+    def close(self) -> None:
+        self._thread.run(self._admin.close())
+        self._thread.close()
+
+
+class Sessions:
+    """One database. The server knows one connection; each life of the node has its own."""
+
+    def __init__(
+        self,
+        thread: _Thread,
+        physical: Any,
+        chance: Chance,
+        faults: Faults,
+        sleep: Callable[[float], Any],
+    ) -> None:
+        self._thread = thread
+        self.physical = physical
+        self.chance = chance
+        self.faults = faults
+        self.sleep = sleep
+        self._session: _Session | None = None
+        self.lost = 0
+
+    def run(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._thread.run(work)
+
+    async def connect(self, _url: str) -> db.Database:
+        """As `settlement.database.connect`; whoever was connected has lost the connection."""
+        self.end()
+        self._session = _Session(self)
+        return await db.claim(self._session)
+
+    def end(self) -> None:
+        """The process that was connected is gone; the server rolls back and forgets its locks."""
+        if self._session is not None:
+            self._session.lose()
+            self._session = None
+
+
+class _Session:
+    """What `settlement.database.Database` takes for asyncpg's connection."""
+
+    def __init__(self, sessions: Sessions) -> None:
+        self._sessions = sessions
+        self._transaction: Any = None
+        self._lost = False
+
+    def lose(self) -> None:
+        if self._lost:
+            return
+        self._lost = True
+        sessions = self._sessions
+        if self._transaction is not None:
+            sessions.run(self._transaction.rollback())
+            self._transaction = None
+        sessions.run(sessions.physical.execute("SELECT pg_advisory_unlock_all()"))
+
+    async def _edge(self) -> None:
+        """Time passes, and the connection may be gone afterwards."""
+        sessions = self._sessions
+        self._check()
+        await sessions.sleep(sessions.chance.seconds(*STATEMENT_SECONDS))
+        self._check()
+        if sessions.chance.happens(sessions.faults.database_lost_ppm):
+            sessions.lost += 1
+            self.lose()
+            raise asyncpg.ConnectionDoesNotExistError("connection was closed in the middle")
+
+    def _check(self) -> None:
+        if self._lost:
+            raise asyncpg.InterfaceError("connection is closed")
+
+    async def _do(self, method: str, *arguments: Any, **named: Any) -> Any:
+        await self._edge()
+        sessions = self._sessions
+        answer = sessions.run(getattr(sessions.physical, method)(*arguments, **named))
+        await self._edge()
+        return answer
+
+    async def execute(self, sql: str, *arguments: Any) -> str:
+        return await self._do("execute", sql, *arguments)
+
+    async def fetch(self, sql: str, *arguments: Any) -> Any:
+        return await self._do("fetch", sql, *arguments)
+
+    async def fetchrow(self, sql: str, *arguments: Any) -> Any:
+        return await self._do("fetchrow", sql, *arguments)
+
+    async def fetchval(self, sql: str, *arguments: Any) -> Any:
+        return await self._do("fetchval", sql, *arguments)
+
+    async def copy_records_to_table(self, table: str, **named: Any) -> str:
+        return await self._do("copy_records_to_table", table, **named)
+
+    @asynccontextmanager
+    async def transaction(self) -> AsyncGenerator[None]:
+        await self._edge()
+        sessions = self._sessions
+        transaction = sessions.physical.transaction()
+        sessions.run(transaction.start())
+        self._transaction = transaction
+        try:
+            yield
+            await self._edge()
+        except BaseException:
+            if self._transaction is not None:
+                self._transaction = None
+                sessions.run(transaction.rollback())
+            raise
+        self._transaction = None
+        sessions.run(transaction.commit())
+        await self._edge()  # lost after the commit: done, and nobody heard
+
+    async def close(self, **_named: Any) -> None:
+        self.lose()
