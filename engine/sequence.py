@@ -15,6 +15,7 @@ from engine.clock import Clock
 from engine.port import Sequenced
 from engine.records import (
     CLIENT_ID_MAX,
+    COMMAND,
     COMMAND_STRUCT,
     OF_SEVERAL,
     PARTS_MAX,
@@ -28,6 +29,8 @@ from engine.records import (
 from engine.rejects import Refused, Reject
 
 _BODY_OFFSET: Final = 16  # a command's bytes without its sequence and time
+assert COMMAND.fields is not None
+_SESSION: Final[int] = COMMAND.fields["session"][1]
 _SAVED: Final = struct.Struct("<Qq")  # last sequence, last time
 
 
@@ -51,12 +54,17 @@ def _check_parts(command: Command, parts: Sequence[Command]) -> None:
         raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
 
 
-def _body(stamped: bytes) -> bytes:
-    """What a client id stands for: the records without their sequences and times."""
-    if len(stamped) == COMMAND_STRUCT.size:
-        return stamped[_BODY_OFFSET:]
-    starts = range(0, len(stamped), COMMAND_STRUCT.size)
-    return body_of(b"".join(stamped[at + _BODY_OFFSET : at + COMMAND_STRUCT.size] for at in starts))
+def _body(command: Command, stamped: bytes) -> bytes:
+    """What a client id stands for: the records without their sequences and times, and without the
+    session they came from, as who was cut off asks again from another one."""
+    size = COMMAND_STRUCT.size
+    if command.kind == CommandKind.CANCEL_ALL:
+        return body_of(stamped[_BODY_OFFSET:])  # its session says whose orders
+    bodies = [
+        stamped[at + _BODY_OFFSET : at + _SESSION] + b"\0" + stamped[at + _SESSION + 1 : at + size]
+        for at in range(0, len(stamped), size)
+    ]
+    return body_of(b"".join(bodies))
 
 
 class Sequencer:
@@ -95,7 +103,7 @@ class Sequencer:
         if _is_deduplicated(command):
             if command.client_id > CLIENT_ID_MAX:
                 raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
-            body = _body(stamped)
+            body = _body(command, stamped)
             use = self._client_ids.find(command.account, command.client_id)
             if use is not None and use.body != body:
                 raise Refused(Reject.CLIENT_ID_REUSED)
@@ -136,7 +144,7 @@ class Sequencer:
             if command.kind != CommandKind.PART and _is_deduplicated(command):
                 size = COMMAND_STRUCT.size
                 records = stamped[i * size : (i + 1 + command.parts) * size]
-                self._remember(command, _body(records), command.sequence)
+                self._remember(command, _body(command, records), command.sequence)
 
     def save(self) -> bytes:
         """For a snapshot; nothing may be in flight."""

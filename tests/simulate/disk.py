@@ -11,6 +11,7 @@ its pages are not on the disk, as Linux does it. Sectors are whole. The node wri
 import asyncio
 import errno
 import os
+from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -75,6 +76,7 @@ class SimulatedDisk:
         self._paths: dict[int, Path] = {}
         self._call: list[_Op] | None = None  # what the append under way has done
         self._unanswered: list[_Op] = []
+        self._waiting: deque[tuple[Callable[[], Any], Callable[[Any], None]]] = deque()
         self._life = 0
         self.at_work = asyncio.Event()
         self.lost_bytes = 0  # what power cuts took
@@ -129,8 +131,15 @@ class SimulatedDisk:
         return FREE_BYTES
 
     def blocking(self, work: Callable[[], Any], answer: Callable[[Any], None]) -> None:
-        """Run it; what it synced counts, and its answer is known, after a while."""
-        assert not self._unanswered, "one writer, one call at a time"
+        """Run it when the calls before it are answered, as on one thread; what it synced counts,
+        and its answer is known, after a while."""
+        self._waiting.append((work, answer))
+        if not self.at_work.is_set():
+            self._next()
+
+    def _next(self) -> None:
+        work, answer = self._waiting.popleft()
+        assert not self._unanswered
         self._call = []
         try:
             outcome = work()
@@ -150,6 +159,8 @@ class SimulatedDisk:
                 self._unanswered = []
                 self.at_work.clear()
                 answer(outcome)
+                if self._waiting and not self.at_work.is_set():
+                    self._next()
 
         self._later(self._chance.seconds(SYNC_SECONDS[0], most), done)
 
@@ -210,6 +221,7 @@ class SimulatedDisk:
         Of a call under way any first part was done. The node's files are then what survived.
         """
         self._life += 1
+        self._waiting.clear()
         self.at_work.clear()
         for fd in list(self._paths):
             self.close(fd)

@@ -83,6 +83,20 @@ def test_the_same_body_again_is_a_duplicate_without_a_place(sequencer: Sequencer
     assert sequencer.last_sequence == 1
 
 
+def test_the_same_order_from_another_session_is_a_duplicate(sequencer: Sequencer) -> None:
+    """Whoever was cut off asks again on a new connection, with a number of its own or without."""
+    sequencer.sequence(ORDER._replace(session=1))
+    assert sequencer.sequence(ORDER._replace(session=2)) == ((1, True, None), b"")
+    sequencer.sequence(BASKET._replace(session=3), PARTS)
+    assert sequencer.sequence(BASKET, PARTS) == ((2, True, None), b"")
+
+
+def test_whose_session_a_cancel_all_means_is_part_of_it(sequencer: Sequencer) -> None:
+    cancel = Command(kind=CommandKind.CANCEL_ALL, account=1, client_id=9, session=1)
+    sequencer.sequence(cancel)
+    assert refusal(sequencer, cancel._replace(session=2)) == Reject.CLIENT_ID_REUSED
+
+
 def test_another_body_under_a_used_id_is_refused(sequencer: Sequencer) -> None:
     sequencer.sequence(ORDER)
     for change in (
