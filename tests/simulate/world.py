@@ -207,7 +207,7 @@ class World:
         """Who wants to leave may think better of it; in the end everybody has left or stays."""
         step: ExitStep = "requested"
         if exit_at:
-            step = "finished" if self._chance.happens(800_000) else "cancelled"
+            step = "finished" if self._chance.happens(950_000) else "cancelled"
             if exit_at > self.machine.chain.height and step == "finished":
                 return
         elif not self._chance.happens(self.faults.exit_ppm):
