@@ -1,7 +1,7 @@
 """A whole node from one seed: what it promised holds through every crash, and breaking it shows.
 
-`COMPEX_SEEDS` says how many seeds to try, from `COMPEX_SEED` on. A seed that fails prints the
-command that shows what happened in it.
+`COMPEX_SEED` is the first of the seeds that are tried. One that fails prints the command that shows
+what happened in it.
 """
 
 import os
@@ -21,12 +21,11 @@ from engine.records import COMMAND, CommandArray
 from engine.sequence import Sequencer
 from settlement import database as db
 from settlement.ledger import Ledger, Numbered
+from tests.promises import Trial, tries
 from tests.simulate.database import Databases
-from tests.simulate.world import Outcome, run
+from tests.simulate.world import run
 
 FIRST_SEED: Final = int(os.environ.get("COMPEX_SEED", "1"))
-SEEDS: Final = int(os.environ.get("COMPEX_SEEDS", "50"))
-SOAK_SEEDS: Final = int(os.environ.get("COMPEX_SOAK_SEEDS", "10000"))
 PARTS: Final = 5  # so that no test is near its time limit
 
 
@@ -37,42 +36,23 @@ def databases(postgres: db.Server) -> Iterator[Databases]:
     databases.close()
 
 
-def try_seeds(databases: Databases, seeds: range) -> list[Outcome]:
-    outcomes: list[Outcome] = []
-    for seed in seeds:
+@pytest.mark.parametrize("part", range(PARTS))
+@tries("seeds")
+def test_every_promise_is_kept_whatever_fails_and_all_comes_to_rest(
+    databases: Databases, part: int, trial: Trial
+) -> None:
+    share = trial.budget // PARTS
+    begin = FIRST_SEED + share * part
+    lives = acknowledged = fills = 0
+    for seed in trial.each(range(begin, begin + share)):
         outcome = run(seed, databases)
         assert not outcome.failure, f"{outcome}\nshown by: {outcome.reproduce} --trace"
-        outcomes.append(outcome)
-    return outcomes
-
-
-@pytest.mark.parametrize("part", range(PARTS))
-def test_every_promise_is_kept_whatever_fails_and_all_comes_to_rest(
-    databases: Databases, part: int
-) -> None:
-    seeds = range(FIRST_SEED + SEEDS * part // PARTS, FIRST_SEED + SEEDS * (part + 1) // PARTS)
-    outcomes = try_seeds(databases, seeds)
-    if SEEDS >= 50:
-        assert sum(outcome.lives for outcome in outcomes) > 2 * len(outcomes), "nodes did crash"
-        assert sum(outcome.acknowledged for outcome in outcomes) > 20 * len(outcomes)
-        assert sum(outcome.fills for outcome in outcomes) > 10 * len(outcomes)
-
-
-@pytest.mark.soak
-@pytest.mark.timeout(12 * 3600)
-def test_every_promise_is_kept_for_ten_thousand_seeds(
-    databases: Databases, record_property: Callable[[str, object], None]
-) -> None:
-    survived = lives = acknowledged = 0
-    try:
-        for seed in range(FIRST_SEED, FIRST_SEED + SOAK_SEEDS):
-            [outcome] = try_seeds(databases, range(seed, seed + 1))
-            survived += 1
-            lives += outcome.lives
-            acknowledged += outcome.acknowledged
-    finally:
-        said = f"{SOAK_SEEDS} seeds from {FIRST_SEED}, {survived} survived: {lives} lives,"
-        record_property("profile", f"{said} {acknowledged} acknowledged")
+        lives += outcome.lives
+        acknowledged += outcome.acknowledged
+        fills += outcome.fills
+    assert lives > 2 * share, "nodes did crash"
+    assert acknowledged > 20 * share and fills > 10 * share, "and traded"
+    trial.note = f"{lives:,} lives, {acknowledged:,} acknowledged, from seed {begin}"
 
 
 def test_the_same_seed_is_the_same_run_also_in_another_process(databases: Databases) -> None:

@@ -259,7 +259,7 @@ class Bot:
         return price_text(MID_TICKS + ticks + beyond_ticks)
 
     def _qty(self) -> str:
-        return qty_text(self._random.randrange(1, 60))
+        return qty_text(self._random.randrange(1, 400))
 
     def _an_order(self) -> tuple[tuple[Any, ...], dict[str, Any]]:
         side = self._random.choice(("buy", "sell"))

@@ -8,7 +8,7 @@ takes for `settlement.chain.Chain`; wallets deposit through `World`'s hands.
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from copy import deepcopy
 from dataclasses import dataclass, field
 from typing import Any, Final, NamedTuple
@@ -18,7 +18,9 @@ from settlement.chain import (
     Deposit,
     ExitLog,
     ExitStep,
+    FeedAnswer,
     Fill,
+    PricePoint,
     Receipt,
     SignedTransaction,
     VaultAccount,
@@ -33,7 +35,9 @@ from settlement.errors import (
     ContractError,
     ContractRejected,
     InsufficientFree,
+    NoData,
     NonceUsed,
+    RoundOutOfOrder,
     UnknownAccount,
     WithdrawalOutOfOrder,
 )
@@ -165,7 +169,7 @@ class SimulatedChain:
         self._next = Vault()  # what the block to come makes of the last one
         self._waiting: dict[bytes, tuple[int, SignedTransaction]] = {}  # hash: not before a block
         self._receipts: dict[bytes, Receipt] = {}
-        self.lost = 0
+        self.rounds: dict[int, list[PricePoint]] = {}  # of each product, the oldest first
 
     # --- the simulation's side -----------------------------------------------------------------
     @property
@@ -287,12 +291,35 @@ class SimulatedChain:
         if transaction.nonce < self.latest.nonce:
             raise NonceUsed(f"nonce {transaction.nonce}: nonce too low")
         if self._chance.happens(self._faults.chain_loses_ppm):
-            self.lost += 1
             return
         slow = self._chance.happens(self._faults.chain_slow_ppm)
         when = self.height + 1 + (self._chance.random.randrange(SLOW_BLOCKS) if slow else 0)
         self._waiting[transaction.hash] = (when, transaction)
         await self._asked()  # the node may have it all the same
+
+    # --- price feeds: read and written at the latest block --------------------------------------
+    async def ensure_feeds(self, descriptions: dict[int, str]) -> dict[int, bytes]:
+        await self._asked()
+        return {product: product.to_bytes(20, "big") for product in descriptions}
+
+    async def read_feed(self, feed: bytes) -> FeedAnswer:
+        await self._asked()
+        rounds = self.rounds.get(int.from_bytes(feed, "big"), [])
+        if not rounds:
+            raise NoData(_reverted("NoData"))
+        last = rounds[-1]
+        number, end_s = len(rounds), last.window_end_s
+        return FeedAnswer(number, last.price_e8, end_s, end_s, number)
+
+    async def publish(self, points: Sequence[PricePoint]) -> None:
+        await self._asked()
+        for point in points:
+            rounds = self.rounds.get(point.product, [])
+            if rounds and rounds[-1].window_end_s >= point.window_end_s:
+                raise RoundOutOfOrder(_reverted("RoundOutOfOrder"))
+        for point in points:
+            self.rounds.setdefault(point.product, []).append(point)
+        await self._asked()  # mined, and perhaps nobody heard
 
     async def receipt(self, transaction_hash: bytes) -> Receipt | None:
         await self._asked()

@@ -178,11 +178,14 @@ class SimulatedDisk:
 
     # --- the model -----------------------------------------------------------------------------
     def _apply(self, op: _Op) -> None:
-        if op.name == "create":
-            self._files[op.path] = _Stored(op.offset)
-            return
-        if op.name == "rename":
-            self._files[Path(os.fsdecode(op.data))] = self._files.pop(op.path)
+        if op.name in {"create", "rename"}:  # both sync the directory: what is removed stays so
+            renamed = self._files.pop(op.path, None)
+            for gone in [path for path in self._files if not path.exists()]:
+                del self._files[gone]
+            if op.name == "create":
+                self._files[op.path] = _Stored(op.offset)
+            elif renamed is not None:
+                self._files[Path(os.fsdecode(op.data))] = renamed
             return
         file = self._files[op.path]
         if op.name == "write":

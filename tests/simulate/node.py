@@ -18,7 +18,8 @@ from compex_client.wallet import Domain, Wallet
 
 from engine.catalog import load_catalog
 from engine.clock import Clock
-from engine.journal import Journal
+from engine.index import SpotIndex
+from engine.journal import Journal, segments
 from engine.pipeline import Pipeline
 from engine.port import Batch
 from engine.records import Event
@@ -50,6 +51,7 @@ LISTINGS: Final = [
     m.Market(1, "list", symbol, bond="0.001", lot="0.01", closes_s=closes_s)
     for symbol, closes_s in zip(SYMBOLS, (0, 0, 0, CLOSES_S), strict=True)
 ]
+PARTITION_NS: Final = 500_000_000  # of the index; in a run there are twelve of them and more
 SNAPSHOTS_KEPT: Final = 2
 FEES: Final = (200, 500)  # ppm, maker and taker
 CATALOG: Final = load_catalog()
@@ -97,6 +99,8 @@ class Machine:
         """What the process beside the node does; what came of it, in words."""
         replica = Replica(self.clock)
         Feed(replica, CATALOG, answer=lambda _event: None, done=lambda: None)
+        index = SpotIndex(CATALOG, PARTITION_NS)
+        replica.subscribe(index.on_batch, keeper=index)
         disk: Any = MortalDisk(self.disk, self._beside, self.faults)
         try:
             found = take_snapshot(self.directory, disk, replica)
@@ -114,9 +118,14 @@ class Machine:
         return f"of sequence {found.mark.sequence}, {len(removed)} files removed"
 
     def keep_segments(self) -> None:
-        """For the truth at the end, which begins at the first command."""
+        """For the truth at the end, which begins at the first command. Of what is kept already,
+        only the removed ones stand: of the others a crash may have left less."""
         self.archive.mkdir(exist_ok=True)
-        for path in sorted(self.directory.glob("*.cxj")):
+        present, _ = segments(self.directory)
+        for kept in self.archive.iterdir():
+            if not present or kept.name >= present[0].name:
+                kept.unlink()
+        for path in present:
             (self.archive / path.name).write_bytes(path.read_bytes())
 
 
@@ -175,7 +184,13 @@ class Life:
         )  # fmt: skip
         chain = cast("Any", machine.chain)
         self.settlement = await Settlement.open(
-            SETTLING, self.engine, chain, "", clock.now_ns, connect=machine.database.connect
+            SETTLING,
+            self.engine,
+            chain,
+            "",
+            clock.now_ns,
+            SpotIndex(CATALOG, PARTITION_NS),
+            machine.database.connect,
         )
         await self.engine.start()
         self._check_recovered()

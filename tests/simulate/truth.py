@@ -25,6 +25,7 @@ from engine.records import (
 )
 from engine.reference import Reference
 from gateway.translate import balances_of
+from settlement.chain import PRICE_E8_PER_TICK, PricePoint
 from tests.simulate.bots import Bot, Errand
 from tests.simulate.chain import Vault
 
@@ -137,6 +138,17 @@ class Truth:
         assert settled == self.fills, "every fill is settled once"
         credited = [e.reference for e in self.events if e.kind == EventKind.DEPOSITED]
         assert credited == [deposit.number for deposit in vault.deposits]
+
+    def check_feeds(self, rounds: dict[int, list[PricePoint]]) -> None:
+        """Each product's rounds go forward in time, and say what trades there were."""
+        traded = {
+            e.price_ticks * PRICE_E8_PER_TICK for e in self.events if e.kind == EventKind.FILL
+        }
+        for points in rounds.values():
+            ends = [point.window_end_s for point in points]
+            assert ends == sorted(set(ends)), "one round for one window"
+            for point in points:
+                assert min(traded) <= point.price_e8 <= max(traded), "a price that nobody paid"
 
 
 def _buckets(b: Balances) -> Counter[str]:

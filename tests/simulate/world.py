@@ -207,7 +207,7 @@ class World:
         """Who wants to leave may think better of it; in the end everybody has left or stays."""
         step: ExitStep = "requested"
         if exit_at:
-            step = "finished" if self._chance.happens(800_000) else "cancelled"
+            step = "finished" if self._chance.happens(950_000) else "cancelled"
             if exit_at > self.machine.chain.height and step == "finished":
                 return
         elif not self._chance.happens(self.faults.exit_ppm):
@@ -304,9 +304,14 @@ class World:
         for bot in self.bots:
             truth.check_bot(bot)
         truth.check_money(self.machine.chain.latest, self._rows)
+        truth.check_feeds(self.machine.chain.rounds)
         self.commands = found.sequence
         self.fills = len(truth.fills)
-        self.say("world", f"all is true: {found}"[:60])
+        self.say(
+            "world",
+            f"all is true: state {found.state_hash}, {self.fills} fills settled,"
+            f" {len(truth.void)} void, prices of {len(self.machine.chain.rounds)} feeds",
+        )
 
     @property
     def acknowledged(self) -> int:
