@@ -293,7 +293,8 @@ class Segment(NamedTuple):
             raise DamagedJournal(
                 f"{self.path}: damaged at offset {self.end}, in the frame of sequence "
                 f"{self.next_sequence}: {self.damage}; this is not a torn tail, so nothing was "
-                "cut: restore the file from a copy"
+                "cut: restore the file from a copy, then have all of it checked: "
+                f"compex replay --verify {shlex.quote(str(self.path.parent))}"
             )
 
 

@@ -34,6 +34,7 @@ BUDGETS: Final = {
     "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
     "cut-off": Budget("a request cut off around its answer has one effect", 10_000, 100),
     "one-hash": Budget("the same commands give the same state", 10_000_000, 100_000),
+    "snapshots": Budget("a start from a snapshot is one from the first command", 100, 10),
     "conserved": Budget("money and capacity are conserved at every event", 1_000_000, 5_000),
     "booked": Budget("the ledger's books are sound, by its own SQL", 200_000, 2_500),
     "seeds": Budget("a node simulated with faults from a seed keeps its promises", 10_000, 50),

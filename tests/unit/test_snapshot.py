@@ -7,8 +7,10 @@ from pathlib import Path
 from random import Random
 from typing import ClassVar, Final
 
+import numpy as np
 import pytest
 
+from benchmarks.workload import order_flow
 from engine import journal, snapshot
 from engine.clock import ScriptedClock
 from engine.invariants import check_invariants
@@ -18,15 +20,18 @@ from engine.port import Batch
 from engine.records import Command, CommandKind
 from engine.reference import Reference
 from engine.rejects import JournalError, SnapshotError
-from engine.replay import verify
+from engine.replay import Matcher, verify
 from engine.replica import Replica, retain, take_snapshot
 from engine.snapshot import state_hash
 from tests.disks import FailingDisk
 from tests.model.flow import Flow
+from tests.promises import Trial, tries
 
 START_NS: Final = 1_795_219_200_000_000_000
 SEGMENT_BYTES: Final = 1 << 14
 STEPS: Final = 1_500
+SEED: Final = 3
+SNAPSHOT_COMMANDS: Final = 2_000  # between two snapshots
 FRAMES: Final = 60
 
 
@@ -81,7 +86,7 @@ def drawn(seed: int, steps: int = STEPS) -> list[bytes]:
 def write_journal(directory: Path, commands: list[bytes], frames: int = FRAMES) -> None:
     """Goes on with what is there; the commands in so many groups."""
     writer = Journal(directory, SystemDisk(), SEGMENT_BYTES)
-    for _ in writer.recover():
+    for _ in writer.recover(journal.oldest(directory)):
         pass
     size = -(-len(commands) // frames)
     for start in range(0, len(commands), size):
@@ -142,6 +147,30 @@ def test_a_snapshot_and_the_rest_are_the_whole(tmp_path: Path, seed: int) -> Non
     found = verify(tmp_path)
     assert found.snapshots == len(cuts) + 1
     assert found.state_hash == state_hash(followed(tmp_path)[0].matcher.state)
+
+
+@tries("snapshots")
+def test_a_run_of_starts_from_snapshots_is_one_run(tmp_path: Path, trial: Trial) -> None:
+    """Each start has the snapshot made by the one before it, and what was traded since; older
+    history is removed behind them."""
+    flow = order_flow(SEED, trial.budget * SNAPSHOT_COMMANDS)
+    uninterrupted, events = Matcher(), 0
+    begin, states, told = 0, set[str](), 0
+    for cut in trial.each(np.linspace(0, len(flow), trial.budget + 1, dtype=int)[1:].tolist()):
+        part = flow[begin:cut]
+        begin = cut
+        write_journal(tmp_path, [record.tobytes() for record in part], 20)
+        events += uninterrupted.pass_over(part)
+        replica, memory = restored(tmp_path)
+        told += len(memory.heard)
+        assert state_hash(replica.matcher.state) == state_hash(uninterrupted.state)
+        assert replica.sequencer.last_sequence == cut
+        states.add(take(tmp_path).state_hash)
+        retain(tmp_path, 2, replica.event_number, history=False)
+    assert len(states) == trial.budget, "each of another state"
+    assert told < 2 * events, "each start was told the rest alone"
+    assert len(snapshot.paths(tmp_path)) == 2 and journal.oldest(tmp_path) != BEGINNING
+    trial.note = f"starts, {SNAPSHOT_COMMANDS:,} commands apart"
 
 
 def test_nothing_new_is_no_snapshot(tmp_path: Path) -> None:

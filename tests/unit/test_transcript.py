@@ -13,6 +13,7 @@ from engine.kernel import build_hash
 from engine.records import COMMAND, LAYOUT_VERSION, Command, CommandKind, command_array
 from engine.transcript import NAMES, command_text, field_bytes, transcript
 from gateway.cli import main
+from gateway.ending import Ending
 from tests.disks import numbered
 
 SMALL = 1 << 12
@@ -155,7 +156,7 @@ def test_damage_is_told_with_file_and_offset_after_all_that_is_good(
     second = HEADER_BYTES + FRAME_HEADER_BYTES + 2 * 64
     data[second + 70] ^= 1
     path.write_bytes(bytes(data))
-    assert main(["journal", "inspect", str(tmp_path)]) == 1
+    assert main(["journal", "inspect", str(tmp_path)]) == Ending.DAMAGED
     *good, reason = capsys.readouterr().out.splitlines()
     assert [line.split()[0] for line in good if line.startswith("    ")] == ["1", "2"]
     assert f"{path}: damaged at offset {second}, in the frame of sequence 3" in reason
