@@ -62,6 +62,7 @@ def _translated() -> Any:
     except (
         asyncpg.PostgresConnectionError,
         asyncpg.InterfaceError,
+        asyncpg.InternalClientError,  # the server said goodbye while nothing was asked of it
         asyncpg.OperatorInterventionError,
         asyncpg.CannotConnectNowError,
         OSError,
@@ -109,6 +110,12 @@ class Database:
             async with self._connection.transaction():
                 yield
 
+    async def replace(self, other: "Database") -> None:
+        """Go on with another one's connection, which is then this one's; its own was lost."""
+        lost, self._connection = self._connection, other._connection
+        with suppress(DatabaseError), _translated():
+            await lost.close(timeout=CONNECT_SECONDS_MAX)
+
     async def close(self) -> None:
         with suppress(DatabaseError), _translated():
             await self._connection.close(timeout=CONNECT_SECONDS_MAX)
@@ -119,10 +126,13 @@ async def connect(url: str) -> Database:
 
     Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
     """
-    with _translated():
-        connection = await _asyncpg_connect(
-            url, timeout=CONNECT_SECONDS_MAX, command_timeout=COMMAND_SECONDS_MAX
-        )
+    try:
+        with _translated():
+            connection = await _asyncpg_connect(
+                url, timeout=CONNECT_SECONDS_MAX, command_timeout=COMMAND_SECONDS_MAX
+            )
+    except asyncpg.PostgresError as error:  # a password, too many connections, none allowed, ...
+        raise DatabaseUnavailable(f"{type(error).__name__}: {error}") from error
     return await claim(connection)
 
 

@@ -73,6 +73,12 @@ class Trial(NamedTuple):
     differing_accounts: int  # whose balance is not the sum of their lines
 
 
+async def _stored_watermark(database: Database) -> Watermark:
+    row = await database.row("SELECT * FROM watermark WHERE shard = $1", SHARD)
+    assert row is not None, "the first migration writes it"
+    return Watermark(row["event_number"], row["sequence"], row["ordinal"], row["event"])
+
+
 class Ledger:
     def __init__(self, database: Database, watermark: Watermark) -> None:
         self._database = database
@@ -80,10 +86,11 @@ class Ledger:
 
     @classmethod
     async def open(cls, database: Database) -> "Ledger":
-        row = await database.row("SELECT * FROM watermark WHERE shard = $1", SHARD)
-        assert row is not None, "the first migration writes it"
-        mark = Watermark(row["event_number"], row["sequence"], row["ordinal"], row["event"])
-        return cls(database, mark)
+        return cls(database, await _stored_watermark(database))
+
+    async def reopen(self) -> None:
+        """After the connection was lost: see whether what was being booked then is."""
+        self._watermark = await _stored_watermark(self._database)
 
     @property
     def watermark(self) -> Watermark:

@@ -12,7 +12,7 @@ import asyncio
 import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from typing import Final, NamedTuple
 
 from engine.index import SpotIndex
@@ -24,6 +24,7 @@ from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Deposit, VaultState
 from settlement.deliver import DEPOSITS_PER_TURN_MAX, Delivery
 from settlement.errors import (
     ChainUnavailable,
+    DatabaseUnavailable,
     LedgerError,
     SettlementHalted,
     TransactionNotMined,
@@ -95,6 +96,7 @@ class Settlement:
         chain: Chain,
         clock: Callable[[], int],
         database: db.Database,
+        connect: Callable[[], Awaitable[db.Database]],
         ledger: Ledger,
         last_deposit: int,
         index: SpotIndex | None,
@@ -104,6 +106,7 @@ class Settlement:
         self._chain = chain
         self._clock = clock
         self._database = database
+        self._connect = connect  # once more, after the connection was lost
         self._ledger = ledger
         self._index = index
         self._delivery = Delivery(port, chain, last_deposit)
@@ -136,11 +139,17 @@ class Settlement:
         `clock` gives ns since the Unix epoch. `index` is fed here, and with it only here.
         Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
         """
-        database = await connect(database_url)
+
+        def connecting() -> Awaitable[db.Database]:
+            return connect(database_url)
+
+        database = await connecting()
         try:
             ledger = await Ledger.open(database)
             last_deposit = await ledger.last_deposit()
-            self = cls(settings, port, chain, clock, database, ledger, last_deposit, index)
+            self = cls(
+                settings, port, chain, clock, database, connecting, ledger, last_deposit, index
+            )  # fmt: skip
             port.subscribe(self._receive, self._has_room, heard=self._booked_before)
             if index is not None:
                 port.subscribe(index.on_batch, keeper=index)
@@ -369,7 +378,10 @@ class Settlement:
         return await self._oracle.published()
 
     async def run(self) -> None:
-        """Turn after turn until cancelled. Raises what `turn` raises, but for a slow chain."""
+        """Turn after turn until cancelled, through failures of chain and database that pass.
+
+        Raises what else `turn` raises, and DatabaseInUse when another process settles by now.
+        """
         turns = 0
         while True:
             try:
@@ -381,7 +393,22 @@ class Settlement:
                         raise SettlementHalted(self._halted)
             except (ChainUnavailable, TransactionNotMined, TransactionRefused) as error:
                 log.warning("the chain: %s; trying again", error)
+            except DatabaseUnavailable as error:
+                log.warning("the database: %s; connecting again", error)
+                await self._connect_again()
             await asyncio.sleep(self._settings.turn_seconds)
+
+    async def _connect_again(self) -> None:
+        """Until it succeeds. Of a transaction that was being committed nobody knows whether it is:
+        the database says, and what it has is not booked again."""
+        while True:
+            await asyncio.sleep(self._settings.turn_seconds)
+            with suppress(DatabaseUnavailable):
+                async with self._turn_lock:
+                    await self._database.replace(await self._connect())
+                    await self._ledger.reopen()
+                log.warning("the database is there again")
+                return
 
 
 _SUMMARY: Final = """

@@ -1,9 +1,11 @@
 """Settlement end to end: real engine, real PostgreSQL, real contracts on the embedded chain."""
 
+import asyncio
 from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any, cast
 
+import asyncpg
 import pytest
 
 from engine.clock import ScriptedClock
@@ -67,6 +69,55 @@ async def test_a_deposit_on_chain_becomes_money_in_the_engine(node: Node) -> Non
     assert node.pipeline.balances(node.account(SELLER)).bond_free_usdc6 == 20 * DOLLAR
     report = await node.settlement.reconcile()
     assert report.reconciled and report.ledger_usdc6 == 170 * DOLLAR == report.tokens_usdc6
+
+
+CUT_OFF = """
+    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
+    WHERE datname = current_database() AND pid <> pg_backend_pid()
+"""
+SETTLED = """
+    SELECT count(*) FROM fill JOIN outgoing ON fill.batch_id = outgoing.id
+    WHERE outgoing.state = 'RECONCILED'
+"""
+
+
+async def test_a_connection_that_is_lost_is_made_again_and_nothing_is_booked_twice(
+    tmp_path: Path, database_url: str
+) -> None:
+    node = await Node.begin(tmp_path, database_url)
+    node.settings = Settings(turn_seconds=0.01)
+    await node.start()
+    await funded(node)
+    killer: Any = await cast("Any", asyncpg.connect)(database_url)
+    running = asyncio.create_task(node.settlement.run())
+    for n in range(1, 6):
+        await node.order(SELLER, Side.SELL, 20_000, 25)
+        await node.order(BUYER, Side.BUY, 20_000, 25)
+        assert await killer.fetchval(CUT_OFF) == 1, "it was connected again"
+        while await killer.fetchval("SELECT count(*) FROM fill") < n:
+            assert not running.done(), running
+            await asyncio.sleep(0.01)
+    name = database_url.partition("?")[0].rpartition("/")[2]
+    other: Any = await cast("Any", asyncpg.connect)(database_url.replace(f"/{name}?", "/postgres?"))
+    await other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
+    assert await killer.fetchval(CUT_OFF) == 1
+    await asyncio.sleep(0.1)
+    assert not running.done(), "it waits for a database that takes nobody"
+    await other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS true')
+    await other.close()
+    while await killer.fetchval(SETTLED) < 5:
+        assert not running.done(), running
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await node.stop()
+    await node.start()
+    await node.settlement.turn()
+    assert (await node.settlement.reconcile()).reconciled
+    assert node.pipeline.balances(node.account(BUYER)).escrow_usdc6 == 5 * 25 * 20_000
+    assert not await killer.fetch("SELECT * FROM audit WHERE contradicting > 0")
+    await killer.close()
+    await node.end()
 
 
 async def test_fills_become_escrow_that_all_three_sides_agree_on(node: Node) -> None:

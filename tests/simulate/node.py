@@ -148,6 +148,7 @@ class Life:
         self.settlement: Settlement | None = None
         self.ended = ""  # why it cannot go on by itself
         self.is_open = False
+        self.has_opened = False
 
     def begin(self) -> "asyncio.Task[None]":
         loop = self._machine.loop
@@ -197,7 +198,7 @@ class Life:
         await self._set_up()
         with contextlib.suppress(SettlementError):  # then it starts late
             await self.settlement.turn()
-        self.is_open = True
+        self.is_open = self.has_opened = True
 
     async def _set_up(self) -> None:
         if self.engine.rates(0) != FEES:
