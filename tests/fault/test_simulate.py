@@ -16,7 +16,7 @@ import pytest
 
 from engine import journal
 from engine.client_ids import ClientIds
-from engine.journal import FRAME_HEADER_BYTES, FRAME_MAGIC, Disk, Journal
+from engine.journal import FRAME_HEADER_BYTES, FRAME_MAGIC, Disk, Frame, Journal
 from engine.records import COMMAND, CommandArray
 from engine.sequence import Sequencer
 from settlement import database as db
@@ -100,16 +100,15 @@ def acknowledge_before_the_sync(patch: pytest.MonkeyPatch) -> None:
 
 def keep_the_torn_tail(patch: pytest.MonkeyPatch) -> None:
     """Whatever begins like a frame is taken for one, whole or not."""
-    parsed: Any = vars(journal)["_Parsed"]
 
-    def trusting(data: bytes, offset: int) -> Any:
-        head = data[offset : offset + FRAME_HEADER_BYTES]
+    def trusting(data: memoryview, offset: int) -> Frame | None:
+        head = bytes(data[offset : offset + FRAME_HEADER_BYTES])
         if not head.startswith(FRAME_MAGIC):
             return None
         first, count = (int.from_bytes(head[at : at + 8], "little") for at in (8, 16))
         body = offset + FRAME_HEADER_BYTES
-        end = body + count * COMMAND.itemsize
-        return parsed(first, head[32:48], head[48:], data[body:end], end)
+        commands = data[body : body + count * COMMAND.itemsize]
+        return Frame(offset, first, head[32:48], head[48:], commands)
 
     patch.setattr(journal, "_parse_frame", trusting)
 

@@ -40,6 +40,8 @@ def test_every_section_gives_figures_and_leaves_nothing_behind(tmp_path: Path) -
     rows = json.loads(found.read_text("utf-8"))["rows"]
     assert all(row["measured"] > 0 for row in rows)
     names = [row["name"] for row in rows if not row["name"].startswith(" ")]
-    assert {name.split()[0].rstrip(",") for name in names} == {"journal", "ack", "replay"}
-    assert len(SECTIONS) == 4 and sum(name.startswith("replay") for name in names) == 2
+    assert {name.split()[0].rstrip(",") for name in names} == {
+        "journal", "ack", "replay", "snapshot", "event",
+    }  # fmt: skip
+    assert len(SECTIONS) == 6 and sum(name.startswith("replay") for name in names) == 2
     assert list(tmp_path.iterdir()) == [found]
