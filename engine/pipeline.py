@@ -3,11 +3,11 @@
     submit ──▶ sequence ──▶ ┬─ journal (group commit, fdatasync) ─┐
                             └─ match (reserve inside) ────────────┴─▶ publish ──▶ subscribers
 
-One group of commands is in flight at a time: while the disk syncs it, the kernel matches it, and
-later commands gather into the next group. Invariant: nobody hears of a command before it is both
-durable and matched, everybody hears of all of them in one order, and balances read through the
-port are those after the last published group. When the journal fails the engine stops for good:
-what was matched but not durable is never published.
+One group of commands is on its way to the disk at a time: while it is synced, the group before it
+is published, the kernel matches it, and later commands gather into the next. Invariant: nobody
+hears of a command before it is both durable and matched, everybody hears of all of them in one
+order, and balances read through the port are those after the last published group. When the
+journal fails the engine stops for good: what was matched but not durable is never published.
 """
 
 import asyncio
@@ -30,7 +30,7 @@ from engine.port import (
     SpaceMarks,
     Subscriber,
 )
-from engine.records import COMMAND, Balances, Command, CommandKind
+from engine.records import COMMAND, Balances, Command, CommandKind, EventArray
 from engine.rejects import EngineBroken, JournalError, Refused, Reject
 from engine.replica import Replica
 from engine.snapshot import state_hash
@@ -145,20 +145,40 @@ class Pipeline:
             await loop.run_in_executor(self._writer, self._space.look)
             await asyncio.sleep(SPACE_SECONDS)
 
-    # 3. journal ∥ match: one group at a time
+    # 3. journal ∥ match → publish: one group after the other
 
     async def _run(self) -> None:
         try:
             while True:
                 await self._arrived.wait()
-                while self._queue:
-                    await self._commit(self._take_group())
+                await self._commit_all()
                 self._arrived.clear()
         except JournalError as error:
             self._fail(error)
         except Exception as error:
             self._fail(EngineBroken(f"broken: {error!r}"))
             raise
+
+    async def _commit_all(self) -> None:
+        """Group after group. The disk has the next one before the last one is published, so that
+        it never waits for those who hear of them."""
+        group, durable = self._write_group()
+        while group:
+            commands = np.frombuffer(group, COMMAND)
+            parts = list(self._replica.match(commands))
+            await durable
+            group, durable = self._write_group()
+            self._publish(parts, int(commands["sequence"][-1]))
+            if not group:  # what one command could not finish goes on, or what came meanwhile
+                group, durable = self._write_group()
+
+    def _write_group(self) -> tuple[bytes, "asyncio.Future[None]"]:
+        """Take what has gathered and give it to the disk; empty if there is nothing."""
+        loop = asyncio.get_running_loop()
+        group = self._take_group()
+        if not group:
+            return group, loop.create_future()
+        return group, loop.run_in_executor(self._writer, self._journal.append, group)
 
     def _take_group(self) -> bytes:
         """As many whole commands as fit into one frame."""
@@ -172,18 +192,13 @@ class Pipeline:
         self._queued_bytes -= len(taken)
         return taken
 
-    async def _commit(self, group: bytes) -> None:
-        loop = asyncio.get_running_loop()
-        durable = loop.run_in_executor(self._writer, self._journal.append, group)
-        commands = np.frombuffer(group, COMMAND)
-        parts = list(self._replica.match(commands))
-        await durable
+    def _publish(self, parts: list[EventArray], last_sequence: int) -> None:
         for part in parts:
             self._replica.publish(part, replayed=False)
         if not self._stopped:
             self._expire()  # what one command could not finish goes on
-        self._published_sequence = int(commands["sequence"][-1])
-        while self._waiting and self._waiting[0][0] <= self._published_sequence:
+        self._published_sequence = last_sequence
+        while self._waiting and self._waiting[0][0] <= last_sequence:
             waiter = self._waiting.popleft()[1]
             if not waiter.done():
                 waiter.set_result(None)
