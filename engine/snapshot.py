@@ -7,7 +7,7 @@ Invariant: loading one and matching what the journal has behind the mark gives t
 the last byte, as matching all of it. The hash covers every part of the state that commands ever
 touched, and nothing of the machine it runs on. `replica`, `replay` and tests call.
 
-    header, 192 B: magic 8, format 4, layout 4, sequence 8, events 8, sections 8, build 8,
+    header, 192 B: magic 8, format 4, zero 4, sequence 8, events 8, sections 8, build 8,
                    chain 16, state's layout 16, state's hash 16, zeros, digest 16
     per section, 64 B: name 40, length 8, digest 16; then the sections, each padded to 64 B
 
@@ -102,7 +102,18 @@ def _digest(*parts: bytes | memoryview) -> bytes:
     return hasher.digest()
 
 
-STATE_LAYOUT: Final = _digest(repr(STATE).encode())
+def _layout(dtype: np.dtype[Any]) -> str:
+    """Every field with its place, so that no other layout has the same text."""
+    if dtype.subdtype is not None:
+        part, shape = dtype.subdtype
+        return f"{shape}{_layout(part)}"
+    if dtype.fields is None:
+        return dtype.str
+    fields = [f"{name}@{field[1]}:{_layout(field[0])}" for name, field in dtype.fields.items()]
+    return f"{dtype.itemsize}({' '.join(fields)})"
+
+
+STATE_LAYOUT: Final = _digest(_layout(STATE).encode())
 
 
 class Section(NamedTuple):
