@@ -331,7 +331,7 @@ def _check_end(reason: str, *, started: bool) -> None:
     """Why a life may end by itself; anything else is the failure of a promise."""
     foreseen = (
         "the engine: the journal's disk failed",
-        "JournalError: the journal's disk failed",
+        "DiskFailed: the journal's disk failed",
         "SettlementHalted: settlement is halted: the engine: ",
     )
     if not started:
