@@ -395,13 +395,9 @@ class Session:
         """Cancel or amend an order, which may still be on its way to the engine."""
         account = self._trader()
         order_id = request.order_id
-        if bool(order_id) == bool(request.client_id):
-            raise BadRequest(Reject.INVALID_FIELD, "order_id", "give exactly one of the ids")
+        _check_names_one(request)
         if not order_id:
             sequence = self._desk.pending.sequence_of(account, request.client_id)
-            if sequence and not self._desk.pending.has_room:
-                self._busy(request)
-                return
             if sequence:
                 self._wait_for_order(request, sequence)
                 return
@@ -413,7 +409,10 @@ class Session:
 
     def _wait_for_order(self, request: m.Cancel | m.Amend | m.Query, sequence: int) -> None:
         """Its order has no id yet. Saying "unknown" now would be false a moment later."""
-        self._desk.pending.wait(sequence, Asked(self, request, awaits_order=True))
+        if self._desk.pending.has_room:
+            self._desk.pending.wait(sequence, Asked(self, request, awaits_order=True))
+        else:
+            self._busy(request)
 
     def _change_now(self, request: m.Cancel | m.Amend, account: int, order_id: int) -> None:
         order = self._desk.feed.account(account).orders.get(order_id)
@@ -442,9 +441,7 @@ class Session:
     # --- reading -------------------------------------------------------------------------------
     def _query_order(self, request: m.Query) -> None:
         account = self._trader()
-        if bool(request.order_id) == bool(request.client_id):
-            words = "give exactly one of the ids"
-            raise BadRequest(Reject.INVALID_FIELD, "order_id", words)
+        _check_names_one(request)
         sequence = self._desk.pending.sequence_of(account, request.client_id)
         if sequence:
             self._wait_for_order(request, sequence)
@@ -526,3 +523,9 @@ class Session:
         command = translate.list_market(request, desk.next_instrument(), product, bond, lot)
         if self._submit(request, command, desk.catalog.ticker(product)):
             desk.listing.add(product)
+
+
+def _check_names_one(request: m.Cancel | m.Amend | m.Query) -> None:
+    """Raises BadRequest unless the order is named by exactly one of its ids."""
+    if bool(request.order_id) == bool(request.client_id):
+        raise BadRequest(Reject.INVALID_FIELD, "order_id", "give exactly one of the ids")

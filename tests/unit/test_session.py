@@ -888,7 +888,12 @@ async def test_requests_that_wait_for_the_command_of_another_are_counted(
     buyer.say(buy(3, client_id=5))
     last = exchange.port.ready().last_sequence
     assert buyer.say(buy(4, client_id=5)) == buyer.say(m.Cancel(5, client_id=5)) == []
-    for more in (buy(6, client_id=5), m.Cancel(7, client_id=5), m.Amend(8, client_id=5, qty="1")):
+    for more in (
+        buy(6, client_id=5),
+        m.Cancel(7, client_id=5),
+        m.Amend(8, client_id=5, qty="1"),
+        m.Query(8, "order", client_id=5),
+    ):
         busy = refused(buyer.say(more))
         assert (busy.id, busy.code) == (more.id, Reject.BUSY) and busy.retry_ms > 0
     assert buyer.say(buy(9, client_id=6)) == [], "a command of its own is the engine's to count"
