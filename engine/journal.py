@@ -50,13 +50,13 @@ SEGMENT_MAGIC: Final = b"CXSEGMNT"
 FRAME_MAGIC: Final = b"CXFRAME\xff"
 _SEGMENT: Final = struct.Struct("<8sHHIQ8s16s")
 _FRAME: Final = struct.Struct("<8sQQQ16s")  # magic, first sequence, count, zero, chain
-_DIGEST_BYTES: Final = 16
+DIGEST_BYTES: Final = 16
 ALIGNMENT: Final = COMMAND.itemsize
 HEADER_BYTES: Final = 64
 FRAME_HEADER_BYTES: Final = 64
 FRAME_BYTES_MAX: Final = FRAME_HEADER_BYTES + FRAME_COMMANDS_MAX * COMMAND.itemsize
-assert _SEGMENT.size + _DIGEST_BYTES == HEADER_BYTES
-assert _FRAME.size + _DIGEST_BYTES == FRAME_HEADER_BYTES
+assert _SEGMENT.size + DIGEST_BYTES == HEADER_BYTES
+assert _FRAME.size + DIGEST_BYTES == FRAME_HEADER_BYTES
 assert HEADER_BYTES % ALIGNMENT == FRAME_HEADER_BYTES % ALIGNMENT == 0
 assert HEADER_BYTES + FRAME_BYTES_MAX < SEGMENT_BYTES
 assert 1 + PARTS_MAX <= FRAME_COMMANDS_MAX, "a frame holds any command whole"
@@ -183,14 +183,14 @@ class _Place(NamedTuple):
     chain: bytes
 
 
-_ORIGIN: Final = _Place(0, 1, bytes(_DIGEST_BYTES))
+_ORIGIN: Final = _Place(0, 1, bytes(DIGEST_BYTES))
 BEGINNING: Final = Mark(0, _ORIGIN.chain)
 
 
-_FRESH_HASHER: Final = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+_FRESH_HASHER: Final = hashlib.blake2b(digest_size=DIGEST_BYTES)
 
 
-def _digest(head: bytes | memoryview, body: bytes | memoryview = b"") -> bytes:
+def digest_of(head: bytes | memoryview, body: bytes | memoryview = b"") -> bytes:
     hasher = _FRESH_HASHER.copy()  # a fifth faster than making one, where frames are small
     hasher.update(head)
     hasher.update(body)
@@ -200,13 +200,22 @@ def _digest(head: bytes | memoryview, body: bytes | memoryview = b"") -> bytes:
 def _header(place: _Place, build: str, file_bytes: int) -> bytes:
     about = (FORMAT_VERSION, LAYOUT_VERSION, file_bytes, place.sequence)
     head = _SEGMENT.pack(SEGMENT_MAGIC, *about, bytes.fromhex(build), place.chain)
-    return head + _digest(head)
+    return head + digest_of(head)
 
 
-def _parse_header(path: Path, data: bytes) -> Header:
-    """Raises DamagedJournal or JournalError, naming the file."""
+def _read_header(path: Path) -> Header:
+    """The header alone, without its frames. Raises DamagedJournal or JournalError."""
+    try:
+        with path.open("rb") as file:
+            return _parse_header(path, file.read(HEADER_BYTES), file.seek(0, os.SEEK_END))
+    except OSError as error:
+        raise DiskFailed(f"{path}: cannot be read: {error}") from error
+
+
+def _parse_header(path: Path, data: bytes, size: int) -> Header:
+    """Of a file of so many bytes. Raises DamagedJournal or JournalError, naming the file."""
     head = data[: _SEGMENT.size]
-    if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != _digest(head):
+    if len(data) < HEADER_BYTES or data[_SEGMENT.size : HEADER_BYTES] != digest_of(head):
         raise DamagedJournal(f"{path}: the header at offset 0 is damaged")
     magic, form, layout, file_bytes, first, build, chain = _SEGMENT.unpack(head)
     if form == 2:
@@ -216,9 +225,9 @@ def _parse_header(path: Path, data: bytes) -> Header:
             f"{path}: written with format {form}, layout {layout}; "
             f"this build reads formats {READABLE_FORMATS}, layouts {READABLE_LAYOUTS}"
         )
-    if len(data) < file_bytes:
+    if size < file_bytes:
         raise DamagedJournal(
-            f"{path}: damaged at offset {len(data)}, where it ends: it had {file_bytes} bytes from "
+            f"{path}: damaged at offset {size}, where it ends: it had {file_bytes} bytes from "
             "the start, so this is a copy that was cut short: restore the file from another"
         )
     return Header(form, layout, file_bytes, first, build.hex(), chain)
@@ -243,7 +252,7 @@ def _parse_frame(data: memoryview, offset: int) -> Frame | None:
     end = begin + count * ALIGNMENT
     head_end = offset + _FRAME.size
     body = data[begin:end]
-    digest = _digest(data[offset:head_end], body)
+    digest = digest_of(data[offset:head_end], body)
     if end > len(data) or digest != bytes(data[head_end:begin]):
         return None
     return Frame(offset, first, chain, digest, body)
@@ -300,7 +309,7 @@ class Segment(NamedTuple):
 
 def _parse_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
     data = _read_file(path)
-    header = _parse_header(path, data)
+    header = _parse_header(path, data, len(data))
     _check_continues(path, header, expected)
     _, sequence, chain = expected
     offset = HEADER_BYTES
@@ -359,7 +368,7 @@ def _is_unborn(path: Path) -> bool:
             begun = file.read(HEADER_BYTES)
             if len(begun) < HEADER_BYTES:  # the header comes after all of the file's bytes
                 return not begun.rstrip(b"\0")
-            if begun[-1] or begun[_SEGMENT.size :] == _digest(begun[: _SEGMENT.size]):
+            if begun[-1] or begun[_SEGMENT.size :] == digest_of(begun[: _SEGMENT.size]):
                 return False
             is_ours = SEGMENT_MAGIC.startswith(begun[: len(SEGMENT_MAGIC)].rstrip(b"\0"))
             return is_ours and not file.read().rstrip(b"\0")
@@ -381,7 +390,7 @@ def scan(directory: Path, after: Mark = BEGINNING) -> Iterator[Segment]:
         if not paths:
             raise JournalError(f"{directory}: no segment is left of this journal")
         paths = paths[_holding(paths, after.sequence + 1) :]
-        header = _parse_header(paths[0], _read_file(paths[0]))
+        header = _read_header(paths[0])
         place = _Place(0, header.first_sequence, header.chain)
     if not paths:
         return
@@ -446,7 +455,7 @@ def oldest(directory: Path) -> Mark:
     paths, _ = segments(directory)
     if not paths or first_sequence(paths[0]) == 1:
         return BEGINNING
-    header = _parse_header(paths[0], _read_file(paths[0]))
+    header = _read_header(paths[0])
     return Mark(header.first_sequence - 1, header.chain)
 
 
@@ -493,7 +502,7 @@ class Journal:
         """
         paths, unborn = segments(self.directory)
         if paths:
-            self._last_build = _parse_header(paths[-1], _read_file(paths[-1])).build
+            self._last_build = _read_header(paths[-1]).build
         if self._last_build != self._build and not adopting:
             where = shlex.quote(str(self.directory))
             raise OtherBuild(
@@ -576,7 +585,7 @@ class Journal:
                 self._start_segment()
             place = self._place
             head = _FRAME.pack(FRAME_MAGIC, sequence, count, 0, place.chain)
-            digest = _digest(head, commands)
+            digest = digest_of(head, commands)
             self._disk.write(self._fd, head + digest + commands, place.offset)
             self._disk.sync(self._fd)
         except OSError as error:

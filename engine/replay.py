@@ -152,12 +152,7 @@ def _replay(matcher: Matcher, directory: Path) -> Replayed:
 
 def _snapshots(directory: Path) -> dict[Mark, Snapshot]:
     """Those that can be read, the oldest first."""
-    found: dict[Mark, Snapshot] = {}
-    for path in reversed(snapshot.paths(directory)):
-        with contextlib.suppress(SnapshotError):
-            kept = snapshot.read(path)
-            found[kept.mark] = kept
-    return found
+    return {kept.mark: kept for kept in reversed(list(snapshot.readable(directory)))}
 
 
 def _beginning(matcher: Matcher, directory: Path, snapshots: dict[Mark, Snapshot]) -> Mark:

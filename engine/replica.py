@@ -7,7 +7,6 @@ commands two replicas hold the same, and one that was restored goes on as if it 
 event. `pipeline` calls, and whoever makes a snapshot.
 """
 
-import contextlib
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -115,7 +114,7 @@ class Replica:
         """Take over the newest snapshot that everybody can go on from; the mark it was made at.
 
         BEGINNING if there is none. Raises JournalError if then the journal's beginning is missing,
-        SnapshotError if a part cannot read what it saved.
+        or if a part cannot read what it saved.
         """
         begin = journal.oldest(directory)
         for found in self._usable(directory, begin):
@@ -224,7 +223,7 @@ def retain(directory: Path, keep: int, needed: int, *, history: bool) -> list[Pa
     The newest `keep` stay, and one of at most event `needed`, which a start can go on from. One
     that cannot be read is left to be looked at. Raises JournalError, SnapshotError, OSError.
     """
-    found = list(_readable(directory))
+    found = list(snapshot.readable(directory))
     wanted = found[:keep]
     if not any(old.event_number <= needed for old in wanted):
         wanted += [old for old in found[keep:] if old.event_number <= needed][:1]
@@ -238,9 +237,3 @@ def retain(directory: Path, keep: int, needed: int, *, history: bool) -> list[Pa
             snapshot.check(old)
         removed += journal.retire(directory, min(old.mark.sequence for old in wanted) + 1)
     return removed
-
-
-def _readable(directory: Path) -> Iterator[Snapshot]:
-    for path in snapshot.paths(directory):
-        with contextlib.suppress(SnapshotError):
-            yield snapshot.read(path)

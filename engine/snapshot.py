@@ -15,10 +15,11 @@ The header's digest covers the table, too. A file has its name only when it is w
 whatever a crash leaves has another one, and the next writer removes it.
 """
 
+import contextlib
 import hashlib
 import os
 import struct
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -27,19 +28,18 @@ import numpy as np
 from numpy.typing import NDArray
 
 from engine.book import CAPACITY, CAPACITY_SLOTS, STATE, StateArray
-from engine.journal import BUILD, Disk, Mark
+from engine.journal import BUILD, DIGEST_BYTES, Disk, Mark, digest_of
 from engine.rejects import SnapshotError
 
 FORMAT_VERSION: Final = 1
 MAGIC: Final = b"CXSNAPSH"
 _HEADER: Final = struct.Struct("<8sIIQQQ8s16s16s16s80x")
 _SECTION: Final = struct.Struct("<40sQ16s")
-_DIGEST_BYTES: Final = 16
 HEADER_BYTES: Final = 192
 ALIGNMENT: Final = 64
 SECTIONS_MAX: Final = 256
 _STATE_PREFIX: Final = "state."  # of the names of the sections that are the state
-assert _HEADER.size + _DIGEST_BYTES == HEADER_BYTES
+assert _HEADER.size + DIGEST_BYTES == HEADER_BYTES
 assert _SECTION.size == ALIGNMENT and HEADER_BYTES % ALIGNMENT == 0
 assert STATE.fields is not None
 _BOOKS_OFFSET: Final[int] = STATE.fields["books"][1]  # before it are the counters and the fees
@@ -82,7 +82,7 @@ def _head(state: StateArray) -> NDArray[np.uint8]:
 
 def state_hash(state: StateArray) -> str:
     """32 hex digits over the header and every touched record. O(state in use)."""
-    hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
+    hasher = hashlib.blake2b(digest_size=DIGEST_BYTES)
     hasher.update(_head(state).tobytes())
     for name, part in used_parts(state).items():
         hasher.update(name.encode())
@@ -93,13 +93,6 @@ def state_hash(state: StateArray) -> str:
 
 def _bytes_of(part: Rows) -> memoryview:
     return np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
-
-
-def _digest(*parts: bytes | memoryview) -> bytes:
-    hasher = hashlib.blake2b(digest_size=_DIGEST_BYTES)
-    for part in parts:
-        hasher.update(part)
-    return hasher.digest()
 
 
 def _layout(dtype: np.dtype[Any]) -> str:
@@ -113,7 +106,7 @@ def _layout(dtype: np.dtype[Any]) -> str:
     return f"{dtype.itemsize}({' '.join(fields)})"
 
 
-STATE_LAYOUT: Final = _digest(_layout(STATE).encode())
+STATE_LAYOUT: Final = digest_of(_layout(STATE).encode())
 
 
 class Section(NamedTuple):
@@ -171,7 +164,7 @@ def write(
     offset = HEADER_BYTES + _SECTION.size * len(sections)
     table, placed = b"", dict[str, Section]()
     for name, section in sections.items():
-        placed[name] = Section(offset, len(section), _digest(section))
+        placed[name] = Section(offset, len(section), digest_of(section))
         table += _SECTION.pack(name.encode(), len(section), placed[name].digest)
         offset += len(section) + -len(section) % ALIGNMENT
     path = directory / f"{mark.sequence:020d}.cxs"
@@ -209,7 +202,7 @@ def _header(snapshot: Snapshot, table: bytes) -> bytes:
         snapshot.state_layout,
         bytes.fromhex(snapshot.state_hash),
     )
-    return head + _digest(head, table)
+    return head + digest_of(head, table)
 
 
 def read(path: Path) -> Snapshot:
@@ -226,7 +219,7 @@ def read(path: Path) -> Snapshot:
             size = file.seek(0, os.SEEK_END)
     except OSError as error:
         raise SnapshotError(f"{path}: cannot be read: {error}") from error
-    if head[_HEADER.size :] != _digest(head[: _HEADER.size], table):
+    if head[_HEADER.size :] != digest_of(head[: _HEADER.size], table):
         raise SnapshotError(f"{path}: the header at offset 0 is damaged")
     if form != FORMAT_VERSION:
         raise SnapshotError(
@@ -251,6 +244,13 @@ def check(snapshot: Snapshot) -> None:
                 _read(file, snapshot, name)
     except OSError as error:
         raise SnapshotError(f"{snapshot.path}: cannot be read: {error}") from error
+
+
+def readable(directory: Path) -> Iterator[Snapshot]:
+    """Those of a journal's directory that can be read, the newest first."""
+    for path in paths(directory):
+        with contextlib.suppress(SnapshotError):
+            yield read(path)
 
 
 def load(snapshot: Snapshot, state: StateArray) -> dict[str, bytes]:
@@ -278,7 +278,7 @@ def _read(file: BufferedReader, snapshot: Snapshot, name: str) -> bytes:
     section = snapshot.sections[name]
     file.seek(section.offset)
     data = file.read(section.length)
-    if _digest(data) != section.digest:
+    if digest_of(data) != section.digest:
         raise SnapshotError(f"{snapshot.path}: damaged in the section {name}")
     return data
 
@@ -291,5 +291,5 @@ def _read_into(file: BufferedReader, snapshot: Snapshot, name: str, rows: Rows) 
     file.seek(section.offset)
     if len(target) != section.length or file.readinto(target) != section.length:
         raise SnapshotError(f"{snapshot.path}: the section {name} has another length")
-    if _digest(target) != section.digest:
+    if digest_of(target) != section.digest:
         raise SnapshotError(f"{snapshot.path}: damaged in the section {name}")

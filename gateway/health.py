@@ -9,6 +9,7 @@ from typing import Any, Final
 import msgspec
 
 from engine.port import JournalSpace, Port
+from engine.rejects import WORDS, Reject
 
 SettlementStatus = Callable[[], dict[str, Any]]  # any JSON; given by the node
 
@@ -16,7 +17,7 @@ STANDALONE: Final = "standalone"
 SPACE_WARNINGS: Final[dict[JournalSpace, str]] = {
     "enough": "",
     "low": "the journal's disk is filling up; every order is still taken",
-    "too_low": "the journal's disk is nearly full; only cancels are taken",
+    "too_low": WORDS[Reject.DISK_NEARLY_FULL],
 }
 
 

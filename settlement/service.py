@@ -13,6 +13,7 @@ import logging
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from functools import partial
 from typing import Final, NamedTuple
 
 from engine.index import SpotIndex
@@ -139,10 +140,7 @@ class Settlement:
         `clock` gives ns since the Unix epoch. `index` is fed here, and with it only here.
         Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
         """
-
-        def connecting() -> Awaitable[db.Database]:
-            return connect(database_url)
-
+        connecting = partial(connect, database_url)
         database = await connecting()
         try:
             ledger = await Ledger.open(database)

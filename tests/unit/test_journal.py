@@ -302,7 +302,7 @@ def test_a_journal_of_the_format_that_states_no_size_is_read_and_goes_on(tmp_pat
     whole = path.read_bytes()
     layout = whole[10:12]
     older = whole[:8] + b"\2\0\0\0" + layout + b"\0\0" + whole[16:48]
-    overwrite(path, older + j._digest(older) + whole[64:])  # pyright: ignore[reportPrivateUsage]
+    overwrite(path, older + j.digest_of(older) + whole[64:])
     assert recovered(tmp_path, 2048) == numbered(1, 5)
 
 
@@ -479,7 +479,7 @@ def test_another_format_or_layout_is_refused_with_both_numbers(
     [path] = written(tmp_path, [1])
     whole = bytearray(path.read_bytes())
     whole[offset] = 77
-    whole[48:64] = j._digest(bytes(whole[:48]))  # pyright: ignore[reportPrivateUsage]
+    whole[48:64] = j.digest_of(bytes(whole[:48]))
     with pytest.raises(JournalError, match=f"{name} 77.*this build reads") as caught:
         _read_or_halt(path, bytes(whole))
     assert not isinstance(caught.value, DamagedJournal)
