@@ -3,7 +3,7 @@
 Both take the same commands at the same times (`arrivals`) and gather what came while the disk was
 busy into the next group. The engine sequences, journals, matches and publishes; the bare disk gets
 as many bytes, in a file made like a segment, and nothing else is done: no engine that waits for
-this disk can be faster. A delay is from when a command was due to when its events are published,
+this disk can be faster. A delay is from when a command was sent to when its events are published,
 or its bytes are synced. `durability` calls.
 """
 
@@ -11,11 +11,11 @@ import asyncio
 import os
 import time
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import NamedTuple
 
 import uvloop
 
-from benchmarks.arrivals import arrivals
+from benchmarks.arrivals import arrivals, received
 from engine.clock import SystemClock
 from engine.journal import (
     FRAME_COMMANDS_MAX,
@@ -28,8 +28,6 @@ from engine.journal import (
 from engine.pipeline import Pipeline
 from engine.port import Batch
 from engine.records import COMMAND, CommandArray, decode_commands
-
-READ_BYTES: Final = FRAME_COMMANDS_MAX  # a byte is a command
 
 
 class Delays(NamedTuple):
@@ -48,11 +46,11 @@ def bare(path: Path, gap_ns: int, count: int, seed: int) -> Delays:
     acks: list[int] = []
     syncs: list[int] = []
     offset = HEADER_BYTES
-    with arrivals(gap_ns, count, seed) as (pipe, due_ns):
+    with arrivals(gap_ns, count, seed) as pipe:
         while len(acks) < count:
-            came = len(os.read(pipe, READ_BYTES))
-            assert came, "the sender lives until all is sent"
-            size = FRAME_HEADER_BYTES + came * COMMAND.itemsize
+            sent_ns = received(pipe)
+            assert sent_ns, "the sender lives until all is sent"
+            size = FRAME_HEADER_BYTES + len(sent_ns) * COMMAND.itemsize
             if offset + size > SEGMENT_BYTES:
                 offset = HEADER_BYTES
             begin_ns = time.monotonic_ns()
@@ -60,7 +58,7 @@ def bare(path: Path, gap_ns: int, count: int, seed: int) -> Delays:
             disk.sync(fd)
             now_ns = time.monotonic_ns()
             syncs.append(now_ns - begin_ns)
-            acks += [now_ns - due for due in due_ns[len(acks) : len(acks) + came]]
+            acks += [now_ns - sent for sent in sent_ns]
             offset += size
     disk.close(fd)
     path.unlink()
@@ -78,7 +76,7 @@ class Engine:
         self._submitted = 0
         self._published = 0
         self._first = 0  # of this round, in the flow
-        self._due_ns: list[int] = []
+        self._sent_ns: list[int] = []  # of this round
         self._acks: list[int] = []
         self._batches = 0
         self._pipe = -1
@@ -98,16 +96,17 @@ class Engine:
         self._submitted += count
 
     def _read(self) -> None:
-        came = len(os.read(self._pipe, READ_BYTES))
-        self._submit(came)
-        if not came:
+        sent_ns = received(self._pipe)
+        self._sent_ns += sent_ns
+        self._submit(len(sent_ns))
+        if not sent_ns:
             self._all_came.set()
 
     def _hear(self, batch: Batch) -> None:
         now_ns = time.monotonic_ns()
         last = batch.events[-1].sequence  # as many of the flow, whose sequences are from 1
-        due_ns = self._due_ns[self._published - self._first : last - self._first]
-        self._acks += [now_ns - due for due in due_ns]
+        sent_ns = self._sent_ns[self._published - self._first : last - self._first]
+        self._acks += [now_ns - sent for sent in sent_ns]
         self._published = last
         self._batches += 1
 
@@ -123,7 +122,7 @@ class Engine:
     def round(self, gap_ns: int, count: int, seed: int) -> Delays:
         """The flow's next `count` commands as they come."""
         self._first = self._published
-        self._acks, self._batches = [], 0
+        self._sent_ns, self._acks, self._batches = [], [], 0
         self._all_came.clear()
 
         async def as_they_come() -> None:
@@ -133,7 +132,7 @@ class Engine:
             loop.remove_reader(self._pipe)
             await self.pipeline.settled()
 
-        with arrivals(gap_ns, count, seed) as (self._pipe, self._due_ns):
+        with arrivals(gap_ns, count, seed) as self._pipe:
             self._runner.run(as_they_come())
         assert len(self._acks) == count, "each is heard of once"
         return Delays(sorted(self._acks), [], self._batches)

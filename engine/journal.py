@@ -565,8 +565,14 @@ class Journal:
         self._last_build = self._build
         self._place = place._replace(offset=HEADER_BYTES)
 
+    def fits(self, commands_bytes: int) -> bool:
+        """Whether `append` of so many writes one frame and no more: a new segment takes longer."""
+        place = self._place
+        fresh = place.offset == HEADER_BYTES
+        return fresh or place.offset + FRAME_HEADER_BYTES + commands_bytes <= self._segment_bytes
+
     def append(self, commands: bytes) -> None:
-        """One frame of whole commands, durable on return. Blocks; call it off the event loop.
+        """One frame of whole commands, durable on return. Blocks for as long as the disk does.
 
         Their sequences continue the journal's, and a head stands with all its parts. Raises
         JournalError, now and at every later call, when the disk fails.
@@ -580,8 +586,7 @@ class Journal:
         assert int.from_bytes(commands[:8], "little") == sequence, "no gap, nothing twice"
         length = FRAME_HEADER_BYTES + len(commands)
         try:
-            fresh = self._place.offset == HEADER_BYTES
-            if not fresh and self._place.offset + length > self._segment_bytes:
+            if not self.fits(len(commands)):
                 self._start_segment()
             place = self._place
             head = _FRAME.pack(FRAME_MAGIC, sequence, count, 0, place.chain)

@@ -3,11 +3,13 @@
     submit ──▶ sequence ──▶ ┬─ journal (group commit, fdatasync) ─┐
                             └─ match (reserve inside) ────────────┴─▶ publish ──▶ subscribers
 
-One group of commands is on its way to the disk at a time: while it is synced, the group before it
-is published, the kernel matches it, and later commands gather into the next. Invariant: nobody
-hears of a command before it is both durable and matched, everybody hears of all of them in one
-order, and balances read through the port are those after the last published group. When the
-journal fails the engine stops for good: what was matched but not durable is never published.
+One group of commands is on its way to the disk at a time. A large one is synced by a thread: then
+the group before it is published meanwhile, the kernel matches it, and later commands gather into
+the next. A small one, on a disk that has just been quick, is synced here and now: to wake a thread
+and be woken by it takes longer than such a sync. Invariant: nobody hears of a command before it is
+both durable and matched, everybody hears of all of them in one order, and balances read through
+the port are those after the last published group. When the journal fails the engine stops for
+good: what was matched but not durable is never published.
 """
 
 import asyncio
@@ -41,6 +43,8 @@ QUEUE_COMMANDS_MAX: Final = 1 << 16
 # at risk.
 LESSENING: Final = (CommandKind.CANCEL, CommandKind.CANCEL_ALL)
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
+QUICK_NS: Final = 500_000  # a write that took longer is not waited for here
+SMALL_COMMANDS: Final = 64  # more than these take the kernel as long as the disk
 SPACE_SECONDS: Final = 0.25  # between two looks at how full the journal's disk is
 
 
@@ -51,8 +55,18 @@ def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
 class Pipeline:
     """One shard of the exchange. Implements `port.Port`."""
 
-    def __init__(self, journal: Journal, clock: Clock, marks: SpaceMarks | None = None) -> None:
+    def __init__(
+        self,
+        journal: Journal,
+        clock: Clock,
+        marks: SpaceMarks | None = None,
+        quick_ns: int = QUICK_NS,
+    ) -> None:
+        """With `quick_ns` 0 the event loop never waits for the disk."""
         self._journal = journal
+        self._clock = clock
+        self._quick_ns = quick_ns
+        self._write_ns = quick_ns  # what the last one took: how quick the disk is must show first
         self._space = Space(journal.free_bytes, marks or SpaceMarks())
         self._replica = replica = Replica(clock)
         self._sequencer = replica.sequencer
@@ -160,25 +174,49 @@ class Pipeline:
             raise
 
     async def _commit_all(self) -> None:
-        """Group after group. The disk has the next one before the last one is published, so that
-        it never waits for those who hear of them."""
+        """Group after group. A thread has the next one before the last one is published, so that
+        the disk never waits for those who hear of them."""
         group, durable = self._write_group()
         while group:
             commands = np.frombuffer(group, COMMAND)
             parts = list(self._replica.match(commands))
             await durable
-            group, durable = self._write_group()
-            self._publish(parts, int(commands["sequence"][-1]))
+            last_sequence = int(commands["sequence"][-1])
+            if self._is_quick():
+                self._publish(parts, last_sequence)
+                await asyncio.sleep(0)  # others have their turn
+                group, durable = self._write_group()
+            else:
+                group, durable = self._write_group()
+                self._publish(parts, last_sequence)
             if not group:  # what one command could not finish goes on, or what came meanwhile
                 group, durable = self._write_group()
+
+    def _is_quick(self) -> bool:
+        """Whether what has gathered is better written here than by the thread."""
+        return (
+            self._queued_bytes <= SMALL_COMMANDS * COMMAND.itemsize
+            and self._write_ns < self._quick_ns
+            and self._journal.fits(self._queued_bytes)
+        )
 
     def _write_group(self) -> tuple[bytes, "asyncio.Future[None]"]:
         """Take what has gathered and give it to the disk; empty if there is nothing."""
         loop = asyncio.get_running_loop()
+        is_quick = self._is_quick()
         group = self._take_group()
-        if not group:
-            return group, loop.create_future()
-        return group, loop.run_in_executor(self._writer, self._journal.append, group)
+        if group and not is_quick:
+            return group, loop.run_in_executor(self._writer, self._append, group)
+        if group:
+            self._append(group)
+        durable: asyncio.Future[None] = loop.create_future()
+        durable.set_result(None)
+        return group, durable
+
+    def _append(self, group: bytes) -> None:
+        begin_ns = self._clock.now_ns()
+        self._journal.append(group)
+        self._write_ns = self._clock.now_ns() - begin_ns
 
     def _take_group(self) -> bytes:
         """As many whole commands as fit into one frame."""

@@ -7,7 +7,9 @@ from collections import Counter
 from pathlib import Path
 from typing import Final
 
-from engine.journal import SystemDisk
+from engine.clock import ScriptedClock
+from engine.journal import Disk, SystemDisk
+from engine.pipeline import QUICK_NS
 from engine.records import Command, CommandKind
 
 WAIT_SECONDS_MAX: Final = 60
@@ -26,7 +28,8 @@ class FillingDisk(SystemDisk):
 
 
 class HeldDisk(SystemDisk):
-    """While `hold` is called, a sync does not return until `let_go`."""
+    """While `hold` is called, a sync does not return until `let_go`. Whoever lets go must not wait
+    for the sync itself: give the pipeline `patience(disk)`."""
 
     def __init__(self) -> None:
         self._open = threading.Event()
@@ -43,6 +46,26 @@ class HeldDisk(SystemDisk):
         assert self._open.wait(WAIT_SECONDS_MAX)
         super().sync(fd)
         self.syncs += 1
+
+
+class TimedDisk(SystemDisk):
+    """A sync takes `takes_ns`; `here` tells of each whether it was this thread's."""
+
+    def __init__(self, clock: ScriptedClock) -> None:
+        self._clock = clock
+        self._thread = threading.get_ident()
+        self.takes_ns = 0
+        self.here: list[bool] = []
+
+    def sync(self, fd: int) -> None:
+        super().sync(fd)
+        self._clock.advance_to(self._clock.now_ns() + self.takes_ns)
+        self.here.append(threading.get_ident() == self._thread)
+
+
+def patience(disk: Disk | None) -> int:
+    """How quick a pipeline may take this disk for, in ns."""
+    return 0 if isinstance(disk, HeldDisk) else QUICK_NS
 
 
 class FailingDisk(SystemDisk):

@@ -20,6 +20,7 @@ from gateway.health import Health
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
+from tests.disks import patience
 
 DOMAIN = Domain(chain_id=31337, vault=bytes.fromhex("c0" * 20))
 SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
@@ -164,7 +165,8 @@ async def running_exchange(
     disk: Disk | None = None,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
-    pipeline = Pipeline(Journal(directory / "journal", disk or SystemDisk()), clock)
+    journal = Journal(directory / "journal", disk or SystemDisk())
+    pipeline = Pipeline(journal, clock, quick_ns=patience(disk))
     desk = open_desk(
         pipeline,
         load_catalog(),

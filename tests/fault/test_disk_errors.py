@@ -9,6 +9,7 @@ everything that was acknowledged.
 import asyncio
 import errno
 import os
+from itertools import product
 from pathlib import Path
 from typing import Final, NamedTuple
 
@@ -17,7 +18,7 @@ import pytest
 from benchmarks.workload import Shape, opening, order_flow
 from engine.clock import ScriptedClock
 from engine.journal import Disk, Journal, SystemDisk, read, segments
-from engine.pipeline import Pipeline
+from engine.pipeline import QUICK_NS, Pipeline
 from engine.port import Batch
 from engine.records import COMMAND, Command, decode_commands
 from engine.rejects import JournalError, Refused, Reject
@@ -47,8 +48,9 @@ class Heard(NamedTuple):
     sequences: list[int]  # of everything that was published live
 
 
-def an_engine(directory: Path, disk: Disk) -> Heard:
-    pipeline = Pipeline(Journal(directory, disk, SEGMENT_BYTES), ScriptedClock(START_NS))
+def an_engine(directory: Path, disk: Disk, quick_ns: int = QUICK_NS) -> Heard:
+    journal = Journal(directory, disk, SEGMENT_BYTES)
+    pipeline = Pipeline(journal, ScriptedClock(START_NS), quick_ns=quick_ns)
     sequences: list[int] = []
 
     def hear(batch: Batch) -> None:
@@ -95,10 +97,14 @@ async def whole_session(directory: Path, groups: list[list[Command]]) -> Failing
 
 
 async def failing_session(
-    directory: Path, groups: list[list[Command]], disk: FailingDisk, whole: bytes
+    directory: Path,
+    groups: list[list[Command]],
+    disk: FailingDisk,
+    whole: bytes,
+    quick_ns: int = QUICK_NS,
 ) -> None:
     await earlier_session(directory, groups)
-    pipeline, heard = an_engine(directory, disk)
+    pipeline, heard = an_engine(directory, disk, quick_ns)
     with pytest.raises(JournalError, match=os.strerror(disk.error)):
         await start_and_trade(pipeline, groups[EARLIER:])
     assert disk.failed
@@ -165,13 +171,15 @@ async def test_whichever_call_of_a_session_fails_nothing_acknowledged_is_lost(
     loses: bool,
     trial: Trial,
 ) -> None:
-    """The budget is how many groups the session trades; each of its calls fails once."""
+    """The budget is how many groups the session trades; each of its calls fails once where the
+    event loop makes it, and once in the writer's thread."""
     groups = flow(trial.budget)
     calls = (await whole_session(tmp_path / "whole", groups)).calls[call]
     whole = commands_of(tmp_path / "whole")
     assert len(segments(tmp_path / "whole")[0]) > 4, "segments are changed on the way"
     assert calls >= {"open": 1, "create": 4}.get(call, trial.budget)
-    for place in trial.each(range(calls)):
+    for quick_ns, place in trial.each(product((0, QUICK_NS), range(calls))):
         disk = FailingDisk(error, short_bytes, loses)
         disk.fail_at = (call, place)
-        await failing_session(tmp_path / str(place), groups, disk, whole)
+        directory = tmp_path / f"{quick_ns}-{place}"
+        await failing_session(directory, groups, disk, whole, quick_ns)

@@ -20,7 +20,7 @@ from engine.catalog import load_catalog
 from engine.clock import Clock
 from engine.index import SpotIndex
 from engine.journal import Journal, segments
-from engine.pipeline import Pipeline
+from engine.pipeline import QUICK_NS, Pipeline
 from engine.port import Batch
 from engine.records import Event
 from engine.rejects import CompexError, SnapshotError
@@ -93,7 +93,12 @@ class Machine:
         self.login = chance("login")
         self.archive = directory.with_name("archive")  # the segments that were removed
         self._beside = chance("snapshots")
+        self._commits = chance("commits")
         self.segment_bytes = chance("segments").random.choice((1 << 12, 1 << 14, 1 << 16))
+
+    def quick_ns(self) -> int:
+        """Of a life: in half of them the loop goes on while another thread has the disk."""
+        return self._commits.random.choice((0, QUICK_NS))
 
     def snapshot(self, needed: int) -> str:
         """What the process beside the node does; what came of it, in words."""
@@ -175,7 +180,7 @@ class Life:
         machine = self._machine
         clock: Clock = machine.clock
         self._journal = Journal(machine.directory, machine.disk, machine.segment_bytes)
-        self.engine = Pipeline(self._journal, clock)
+        self.engine = Pipeline(self._journal, clock, quick_ns=machine.quick_ns())
         self.engine.subscribe(self._hear, heard=self._heard)
         self.engine.when_stopped(self._stopped)
         self.desk = open_desk(

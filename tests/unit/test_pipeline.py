@@ -12,10 +12,11 @@ import pytest
 from benchmarks.workload import opening, order_flow
 from engine import journal
 from engine.clock import ScriptedClock
-from engine.journal import FRAME_COMMANDS_MAX, Disk, Journal, SystemDisk
-from engine.pipeline import QUEUE_COMMANDS_MAX, Pipeline
+from engine.journal import FRAME_COMMANDS_MAX, HEADER_BYTES, Disk, Journal, SystemDisk
+from engine.pipeline import QUEUE_COMMANDS_MAX, QUICK_NS, SMALL_COMMANDS, Pipeline
 from engine.port import Batch, Market
 from engine.records import (
+    COMMAND,
     Balances,
     Command,
     CommandKind,
@@ -27,7 +28,7 @@ from engine.records import (
 )
 from engine.rejects import DiskFailed, EngineBroken, JournalError, Refused, Reject
 from engine.replay import verify
-from tests.disks import FailingDisk, FillingDisk, HeldDisk
+from tests.disks import FailingDisk, FillingDisk, HeldDisk, TimedDisk, patience
 
 START_NS = 1_795_219_200_000_000_000
 TICK_SECONDS = 0.02
@@ -51,7 +52,8 @@ class Heard:
 
 
 def a_pipeline(directory: Path, disk: Disk) -> tuple[Pipeline, Heard]:
-    pipeline = Pipeline(Journal(directory, disk, 1 << 20), ScriptedClock(START_NS))
+    journal = Journal(directory, disk, 1 << 20)
+    pipeline = Pipeline(journal, ScriptedClock(START_NS), quick_ns=patience(disk))
     heard = Heard(pipeline)
     pipeline.subscribe(heard)
     return pipeline, heard
@@ -152,6 +154,35 @@ async def test_a_group_is_no_larger_than_a_frame(tmp_path: Path) -> None:
         assert len(heard.events) == before + FRAME_COMMANDS_MAX + 10
     sizes = [len(f.commands) for f in journal.read(tmp_path)]
     assert max(sizes) == FRAME_COMMANDS_MAX
+
+
+async def test_the_loop_waits_for_small_groups_on_a_quick_disk_alone(tmp_path: Path) -> None:
+    clock = ScriptedClock(START_NS)
+    disk = TimedDisk(clock)
+    pipeline = Pipeline(Journal(tmp_path, disk, 1 << 14), clock)
+    await pipeline.start()
+
+    async def written_here(commands: int) -> list[bool]:
+        disk.here.clear()
+        for _ in range(commands):
+            pipeline.submit(Command(kind=CommandKind.OPEN_ACCOUNT))
+        await pipeline.settled()
+        return disk.here
+
+    assert await written_here(1) == [False], "how quick it is must show first"
+    assert await written_here(SMALL_COMMANDS) == [True]
+    assert await written_here(SMALL_COMMANDS + 1) == [False]
+    disk.takes_ns = QUICK_NS
+    assert await written_here(1) == [True], "nobody knew"
+    assert await written_here(1) == [False]
+    disk.takes_ns = QUICK_NS - 1
+    assert await written_here(1) == [False]
+    assert await written_here(1) == [True]
+    fits = ((1 << 14) - HEADER_BYTES) // COMMAND.itemsize
+    while len(here := await written_here(SMALL_COMMANDS)) == 1:
+        assert here == [True] and (fits := fits - SMALL_COMMANDS) > 0
+    assert here == [False, False], "a new segment is the thread's"
+    await pipeline.close()
 
 
 # --- a failing disk -----------------------------------------------------------------------------
