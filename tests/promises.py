@@ -29,7 +29,7 @@ class Budget(NamedTuple):
 
 BUDGETS: Final = {
     "kills": Budget("what was acknowledged is there after kill -9, once", 1_000, 20),
-    "bits": Budget("a flipped bit of a 64 KiB segment is found out", 1 << 19, 1 << 16),
+    "bits": Budget("a flipped bit of a 64 KiB segment is found out", 1 << 19, 1 << 19),
     "cuts": Budget("a segment cut short at any byte is found out", 1 << 16, 1 << 16),
     "jumps": Budget("a clock that jumps by an hour misorders nothing", 1_000, 20),
     "cut-off": Budget("a request cut off around its answer has one effect", 10_000, 100),
