@@ -23,6 +23,15 @@ class Reject(IntEnum):
     RATE_LIMITED = 1011
     TOO_MANY_SUBSCRIPTIONS = 1012
     UNKNOWN_CHANNEL = 1013
+    KEY_NOT_AUTHORISED = 1014
+    KEY_EXPIRED = 1015
+    KEY_REVOKED = 1016
+    OUT_OF_SCOPE = 1017
+    MARKET_OUT_OF_SCOPE = 1018
+    TOO_MANY_KEYS = 1019
+    HISTORY_GONE = 1020
+    BATCH_ABORTED = 1021
+    TOO_MANY_CONNECTIONS = 1022
     # 2xxx: the order
     PRICE_OUT_OF_RANGE = 2001
     PRICE_NOT_ON_TICK = 2002
@@ -88,6 +97,7 @@ class Reject(IntEnum):
     BOOK_FULL = 6007
     TOO_MANY_QUOTERS = 6008
     DISK_NEARLY_FULL = 6009
+    DRAINING = 6010
 
 
 WORDS: Final[dict[Reject, str]] = {
@@ -104,6 +114,15 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.RATE_LIMITED: "too many requests; retry after retry_ms",
     Reject.TOO_MANY_SUBSCRIPTIONS: "this connection has as many subscriptions as it may",
     Reject.UNKNOWN_CHANNEL: "no channel has this name",
+    Reject.KEY_NOT_AUTHORISED: "the wallet has not authorised the key that signed",
+    Reject.KEY_EXPIRED: "the session key's time is over, or not yet begun",
+    Reject.KEY_REVOKED: "the session key was revoked, or replaced by a later authorisation",
+    Reject.OUT_OF_SCOPE: "the session key has not the scope that this needs",
+    Reject.MARKET_OUT_OF_SCOPE: "the session key is not for this market",
+    Reject.TOO_MANY_KEYS: "this wallet has as many session keys as it may",
+    Reject.HISTORY_GONE: "the account's stream is not kept as far back as that",
+    Reject.BATCH_ABORTED: "another item of the batch was refused, and it is all or none",
+    Reject.TOO_MANY_CONNECTIONS: "this wallet has as many connections as it may",
     Reject.PRICE_OUT_OF_RANGE: "the price must be above zero and at most 1677.7214",
     Reject.PRICE_NOT_ON_TICK: "the price is not a multiple of 0.0001",
     Reject.QTY_OUT_OF_RANGE: "the quantity must be above zero and at most 10000000",
@@ -164,6 +183,7 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.BOOK_FULL: "the exchange holds as many price levels as it can",
     Reject.TOO_MANY_QUOTERS: "the exchange holds the quotes of as many accounts as it can",
     Reject.DISK_NEARLY_FULL: "the journal's disk is nearly full; only cancels are taken",
+    Reject.DRAINING: "the node is shutting down; connect again after retry_ms",
 }
 assert set(WORDS) == set(Reject), "every number has its words"
 
