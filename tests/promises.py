@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import Any, Final, NamedTuple, TypeVar, cast
 
 import pytest
+from xdist.scheduler import WorkStealingScheduling
 
 SOAK_SECONDS_MAX: Final = 7200  # one test of a full budget
 SMALL_SECONDS_MAX: Final = 900  # of a small one: compiling anew takes minutes where others work
@@ -132,6 +133,12 @@ def table(counted: Iterable[Counted]) -> list[str]:
             lines += [f"  {note}" for note in dict.fromkeys(one.note for one in said) if note]
     untried = [BUDGETS[key].promise for key, said in rows.items() if not said]
     return lines + [f"not tried in this run: {promise}" for promise in untried]
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Any) -> WorkStealingScheduling | None:
+    """Full budgets take an hour on each core, and half of it is one file's."""
+    return WorkStealingScheduling(config, log) if config.option.markexpr == "soak" else None
 
 
 def pytest_configure(config: pytest.Config) -> None:

@@ -1,13 +1,14 @@
 """The real PostgreSQL, met at points that the seed chooses, one statement after the other.
 
-Owns the way from the virtual loop to a server that lives in real time: each statement is run in
-another thread while the virtual loop stands still, so the order of things stays the seed's.
+Owns the way from the virtual loop to a server that lives in real time: each statement is run while
+the virtual loop stands still, so the order of things stays the seed's.
 Invariant: what PostgreSQL did is never undone here; a lost connection loses only the answer, or
 everything of the transaction that was open. `Databases` gives each seed an empty database.
 """
 
 import asyncio
-import threading
+import gc
+from asyncio import events
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
 from itertools import count
@@ -23,20 +24,21 @@ STATEMENT_SECONDS: Final = (0.0001, 0.003)
 _numbers = count(1)
 
 
-class _Thread:
-    """A loop of real time beside the virtual one."""
+class _RealTime:
+    """A loop of real time within a callback of the virtual one, which stands still meanwhile."""
 
     def __init__(self) -> None:
         self._loop = asyncio.new_event_loop()
-        self._thread = threading.Thread(target=self._loop.run_forever, daemon=True)
-        self._thread.start()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return asyncio.run_coroutine_threadsafe(work, self._loop).result()
+        outer = events._get_running_loop()
+        events._set_running_loop(None)
+        try:
+            return self._loop.run_until_complete(work)
+        finally:
+            events._set_running_loop(outer)
 
     def close(self) -> None:
-        self._loop.call_soon_threadsafe(self._loop.stop)
-        self._thread.join()
         self._loop.close()
 
 
@@ -45,8 +47,9 @@ class Databases:
 
     def __init__(self, server: db.Server) -> None:
         self._server = server
-        self._thread = _Thread()
-        self._admin: Any = self._thread.run(self._open())
+        self._real_time = _RealTime()
+        gc.freeze()  # what is there now outlives all seeds: `run` collects what one leaves behind
+        self._admin: Any = self._real_time.run(self._open())
 
     async def _open(self) -> Any:
         admin = await cast("Any", asyncpg.connect)(self._server.url_of("postgres"))
@@ -60,18 +63,19 @@ class Databases:
         """Makes `Sessions` of a database that is dropped at the end."""
         name = f"simulated_{next(_numbers)}"
         create = f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"
-        self._thread.run(self._admin.execute(create))
+        self._real_time.run(self._admin.execute(create))
         connect = cast("Any", asyncpg.connect)
-        physical: Any = self._thread.run(connect(self._server.url_of(name)))
+        physical: Any = self._real_time.run(connect(self._server.url_of(name)))
         try:
-            yield lambda *parts: Sessions(self._thread, physical, *parts)
+            yield lambda *parts: Sessions(self._real_time, physical, *parts)
         finally:
-            self._thread.run(physical.close())
-            self._thread.run(self._admin.execute(f"DROP DATABASE {name}"))
+            self._real_time.run(physical.close())
+            self._real_time.run(self._admin.execute(f"DROP DATABASE {name}"))
 
     def close(self) -> None:
-        self._thread.run(self._admin.close())
-        self._thread.close()
+        gc.unfreeze()
+        self._real_time.run(self._admin.close())
+        self._real_time.close()
 
 
 class Sessions:
@@ -79,13 +83,13 @@ class Sessions:
 
     def __init__(
         self,
-        thread: _Thread,
+        real_time: _RealTime,
         physical: Any,
         chance: Chance,
         faults: Faults,
         sleep: Callable[[float], Any],
     ) -> None:
-        self._thread = thread
+        self._real_time = real_time
         self.physical = physical
         self.chance = chance
         self.faults = faults
@@ -94,7 +98,7 @@ class Sessions:
         self.lost = 0
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        return self._thread.run(work)
+        return self._real_time.run(work)
 
     async def connect(self, _url: str) -> db.Database:
         """As `settlement.database.connect`; whoever was connected has lost the connection."""

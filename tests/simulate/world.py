@@ -9,6 +9,7 @@ same seed makes the same trace, of which `Outcome` has the hash. `run` is the on
 
 import asyncio
 import contextlib
+import gc
 import hashlib
 import tempfile
 import traceback
@@ -358,6 +359,7 @@ def run(seed: int, databases: Databases, tell: Callable[[str], None] = lambda _:
             loop.run_until_complete(world.abandon())
         world.machine.database.end()
     loop.close()
+    gc.collect()  # lives are few objects in cycles, of gigabytes that may be touched
     return Outcome(
         seed, failure, world.trace_hash, world.fault_names, world.lives, world.commands,
         world.acknowledged, world.fills, loop.time(),
