@@ -62,6 +62,8 @@ class Access(NamedTuple):
     origins: tuple[str, ...] = ()
     tls_certificate: str = ""
     tls_key: str = ""
+    admissions_per_s: int = ADMISSIONS_PER_S
+    admissions_burst: int = ADMISSIONS_BURST
 
 
 OPEN_ACCESS: Final = Access()
@@ -96,7 +98,7 @@ class Listener:
         self.is_draining = False
         self.slow_readers_closed = 0
         self._access = access
-        self._admissions = TokenBucket(ADMISSIONS_PER_S, ADMISSIONS_BURST, now_ns)
+        self._admissions = TokenBucket(access.admissions_per_s, access.admissions_burst, now_ns)
         self._tick_s = tick_s
         self.tick = 0
         self._server: asyncio.Server | None = None
