@@ -162,7 +162,8 @@ class Framing:
         if size - at < 2 + wide:
             return 0
         length = int.from_bytes(data[at + 2 : at + 2 + wide], "big") if wide else marker - _MASKED
-        if length > self._limit:
+        # As the protocol does: of a message that has begun, and of what comes between its parts.
+        if length > self._limit - sum(map(len, self._fragments)):
             return size
         end = at + 2 + wide + 4 + length
         return end if end <= size else 0

@@ -17,7 +17,7 @@ from gateway.health import Health
 from gateway.http import WEB_ROOT, Routes
 from gateway.limits import Outbox
 from gateway.session import Desk, Session
-from gateway.transport import OPEN_ACCESS, TICK_S, Access, Listener
+from gateway.transport import OPEN_ACCESS, TICK_S, Access, Listener, Traffic
 from gateway.wire import Codec
 
 DRAIN_S: Final = 5.0  # for the requests that were taken before the end to be answered
@@ -63,9 +63,8 @@ class GatewayServer:
     def address(self) -> tuple[str, int]:
         return self._listener.address
 
-    @property
-    def slow_readers_closed(self) -> int:
-        return self._listener.slow_readers_closed
+    def traffic(self) -> Traffic:
+        return self._listener.traffic()
 
     async def stop(self) -> None:
         """Drain: nobody comes in, nothing more is taken, what was taken is answered; then close

@@ -66,6 +66,16 @@ class Access(NamedTuple):
     admissions_burst: int = ADMISSIONS_BURST
 
 
+class Traffic(NamedTuple):
+    """How many connections there are now, and what went over all there ever were."""
+
+    websockets: int
+    plain_connections: int
+    bytes_received: int
+    bytes_sent: int
+    slow_readers_closed: int
+
+
 OPEN_ACCESS: Final = Access()
 
 
@@ -96,7 +106,9 @@ class Listener:
         self.converse: Final = converse
         self.limits: Final = limits
         self.is_draining = False
-        self.slow_readers_closed = 0
+        self.bytes_received = 0
+        self.bytes_sent = 0
+        self._slow_readers_closed = 0
         self._access = access
         self._admissions = TokenBucket(access.admissions_per_s, access.admissions_burst, now_ns)
         self._tick_s = tick_s
@@ -146,6 +158,15 @@ class Listener:
         assert self._server is not None, "started"
         host, port = self._server.sockets[0].getsockname()[:2]
         return host, port
+
+    def traffic(self) -> Traffic:
+        return Traffic(
+            self._upgrades,
+            len(self._connections) - self._upgrades,
+            self.bytes_received,
+            self.bytes_sent,
+            self._slow_readers_closed,
+        )
 
     def stop_listening(self) -> None:
         """No new connections; those there are stay, and learn it from what they ask next."""
@@ -225,7 +246,7 @@ class Listener:
             del self._of_address[connection.address]
 
     def evict(self, connection: "Connection") -> None:
-        self.slow_readers_closed += 1
+        self._slow_readers_closed += 1
         self.soon(lambda: connection.end(CloseCode.SLOW_READER, "too many unread bytes"))
 
     # --- turns of the loop ---------------------------------------------------------------------
@@ -304,6 +325,7 @@ class Connection(asyncio.Protocol):
 
     def data_received(self, data: bytes) -> None:
         self._is_heard = True
+        self._listener.bytes_received += len(data)
         if self._is_over:
             return
         if self._framing is not None:
@@ -355,6 +377,7 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
+        self._listener.bytes_sent += len(data)
         try:
             transport.write(data)
         except RuntimeError:  # uvloop's, for a socket that was just lost; `connection_lost` comes

@@ -344,7 +344,7 @@ async def test_a_slow_reader_is_closed_with_the_reason_and_others_are_not(tmp_pa
         async with await connect(url, BUYER) as buyer:
             book = await buyer.book(TICKER)
             for number in range(100):
-                if server.slow_readers_closed:
+                if server.traffic().slow_readers_closed:
                     break
                 await asyncio.gather(
                     *(
@@ -353,7 +353,7 @@ async def test_a_slow_reader_is_closed_with_the_reason_and_others_are_not(tmp_pa
                     )
                 )
                 await buyer.cancel_all()
-            assert server.slow_readers_closed == 1
+            assert server.traffic().slow_readers_closed == 1
             slow.transport.resume_reading()
             assert book.resyncs == 0
             assert (await buyer.ping()).time_us > 0

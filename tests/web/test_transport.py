@@ -8,6 +8,7 @@ import asyncio
 import contextlib
 import json
 import shutil
+import socket
 import ssl
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -361,6 +362,50 @@ def test_a_peer_that_does_not_answer_pings_is_closed_and_one_that_does_is_not(
             assert int.from_bytes(ended[-1][1][:2], "big") == CloseCode.INTERNAL_ERROR
             assert ended[-1][1][2:] == b"no answer to a ping"
             silent_writer.close()
+            writer.close()
+
+    on_uvloop(case)
+
+
+def test_a_reader_too_far_behind_is_told_so_or_cut_off_if_it_never_reads(tmp_path: Path) -> None:
+    limits = msgspec.structs.replace(
+        DEFAULT_LIMITS, outbound_bytes=100_000, requests_per_s=10**9, requests_burst=10**9
+    )
+    question = masked(m.Query(1, "markets"))
+
+    async def behind(
+        server: GatewayServer,
+    ) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        """One that asks without reading what it is told, until it is closed."""
+        closed = server.traffic().slow_readers_closed
+        raw = socket.socket()
+        raw.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+        raw.connect(server.address)
+        raw.setblocking(False)
+        reader, writer = await asyncio.open_connection(sock=raw, limit=1)
+        writer.write(UPGRADE)
+        while server.traffic().slow_readers_closed == closed:
+            writer.write(question * 20)
+            await asyncio.sleep(0)
+        return reader, writer
+
+    async def case() -> None:
+        async with (
+            serving(tmp_path, limits=limits) as (_, server, url),
+            await connect(url) as other,
+        ):
+            reader, writer = await behind(server)
+            assert (await other.ping()).time_us > 0
+            told = await reader.read()  # what was written before, whole frames, then the reason
+            assert told.endswith(b"\x88\x17\x0f\xa1too many unread bytes")
+            writer.close()
+        async with (
+            serving(tmp_path / "cut", limits=limits, tick_s=FAST_TICK_S) as (_, server, url),
+            await connect(url) as other,
+        ):
+            _, writer = await behind(server)
+            while server.traffic().websockets + server.traffic().plain_connections > 1:
+                assert (await other.ping()).time_us > 0
             writer.close()
 
     on_uvloop(case)
