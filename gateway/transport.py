@@ -12,6 +12,7 @@ import logging
 import resource
 import socket
 import ssl
+from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple, Protocol, cast
 
@@ -91,7 +92,8 @@ class Conversation(Protocol):
 
 
 class Listener:
-    """`port` 0 takes any free one; `address` tells which after `start`."""
+    """`answer` is for plain requests; `converse` makes what a websocket is about. `tick_s` is how
+    long a tick of the timer takes, and so everything that waits for a peer."""
 
     def __init__(
         self,
@@ -118,7 +120,8 @@ class Listener:
         self._timer: asyncio.TimerHandle | None = None
         self._connections: set[Connection] = set()
         self._rounds: tuple[set[Connection], ...] = tuple(set() for _ in range(PING_TICKS))
-        self._of_address: dict[str, int] = {}
+        self._sockets_of: Counter[str] = Counter()  # by address, as the next one
+        self._websockets_of: Counter[str] = Counter()
         self._upgrades = 0
         self._woken: list[Connection] = []
         self._empty = asyncio.Event()
@@ -126,7 +129,8 @@ class Listener:
 
     # --- the port ------------------------------------------------------------------------------
     async def start(self, host: str, port: int) -> None:
-        """Raises OSError if the port cannot be had, or the certificate cannot be used."""
+        """`port` 0 takes any free one. Raises OSError if the port cannot be had, or the
+        certificate cannot be used."""
         self._loop = asyncio.get_running_loop()
         wanted = self._access.connections + PLAIN_CONNECTIONS_MAX + SPARE_DESCRIPTORS
         _allow_descriptors(wanted)
@@ -198,14 +202,20 @@ class Listener:
     # --- connections ---------------------------------------------------------------------------
     def takes(self, connection: "Connection") -> bool:
         """Count it, if there is room for another one at all."""
-        if len(self._connections) >= self._access.connections + PLAIN_CONNECTIONS_MAX:
+        access, address = self._access, connection.address
+        if len(self._connections) >= access.connections + PLAIN_CONNECTIONS_MAX:
             return False
+        if self._sockets_of[address] >= 2 * access.connections_per_address:
+            return False  # as many plain ones as websockets
+        self._sockets_of[address] += 1
         self._connections.add(connection)
         self._empty.clear()
         return True
 
     def forget(self, connection: "Connection") -> None:
-        self._connections.discard(connection)
+        if connection in self._connections:
+            self._connections.remove(connection)
+            _one_less(self._sockets_of, connection.address)
         if not self._connections:
             self._empty.set()
 
@@ -227,10 +237,9 @@ class Listener:
         """Count a websocket; or why it cannot stay, in words."""
         if self._upgrades >= self._access.connections:
             return "as many connections as we hold"
-        of_address = self._of_address.get(connection.address, 0)
-        if of_address >= self._access.connections_per_address:
+        if self._websockets_of[connection.address] >= self._access.connections_per_address:
             return "as many connections as one address may have"
-        self._of_address[connection.address] = of_address + 1
+        self._websockets_of[connection.address] += 1
         connection.round = self._upgrades % PING_TICKS
         self._upgrades += 1
         self._rounds[connection.round].add(connection)
@@ -239,11 +248,7 @@ class Listener:
     def leaves(self, connection: "Connection") -> None:
         self._rounds[connection.round].discard(connection)
         self._upgrades -= 1
-        left = self._of_address[connection.address] - 1
-        if left:
-            self._of_address[connection.address] = left
-        else:
-            del self._of_address[connection.address]
+        _one_less(self._websockets_of, connection.address)
 
     def evict(self, connection: "Connection") -> None:
         self._slow_readers_closed += 1
@@ -277,6 +282,12 @@ class Listener:
         for members in self._rounds[now % HEARTBEAT_TICKS :: HEARTBEAT_TICKS]:
             for connection in list(members):
                 connection.heartbeat()
+
+
+def _one_less(counts: Counter[str], key: str) -> None:
+    counts[key] -= 1
+    if not counts[key]:
+        del counts[key]  # or every address that ever came would stay
 
 
 def _allow_descriptors(wanted: int) -> None:
@@ -390,7 +401,7 @@ class Connection(asyncio.Protocol):
         if self._is_over or self._transport is None or self._transport.is_closing():
             return
         self._is_over = True
-        self._expect(CLOSE_TICKS)
+        self._expect(IDLE_TICKS if self._is_paused else CLOSE_TICKS)
         if self._transport.can_write_eof():
             self._transport.write_eof()
         else:

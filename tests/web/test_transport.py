@@ -45,6 +45,7 @@ UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
     b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
 )
+LIVE = b"GET /live HTTP/1.1\r\nConnection: close\r\n" + HOST + b"\r\n"
 Case = Callable[[], Coroutine[Any, Any, None]]
 
 
@@ -277,6 +278,27 @@ def test_one_connection_too_many_is_closed_with_1013(tmp_path: Path) -> None:
     on_uvloop(case)
 
 
+def test_one_address_holds_no_more_plain_connections_than_websockets(tmp_path: Path) -> None:
+    async def case() -> None:
+        access = Access(connections_per_address=1)
+        async with (
+            serving(tmp_path, access) as (_, server, url),
+            connect_socket(url) as first,
+        ):
+            assert await first.recv()
+            _, idle = await asyncio.open_connection(*server.address)
+            while server.traffic().plain_connections < 1:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            with contextlib.suppress(ConnectionError):
+                assert await exchanged(server, LIVE) == b"", "cut off, unanswered"
+            idle.close()
+            while server.traffic().plain_connections:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            assert (await exchanged(server, LIVE)).startswith(b"HTTP/1.1 200")
+
+    on_uvloop(case)
+
+
 def test_a_herd_is_let_in_at_a_bounded_rate(tmp_path: Path) -> None:
     async def case() -> None:
         access = Access(admissions_per_s=1, admissions_burst=5)
@@ -465,7 +487,7 @@ def test_with_a_certificate_the_port_speaks_tls(tmp_path: Path) -> None:
                 await connection.send('{"t":"ping","id":3}')
                 assert json.loads(await connection.recv())["id"] == 3
             reader, writer = await asyncio.open_connection(*server.address, ssl=trusting)
-            writer.write(b"GET /live HTTP/1.1\r\n" + HOST + b"Connection: close\r\n\r\n")
+            writer.write(LIVE)
             assert (await reader.read()).endswith(b'{"live":true}')
             writer.close()
 
