@@ -4,7 +4,6 @@ Invariant: a limit degrades only the connection that meets it. Every limit is to
 Sessions and the server call it; time comes in through constructors.
 """
 
-from collections import deque
 from collections.abc import Callable
 from typing import Final
 
@@ -71,9 +70,13 @@ class Outbox:
     One frame counts for at most half the bound, so that a large answer (every open order, a deep
     book) can be asked for one at a time.
 
-    `wake` is called when there is something to take; `overflow` once, when the reader is too far
-    behind. From then on, and once closed, frames are dropped: the connection is lost anyway.
+    `wake` is called when there is something to take, where there was nothing; `overflow` once, when
+    the reader is too far behind. From then on, and once closed, frames are dropped: the connection
+    is lost anyway. Neither may call back into who pushes, which is in the middle of something.
     """
+
+    __slots__ = ("_bytes", "_bytes_max", "_frames", "_is_open", "_overflow", "_taken_bytes",
+                 "_wake")  # fmt: skip
 
     def __init__(
         self, bytes_max: int, wake: Callable[[], None], overflow: Callable[[], None]
@@ -81,34 +84,39 @@ class Outbox:
         self._bytes_max = bytes_max
         self._wake = wake
         self._overflow = overflow
-        self._frames: deque[bytes] = deque()
-        self._bytes = 0
-        self._open = True
+        self._frames: list[bytes] = []
+        self._bytes = 0  # queued, or taken and not sent
+        self._taken_bytes = 0
+        self._is_open = True
 
     def push(self, frame: bytes) -> None:
-        if not self._open:
+        if not self._is_open:
             return
         self._frames.append(frame)
-        self._bytes += self._cost(frame)
+        size = len(frame)  # as `_cost` does, without a call: every frame comes through here
+        self._bytes += size if size < self._bytes_max >> 1 else self._bytes_max >> 1
         if self._bytes > self._bytes_max:
             self.close()
             self._overflow()
-        else:
+        elif len(self._frames) == 1:
             self._wake()
 
     def take(self) -> list[bytes]:
         """Everything queued, oldest first. Its bytes still count until `sent`."""
-        frames = list(self._frames)
-        self._frames.clear()
+        frames, self._frames = self._frames, []
+        self._taken_bytes = self._bytes
         return frames
 
-    def sent(self, frame: bytes) -> None:
-        """One frame is with the operating system, or in the transport's small buffer."""
-        self._bytes -= self._cost(frame)
+    def sent(self, frame: bytes | None = None) -> None:
+        """One frame, or all that were taken, are with the operating system, or in the transport's
+        small buffer."""
+        bytes_sent = self._taken_bytes if frame is None else self._cost(frame)
+        self._bytes -= bytes_sent
+        self._taken_bytes -= bytes_sent
 
     def _cost(self, frame: bytes) -> int:
-        return min(len(frame), self._bytes_max // 2)
+        return min(len(frame), self._bytes_max >> 1)
 
     def close(self) -> None:
-        self._open = False
+        self._is_open = False
         self._frames.clear()

@@ -39,6 +39,7 @@ from gateway.server import GatewayServer
 from gateway.session import Desk, open_desk
 from gateway.settings import Settings, SettingsError
 from gateway.snapshots import Snapshots
+from gateway.transport import Access
 from settlement import database
 from settlement.chain import Chain, Funding, Keys, Options, address_of
 from settlement.devchain import EmbeddedChain
@@ -215,7 +216,14 @@ class Node:
     async def _start_server(self) -> None:
         gateway = self.settings.gateway
         health = Health(self.engine, self._settlement_status)
-        self.server = GatewayServer(self.desk, health, gateway.host, gateway.port)
+        access = Access(
+            gateway.connections,
+            gateway.connections_per_address,
+            gateway.origins,
+            gateway.tls_certificate,
+            gateway.tls_key,
+        )
+        self.server = GatewayServer(self.desk, health, gateway.host, gateway.port, access=access)
         with _port_named("gateway.port", gateway.port):
             await self.server.start()
         self._stack.push_async_callback(self.server.stop)
@@ -227,7 +235,8 @@ class Node:
     def url(self) -> str:
         """Of the page; the websocket is at the same address under /ws."""
         host, port = self.server.address
-        return f"http://{host}:{port}"
+        scheme = "https" if self.settings.gateway.tls_certificate else "http"
+        return f"{scheme}://{host}:{port}"
 
     @property
     def websocket_url(self) -> str:

@@ -133,6 +133,7 @@ class Desk:
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
+    closing: m.Closing | None = None  # told to everybody: no request is taken any more
     last_listed: int = 0  # the highest instrument number ever given out
 
     def next_instrument(self) -> int:
@@ -212,6 +213,9 @@ class Session:
             request_id = self.codec.request_id(frame)
             if not self._is_limited(request_id, self._requests):
                 self._refuse(request_id, bad)
+            return
+        if closing := self._desk.closing:
+            self._reply(wire.reject_message(request.id, Reject.DRAINING, retry_ms=closing.retry_ms))
             return
         cancels = isinstance(request, m.Cancel | m.CancelAll)
         if self._is_limited(request.id, self._cancels if cancels else self._requests):

@@ -51,6 +51,31 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
         ),
     ] = ""
 
+    connections: Annotated[
+        int, Meta(ge=1, le=1_000_000, description="websockets held at once; one more gets 1013")
+    ] = 12_000
+    connections_per_address: Annotated[
+        int,
+        Meta(
+            ge=1,
+            le=1_000_000,
+            description="of those from one address; behind a proxy all have the proxy's",
+        ),
+    ] = 12_000
+    origins: Annotated[
+        tuple[str, ...],
+        Meta(
+            description='pages that may open the websocket, as "https://host:port"; '
+            "empty: those of the host that is asked. Bots, which name no origin, always may"
+        ),
+    ] = ()
+    tls_certificate: Annotated[
+        str, Meta(description="PEM file of the certificate chain; given, the port speaks TLS")
+    ] = ""
+    tls_key: Annotated[
+        str, Meta(description="PEM file of its key; empty: it is in the certificate's file")
+    ] = ""
+
 
 class MarketSettings(Struct, frozen=True, forbid_unknown_fields=True):
     listed: Annotated[

@@ -57,6 +57,16 @@ STANDS_ALONE: Final = {
     "engine.reference": "the executable specification; model tests hold the kernel to it",
 }
 CALLED_FROM_OUTSIDE: Final = {
+    "connection_made": "asyncio calls a protocol's",
+    "data_received": "asyncio calls a protocol's",
+    "eof_received": "asyncio calls a protocol's",
+    "pause_writing": "asyncio calls a protocol's",
+    "resume_writing": "asyncio calls a protocol's",
+    "connection_lost": "asyncio calls a protocol's",
+    "on_url": "httptools calls a reader's",
+    "on_header": "httptools calls a reader's",
+    "on_headers_complete": "httptools calls a reader's",
+    "on_message_complete": "httptools calls a reader's",
     "make_request": "web3 calls a provider's",
     "is_connected": "web3 calls a provider's",
 }
@@ -285,7 +295,7 @@ def _dotted(node: ast.expr) -> str:
 
 
 def ambient_calls(file: File) -> list[str]:
-    """Clock and chance come in through constructors, sockets are the server's."""
+    """Clock and chance come in through constructors, sockets are the transport's."""
     if not file.is_product:
         return []
     found: list[str] = []
@@ -294,8 +304,8 @@ def ambient_calls(file: File) -> list[str]:
             continue
         name = ".".join(_dotted(node.func).split(".")[-2:])
         where = f"{file.path}:{node.lineno}: {name}()"
-        if name.split(".")[-1] in LISTENERS and file.path != "gateway/server.py":
-            found.append(f"{where}: only gateway/server.py touches sockets")
+        if name.split(".")[-1] in LISTENERS and file.path != "gateway/transport.py":
+            found.append(f"{where}: only gateway/transport.py touches sockets")
         ambient = name.split(".")[0] in AMBIENT_MODULES or name == "os.urandom"
         if not ambient or name in AMBIENT_PURE or "." not in name:
             continue

@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from engine.rejects import Reject
 from gateway import wire
+from gateway.transport import CODECS
 from gateway.wire import BadRequest
 from tests.exchange import (
     ADMINISTRATOR,
@@ -28,6 +29,7 @@ from tests.exchange import (
     running_server,
     wallet,
 )
+from tests.fuzz.hostile import LEGAL_CLOSES, cuts, stream
 
 FRAMES_PER_CASE = 40
 BUDGET = settings(
@@ -206,30 +208,11 @@ def test_whatever_is_sent_every_frame_gets_one_reply_and_the_books_stay_true(
 CONNECTIONS = 150
 UPGRADE = (
     b"GET /ws HTTP/1.1\r\nHost: x\r\nUpgrade: websocket\r\nConnection: Upgrade\r\n"
-    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n\r\n"
+    b"Sec-WebSocket-Version: 13\r\nSec-WebSocket-Key: AAAAAAAAAAAAAAAAAAAAAA==\r\n"
+    b"Sec-WebSocket-Protocol: %b\r\n\r\n"
 )
-CLOSE_CODES = {code.value for code in m.CloseCode}
-
-
-def hostile_bytes(rng: random.Random) -> bytes:
-    """Websocket frames with wrong bits, lengths, masks and opcodes, whole or cut off."""
-    stream = bytearray()
-    for _ in range(rng.randrange(1, 6)):
-        payload = rng.randbytes(rng.choice([0, 1, 5, 125, 126, 300]))
-        if rng.random() < 0.5:
-            payload = b'{"t":"ping","id":%d}' % rng.randrange(9)
-        first = rng.choice([0x81, 0x81, 0x81, 0x82, 0x88, 0x89, 0x8A, 0x01, 0x80, 0x83, 0xF1])
-        masked = 0x80 if rng.random() < 0.9 else 0
-        size = len(payload)
-        if rng.random() < 0.1:
-            stream += bytes([first, masked | 127]) + rng.randrange(1 << 63).to_bytes(8, "big")
-        elif size < 126:
-            stream += bytes([first, masked | size])
-        else:
-            stream += bytes([first, masked | 126]) + size.to_bytes(2, "big")
-        mask = rng.randbytes(4)
-        stream += mask + bytes(b ^ mask[i % 4] for i, b in enumerate(payload))
-    return bytes(stream[: rng.randrange(1, len(stream) + 1)])
+# And its own code is what a peer hears that closes with one itself.
+CLOSE_CODES = {code.value for code in m.CloseCode} | set(LEGAL_CLOSES)
 
 
 def close_code_in(frames: bytes) -> int:
@@ -242,7 +225,7 @@ def close_code_in(frames: bytes) -> int:
             size, at = int.from_bytes(frames[at : at + wide], "big"), at + wide
         if opcode == 8:
             return int.from_bytes(frames[at : at + 2], "big")
-        assert opcode in {1, 9, 10}, f"the server sent a frame of kind {opcode}"
+        assert opcode in {1, 2, 9, 10}, f"the server sent a frame of kind {opcode}"
         at += size
     return 0
 
@@ -253,10 +236,12 @@ async def test_hostile_bytes_on_the_socket_end_in_a_documented_close(tmp_path: P
     codes: dict[int, int] = {}
     async with running_exchange(tmp_path) as exchange, running_server(exchange) as (server, url):
         for number in range(CONNECTIONS):
+            codec = rng.choice(list(CODECS.values()))
             reader, writer = await asyncio.open_connection(*server.address)
-            writer.write(UPGRADE)
+            writer.write(UPGRADE % codec.subprotocol.encode())
             await reader.readuntil(b"\r\n\r\n")
-            writer.write(hostile_bytes(rng))
+            for part in cuts(rng, b"".join(stream(rng, codec.opcode))):
+                writer.write(part)
             writer.write_eof()
             code = close_code_in(await reader.read())
             codes[code] = codes.get(code, 0) + 1
@@ -266,3 +251,28 @@ async def test_hostile_bytes_on_the_socket_end_in_a_documented_close(tmp_path: P
         async with await connect(url) as client:
             assert (await client.ping()).time_us > 0
     assert codes.keys() >= {1002, 1003, 1007}, f"seed {seed} is too tame: {codes}"
+
+
+async def test_hostile_heads_on_the_socket_get_a_status_or_the_end(tmp_path: Path) -> None:
+    seed = 20261122
+    rng = random.Random(seed)
+    statuses: dict[bytes, int] = {}
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (server, url):
+        for number in range(CONNECTIONS):
+            head = bytearray(UPGRADE % b"compex.v1.json")
+            for _ in range(rng.randrange(4)):
+                at = rng.randrange(len(head))
+                head[at : at + rng.choice((0, 1, 30))] = rng.randbytes(rng.choice((0, 1, 40)))
+            reader, writer = await asyncio.open_connection(*server.address)
+            writer.write(bytes(head) * rng.choice((1, 1, 3)))
+            writer.write_eof()
+            status = (await reader.read())[9:12]
+            statuses[status] = statuses.get(status, 0) + 1
+            assert status in {b"", b"101", b"426"} or status[:1] == b"4", (
+                f"seed {seed}, connection {number}: {status!r} to {bytes(head)!r}"
+            )
+            writer.close()
+            await writer.wait_closed()
+        async with await connect(url) as client:
+            assert (await client.ping()).time_us > 0
+    assert statuses.keys() >= {b"", b"101", b"400"}, f"seed {seed} is too tame: {statuses}"

@@ -848,7 +848,7 @@ def test_one_large_frame_is_let_out_and_a_second_is_not() -> None:
     outbox.sent(first)
     outbox.push(large)
     outbox.push(large)
-    assert calls == ["wake", "wake", "wake", "overflow"]
+    assert calls == ["wake", "wake", "overflow"], "woken where there was nothing"
 
 
 async def test_who_asks_is_told_when_a_command_is_sequenced_and_once_more_when_it_is_done(

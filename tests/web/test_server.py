@@ -58,7 +58,7 @@ async def node(tmp_path: Path) -> AsyncGenerator[Node]:
 async def get(node: Node, path: str, raw: bytes = b"") -> tuple[int, dict[str, str], bytes]:
     """(status, headers, body) of one plain HTTP request."""
     reader, writer = await asyncio.open_connection(*node.server.address)
-    writer.write(raw or f"GET {path} HTTP/1.1\r\nHost: x\r\n\r\n".encode())
+    writer.write(raw or f"GET {path} HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n".encode())
     answer = await reader.read()
     writer.close()
     await writer.wait_closed()
@@ -344,7 +344,7 @@ async def test_a_slow_reader_is_closed_with_the_reason_and_others_are_not(tmp_pa
         async with await connect(url, BUYER) as buyer:
             book = await buyer.book(TICKER)
             for number in range(100):
-                if server.slow_readers_closed:
+                if server.traffic().slow_readers_closed:
                     break
                 await asyncio.gather(
                     *(
@@ -353,7 +353,7 @@ async def test_a_slow_reader_is_closed_with_the_reason_and_others_are_not(tmp_pa
                     )
                 )
                 await buyer.cancel_all()
-            assert server.slow_readers_closed == 1
+            assert server.traffic().slow_readers_closed == 1
             slow.transport.resume_reading()
             assert book.resyncs == 0
             assert (await buyer.ping()).time_us > 0
@@ -455,7 +455,7 @@ async def test_static_files_come_from_the_web_root_and_nowhere_else(tmp_path: Pa
                      "/static/notes.txt", "/static/", "/static/%2e%2e/secret.js",
                      "/static/\0.js"):  # fmt: skip
             status, _, body = await get(node, path)
-            assert status == 404 and b"secret" not in body, path
+            assert status in {400, 404} and b"secret" not in body, path
         await server.stop()
 
 

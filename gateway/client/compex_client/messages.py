@@ -74,11 +74,11 @@ class CloseCode(IntEnum):
 
     GOING_AWAY = 1001  # the node is shutting down; connect again
     PROTOCOL_ERROR = 1002  # not the websocket protocol
-    BINARY_FRAME = 1003  # text frames only
+    BINARY_FRAME = 1003  # text frames only; with msgpack, binary frames only
     INVALID_UTF8 = 1007
     FRAME_TOO_LARGE = 1009  # over `hello.limits.frame_bytes`
     INTERNAL_ERROR = 1011  # the server failed, or its websocket pings were not answered
-    TRY_AGAIN_LATER = 1013  # as many connections as the server holds
+    TRY_AGAIN_LATER = 1013  # as many connections as the server holds, or takes of one address
     SLOW_READER = 4001  # more than `hello.limits.outbound_bytes` wait for this reader
 
 
@@ -490,6 +490,14 @@ class Pong(Reply, tag="pong"):
     time_us: int
 
 
+class Closing(Reply, tag="closing"):
+    """The server is about to close every connection. Requests it has taken are still answered, any
+    other is refused with DRAINING; connect again after `retry_ms`."""
+
+    retry_ms: int
+    reason: str
+
+
 class Heartbeat(Reply, tag="heartbeat"):
     """Sent every few seconds: a subscriber that has all up to these numbers has everything."""
 
@@ -654,6 +662,7 @@ ServerMessage: TypeAlias = (
     | Reject
     | Sequenced
     | Pong
+    | Closing
     | Heartbeat
     | BookSnapshot
     | BookDelta
