@@ -5,7 +5,6 @@ or gone harms only itself: nothing here waits for one while serving another. The
 """
 
 import asyncio
-import re
 import socket
 from http import HTTPStatus
 from pathlib import Path
@@ -17,8 +16,8 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
-from gateway import wire
 from gateway.health import Health
+from gateway.http import WEB_ROOT, HttpAnswer, HttpRequest, Routes
 from gateway.limits import Outbox
 from gateway.session import Desk, Session
 
@@ -30,16 +29,6 @@ CLOSE_TIMEOUT_S: Final = 2.0  # for a peer to answer a close frame
 FRAMES_AHEAD_MAX: Final = 16  # read and not yet handled; then the peer's socket is not read
 WRITE_BUFFER_BYTES: Final = 64 << 10  # in the transport; the rest waits in the outbox
 SOCKET_BUFFER_BYTES: Final = 256 << 10  # else the system lets megabytes pile up for a slow reader
-STATIC_TYPES: Final = {
-    ".html": "text/html; charset=utf-8",
-    ".js": "text/javascript; charset=utf-8",
-    ".css": "text/css; charset=utf-8",
-    ".svg": "image/svg+xml",
-    ".png": "image/png",
-    ".ico": "image/x-icon",
-}
-_STATIC_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_./-]*")
-WEB_ROOT: Final = Path(__file__).parent / "web"
 
 
 class GatewayServer:
@@ -54,10 +43,9 @@ class GatewayServer:
         web_root: Path = WEB_ROOT,
     ) -> None:
         self._desk = desk
-        self._health = health
         self._host = host
         self._port = port
-        self._web_root = web_root.resolve()
+        self._routes = Routes(desk, health, web_root)
         self._server: Server | None = None
         self._heart: asyncio.Task[None] | None = None
         self._sessions: set[Session] = set()
@@ -152,32 +140,11 @@ class GatewayServer:
 
     # --- HTTP ----------------------------------------------------------------------------------
     def _http(self, _connection: ServerConnection, request: Request) -> Response | None:
-        path = request.path.partition("?")[0]
-        match path:
-            case "/ws":
-                return None
-            case "/live":
-                return _json(*self._health.live())
-            case "/ready":
-                return _json(*self._health.ready())
-            case "/markets":
-                return _json(200, wire.encode(self._desk.feed.market_infos()))
-            case "/":
-                return self._static("index.html")
-            case _ if path.startswith("/static/"):
-                return self._static(path.removeprefix("/static/"))
-            case _:
-                return _not_found()
-
-    def _static(self, name: str) -> Response:
-        if not _STATIC_NAME.fullmatch(name):
-            return _not_found()
-        path = (self._web_root / name).resolve()
-        kind = STATIC_TYPES.get(path.suffix)
-        # The resolved path must still lie under the root: "..", links and absolute names do not.
-        if kind is None or not path.is_relative_to(self._web_root) or not path.is_file():
-            return _not_found()
-        return _response(HTTPStatus.OK, kind, path.read_bytes())
+        path, _, query = request.path.partition("?")
+        if path == "/ws":
+            return None
+        headers = {name.lower(): value for name, value in request.headers.raw_items()}
+        return _response(self._routes.answer(HttpRequest("GET", path, query, headers)))
 
 
 async def _write(connection: ServerConnection, outbox: Outbox, waiting: asyncio.Event) -> None:
@@ -201,22 +168,15 @@ async def _close_slow(connection: ServerConnection) -> None:
         connection.transport.abort()
 
 
-def _response(status: HTTPStatus, kind: str, body: bytes) -> Response:
+def _response(answer: HttpAnswer) -> Response:
     headers = Headers(
         {
-            "Content-Type": kind,
-            "Content-Length": str(len(body)),
-            "Cache-Control": "no-store",
+            "Content-Type": answer.kind,
+            "Content-Length": str(len(answer.body)),
             "X-Content-Type-Options": "nosniff",
             "Connection": "close",
         }
     )
-    return Response(status.value, status.phrase, headers, body)
-
-
-def _json(status: int, body: bytes) -> Response:
-    return _response(HTTPStatus(status), "application/json", body)
-
-
-def _not_found() -> Response:
-    return _response(HTTPStatus.NOT_FOUND, "text/plain; charset=utf-8", b"not found\n")
+    for name, value in answer.headers:
+        headers[name] = value
+    return Response(answer.status, HTTPStatus(answer.status).phrase, headers, answer.body)
