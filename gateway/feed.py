@@ -7,6 +7,7 @@ event is in the mirror by then. Sessions subscribe and ask; nobody else calls it
 (`publish_index`).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
@@ -257,6 +258,12 @@ class Feed:
 
     def market_infos(self) -> list[m.MarketInfo]:
         return [market.info() for market in self.mirror.markets.values()]
+
+    def indexes(self) -> list[m.Index]:
+        return self._public.indexes()
+
+    def rounds(self, name: str) -> deque[m.Index]:
+        return self._public.rounds(name)
 
     def heartbeat(self, now_us: int, account: int) -> m.Heartbeat:
         aseq = self.mirror.account(account).aseq if account else 0

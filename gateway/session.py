@@ -31,6 +31,7 @@ from gateway.limits import (
     Outbox,
     TokenBucket,
 )
+from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
 _NEVER_TERMINAL: Final = frozenset({
@@ -132,6 +133,7 @@ class Desk:
     now_ns: Callable[[], int]
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    tokens: Tokens
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     last_listed: int = 0  # the highest instrument number ever given out
 
@@ -169,6 +171,7 @@ def open_desk(
         now_ns=now_ns,
         time_ns=time_ns,
         random_bytes=random_bytes,
+        tokens=Tokens(time_ns, random_bytes),
     )
 
 
@@ -286,6 +289,10 @@ class Session:
                 self._administer(request)
             case m.FeeTier():
                 self._set_fee_tier(request)
+            case m.Token():
+                self._trader()  # only who has an account, or tokens would be without bound
+                token, until_s = self._desk.tokens.issue(self.wallet, request.seconds)
+                self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
             case m.Ping():
                 self._reply(m.Pong(request.id, translate.time_us(self._desk.time_ns())))
 

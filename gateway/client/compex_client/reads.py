@@ -1,0 +1,124 @@
+"""What plain HTTP requests under /api/v1 take and answer, as msgspec types: JSON bodies.
+
+Invariant: changed only by addition. What a websocket tells as well (books, trades, orders, money,
+spot prices) is that module's type, field for field: see `compex_client.messages` for units and
+forms. A refused read is answered with a `messages.Reject` whose `id` is 0. Both ends import this.
+"""
+
+from typing import Annotated, Final
+
+from msgspec import Meta, Struct, field
+
+from compex_client import messages as m
+
+INSTRUMENTS_MAX: Final = 5_000
+LEVELS_MAX: Final = 5_000
+TRADES_MAX: Final = 50  # as many as are kept
+ROUNDS_MAX: Final = 100  # as many as are kept
+ORDERS_MAX: Final = 5_000
+
+
+# --- what may stand after the "?" ---------------------------------------------------------------
+class Nothing(Struct, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class InstrumentsQuery(Struct, forbid_unknown_fields=True):
+    """`class`, `region`, `grade` and `tenor` choose by name; `after` goes on behind a ticker."""
+
+    hardware: m.Text = field(default="", name="class")
+    region: m.Text = ""
+    grade: m.Text = ""
+    tenor: m.Text = ""
+    after: m.Text = ""
+    limit: Annotated[int, Meta(ge=1, le=INSTRUMENTS_MAX)] = 1_000
+
+
+class BookQuery(Struct, forbid_unknown_fields=True):
+    """`depth`: so many levels of each side, the best ones."""
+
+    depth: Annotated[int, Meta(ge=1, le=LEVELS_MAX)] = 50
+
+
+class TradesQuery(Struct, forbid_unknown_fields=True):
+    """`limit`: so many, the latest ones."""
+
+    limit: Annotated[int, Meta(ge=1, le=TRADES_MAX)] = TRADES_MAX
+
+
+class RoundsQuery(Struct, forbid_unknown_fields=True):
+    """`limit`: so many rounds, the latest ones."""
+
+    limit: Annotated[int, Meta(ge=1, le=ROUNDS_MAX)] = ROUNDS_MAX
+
+
+class OrdersQuery(Struct, forbid_unknown_fields=True):
+    """Of one `market` or, without one, of all; `after` goes on behind an order's id."""
+
+    market: m.Text = ""
+    after: m.OptionalId = 0
+    limit: Annotated[int, Meta(ge=1, le=ORDERS_MAX)] = 1_000
+
+
+# --- answers ------------------------------------------------------------------------------------
+class Instrument(m.MarketInfo):
+    """One listed market, taken apart: hardware class, region, grade and delivery window."""
+
+    hardware: str = field(default="", name="class")
+    title: str = ""  # of the hardware class, for people
+    region: str = ""
+    grade: str = ""
+    tenor: str = ""  # the window's kind: SPOT, or H, D, W, M for an hour, day, week, month
+    starts_s: int = 0  # the window's first second, Unix time; 0 of SPOT
+    hours: int = 0  # how long the window is; 0 of SPOT
+    tick: str = ""  # prices are multiples of this, dollars per GPU-hour
+
+
+class Instruments(Struct):
+    """In the order they were listed; `more` are behind the last one."""
+
+    instruments: list[Instrument]
+    more: bool
+
+
+class Trades(Struct):
+    """Oldest first."""
+
+    trades: list[m.Trade]
+
+
+class Indexes(Struct):
+    """The latest round of every spot price."""
+
+    indexes: list[m.Index]
+
+
+class Rounds(Struct):
+    """One spot price, round after round, oldest first."""
+
+    rounds: list[m.Index]
+
+
+class Time(Struct):
+    """The server's clock."""
+
+    time_us: int
+
+
+class Terms(Struct):
+    """What `hello` says, but for its nonce."""
+
+    version: int
+    chain_id: int  # with `vault`, the EIP-712 domain of a login
+    vault: str
+    price_tick: str
+    qty_lot: str
+    build: str
+    limits: m.Limits
+
+
+class Orders(Struct):
+    """Open orders, oldest first; `more` are behind the last one."""
+
+    orders: list[m.OrderInfo]
+    more: bool
