@@ -7,19 +7,25 @@ refused read has the same numbered reject that a websocket would be told. The se
 
 import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
+
+from compex_client import messages as m
+from compex_client import reads as r
 
 from engine.rejects import Reject
 from gateway import wire
+from gateway.documents import Place, asyncapi, openapi
 from gateway.health import Health
 from gateway.reads import MARKET, READS, Asked, Read, parse_query
 from gateway.session import Desk
 from gateway.wire import BadRequest
 
 API: Final = "/api/"
+STATIC: Final = "/static/"
 JSON: Final = "application/json"
 TEXT: Final = "text/plain; charset=utf-8"
 STATIC_TYPES: Final = {
@@ -49,6 +55,16 @@ STATUSES: Final = {
     Reject.KEY_EXPIRED: 401,
     Reject.NO_ACCOUNT: 403,
 }
+PLACES: Final = (
+    Place("/", "The market page.", "text/html"),
+    Place("/live", "This process answers.", JSON, r.Live),
+    Place("/ready", "Whether an order sent now would be taken.", JSON, r.Ready, (200, 503)),
+    Place("/markets", "The listed markets.", JSON, list[m.MarketInfo], is_deprecated=True),
+    Place(
+        "/asyncapi.json", "The websocket's protocol, as an AsyncAPI document.", JSON, dict[str, Any]
+    ),
+    Place("/openapi.json", "This document.", JSON, dict[str, Any]),
+)
 _METHODS: Final = ("GET", "HEAD")
 _STATIC_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_./-]*")
 WEB_ROOT: Final = Path(__file__).parent / "web"
@@ -81,27 +97,47 @@ class Routes:
         self._health = health
         self._web_root = web_root.resolve()
         self._reads = {read.path: read for read in READS}
+        self._makes: dict[str, Callable[[HttpRequest], HttpAnswer]] = {
+            "/": self._page,
+            "/live": self._live,
+            "/ready": self._ready,
+            "/markets": self._markets,
+            "/asyncapi.json": self._asyncapi,
+            "/openapi.json": self._openapi,
+        }
 
     def answer(self, request: HttpRequest) -> HttpAnswer:
         if request.method not in _METHODS:
             allowed = ("Allow", ", ".join(_METHODS))
             return HttpAnswer(405, TEXT, b"only GET and HEAD\n", (NOT_STORED, allowed))
-        match request.path:
-            case "/live":
-                return HttpAnswer(*_json(self._health.live()))
-            case "/ready":
-                return HttpAnswer(*_json(self._health.ready()))
-            case "/markets":
-                body = wire.encode(self._desk.feed.market_infos())
-                return _fresh(request, JSON, body, (*FROM_ANYWHERE, *DEPRECATED))
-            case "/":
-                return self._static(request, "index.html")
-            case path if path.startswith(API):
-                return self._api(request)
-            case path if path.startswith("/static/"):
-                return self._static(request, path.removeprefix("/static/"))
-            case _:
-                return _not_found()
+        path = request.path
+        if make := self._makes.get(path):
+            return make(request)
+        if path.startswith(API):
+            return self._api(request)
+        if path.startswith(STATIC):
+            return self._static(request, path.removeprefix(STATIC))
+        return _not_found()
+
+    def _page(self, request: HttpRequest) -> HttpAnswer:
+        return self._static(request, "index.html")
+
+    def _live(self, _request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, JSON, wire.encode(self._health.live()))
+
+    def _ready(self, _request: HttpRequest) -> HttpAnswer:
+        ready = self._health.ready()
+        return HttpAnswer(200 if ready.ready else 503, JSON, wire.encode(ready))
+
+    def _markets(self, request: HttpRequest) -> HttpAnswer:
+        body = wire.encode(self._desk.feed.market_infos())
+        return _fresh(request, JSON, body, (*FROM_ANYWHERE, *DEPRECATED))
+
+    def _asyncapi(self, request: HttpRequest) -> HttpAnswer:
+        return _fresh(request, JSON, _encoded(asyncapi, self._desk.build), FROM_ANYWHERE)
+
+    def _openapi(self, request: HttpRequest) -> HttpAnswer:
+        return _fresh(request, JSON, _encoded(http_document, self._desk.build), FROM_ANYWHERE)
 
     def _static(self, request: HttpRequest, name: str) -> HttpAnswer:
         if not _STATIC_NAME.fullmatch(name):
@@ -146,9 +182,14 @@ class Routes:
         return account
 
 
-def _json(said: tuple[int, bytes]) -> tuple[int, str, bytes]:
-    status, body = said
-    return status, JSON, body
+def http_document(build: str) -> dict[str, Any]:
+    """OpenAPI, of every path here."""
+    return openapi(build, PLACES)
+
+
+@cache
+def _encoded(make: Callable[[str], dict[str, Any]], build: str) -> bytes:
+    return wire.encode(make(build))
 
 
 def _fresh(request: HttpRequest, kind: str, body: bytes, headers: Headers = ()) -> HttpAnswer:

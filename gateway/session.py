@@ -34,6 +34,7 @@ from gateway.limits import (
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
+BUILD: Final = "0.1.0"  # of the gateway, as it says in `hello`
 _NEVER_TERMINAL: Final = frozenset({
     EventKind.FILL,
     EventKind.DECREMENTED,
@@ -150,7 +151,7 @@ def open_desk(
     *,
     administrator: bytes = b"",
     limits: m.Limits = DEFAULT_LIMITS,
-    build: str = "0.1.0",
+    build: str = BUILD,
     now_ns: Callable[[], int] = time.monotonic_ns,
     time_ns: Callable[[], int] = time.time_ns,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,

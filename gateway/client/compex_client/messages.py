@@ -122,6 +122,8 @@ class Subscribe(Request, tag="subscribe"):
 
 
 class Unsubscribe(Request, tag="unsubscribe"):
+    """End a subscription, named as it was asked for. One that there is not is no error."""
+
     channel: Text
     market: Text = ""
 
@@ -501,6 +503,8 @@ class Sequenced(Reply, tag="sequenced"):
 
 
 class Pong(Reply, tag="pong"):
+    """The answer to a ping, with the server's time."""
+
     id: int
     time_us: int
 
@@ -563,6 +567,8 @@ class Index(Reply, tag="index"):
 
 
 class MarketStatus(Reply, tag="market_status"):
+    """A market opened, was halted, called or closed; or, on subscription, how it stands."""
+
     market: str
     symbol: str
     status: Status

@@ -1,11 +1,13 @@
-"""What plain HTTP requests under /api/v1 take and answer, as msgspec types: JSON bodies.
+"""What plain HTTP requests under /api/v1 take and answer: JSON bodies.
 
-Invariant: changed only by addition. What a websocket tells as well (books, trades, orders, money,
-spot prices) is that module's type, field for field: see `compex_client.messages` for units and
-forms. A refused read is answered with a `messages.Reject` whose `id` is 0. Both ends import this.
+What the websocket tells as well (books, trades, orders, money, spot prices) is spelt as it spells
+it, with the same units. A refused read is answered with a `reject` whose `id` is 0.
+
+Invariant: changed only by addition; the types of `compex_client.messages` are used wherever they
+fit. Both ends import this module.
 """
 
-from typing import Annotated, Final
+from typing import Annotated, Any, Final, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -122,3 +124,26 @@ class Orders(Struct):
 
     orders: list[m.OrderInfo]
     more: bool
+
+
+# --- health ---------------------------------------------------------------------------------------
+class Live(Struct):
+    live: bool = True
+
+
+class Ready(Struct):
+    """`ready` is whether an order sent now would be taken; `stopped`, `has_room`, `journal_space`
+    and `warning` are why not."""
+
+    ready: bool
+    role: str  # this node's part in the deployment
+    last_sequence: int
+    durable_sequence: int  # last one told to anybody
+    event_number: int
+    started_from: int  # last sequence in the snapshot that the start began with; 0: none
+    stopped: str  # why nothing is taken any more; empty while it is
+    has_room: bool
+    journal_bytes_free: int
+    journal_space: Literal["enough", "low", "too_low"]
+    warning: str
+    settlement: dict[str, Any]
