@@ -98,7 +98,6 @@ def command_line() -> argparse.ArgumentParser:
     _takes_journal(replay)
     replay.add_argument("--verify", action="store_true", help="check the state's invariants, too")
     replay.set_defaults(run=_replay)
-
     snapshot = commands.add_parser("snapshot", help="keep the state, so that a start is quick")
     _takes_journal(snapshot)
     snapshot.add_argument("--background", action="store_true", help="let everything else go first")

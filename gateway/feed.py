@@ -71,6 +71,7 @@ class Feed:
         self._catalog = catalog
         self.mirror: Final = Mirror(catalog)
         self._hub = Hub()
+        self.sent: Final = self._hub.sent
         self._public = Public(self._hub, self.mirror)
         self._private = Private(self._hub, self.mirror, source)
         self._sequence = 0  # of the command whose events are being applied

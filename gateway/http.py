@@ -20,6 +20,7 @@ from engine.rejects import Reject
 from gateway import wire
 from gateway.documents import Place, asyncapi, openapi
 from gateway.health import Health
+from gateway.metrics import Metrics
 from gateway.reads import MARKET, READS, Asked, Read, parse_query
 from gateway.session import Desk
 from gateway.wire import BadRequest
@@ -27,6 +28,7 @@ from gateway.wire import BadRequest
 API: Final = "/api/"
 STATIC: Final = "/static/"
 JSON: Final = "application/json"
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
 STATIC_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -59,6 +61,7 @@ PLACES: Final = (
     Place("/", "The market page.", "text/html"),
     Place("/live", "This process answers.", JSON, r.Live),
     Place("/ready", "Whether an order sent now would be taken.", JSON, r.Ready, (200, 503)),
+    Place("/metrics", "What the node counts and times, as Prometheus reads it.", PROMETHEUS),
     Place("/markets", "The listed markets.", JSON, list[m.MarketInfo], is_deprecated=True),
     Place(
         "/asyncapi.json", "The websocket's protocol, as an AsyncAPI document.", JSON, dict[str, Any]
@@ -96,17 +99,24 @@ class Routes:
         self._desk = desk
         self._health = health
         self._web_root = web_root.resolve()
+        self.metrics: Final = Metrics(desk.counts, desk.port, desk.pending, desk.build)
         self._reads = {read.path: read for read in READS}
         self._makes: dict[str, Callable[[HttpRequest], HttpAnswer]] = {
             "/": self._page,
             "/live": self._live,
             "/ready": self._ready,
+            "/metrics": self._metrics,
             "/markets": self._markets,
             "/asyncapi.json": self._asyncapi,
             "/openapi.json": self._openapi,
         }
 
     def answer(self, request: HttpRequest) -> HttpAnswer:
+        answer = self._answer(request)
+        self._desk.counts.answered[answer.status] += 1
+        return answer
+
+    def _answer(self, request: HttpRequest) -> HttpAnswer:
         if request.method not in _METHODS:
             allowed = ("Allow", ", ".join(_METHODS))
             return HttpAnswer(405, TEXT, b"only GET and HEAD\n", (NOT_STORED, allowed))
@@ -128,6 +138,9 @@ class Routes:
     def _ready(self, _request: HttpRequest) -> HttpAnswer:
         ready = self._health.ready()
         return HttpAnswer(200 if ready.ready else 503, JSON, wire.encode(ready))
+
+    def _metrics(self, _request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, PROMETHEUS, self.metrics.text())
 
     def _markets(self, request: HttpRequest) -> HttpAnswer:
         body = wire.encode(self._desk.feed.market_infos())

@@ -22,6 +22,7 @@ from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKi
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
+from gateway.counts import Counts
 from gateway.feed import OWN_COMMANDS, Feed
 from gateway.hub import EVERY_MARKET, Topic
 from gateway.limits import (
@@ -135,6 +136,7 @@ class Desk:
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
     tokens: Tokens
+    counts: Counts
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     last_listed: int = 0  # the highest instrument number ever given out
 
@@ -160,6 +162,8 @@ def open_desk(
     hears the journal's events first."""
     pending = Pending()
     feed = Feed(port, catalog, pending.answer, pending.command_done)
+    counts = Counts(now_ns, feed.sent)
+    port.when_committed(counts.group)
     return Desk(
         port=port,
         catalog=catalog,
@@ -173,6 +177,7 @@ def open_desk(
         time_ns=time_ns,
         random_bytes=random_bytes,
         tokens=Tokens(time_ns, random_bytes),
+        counts=counts,
     )
 
 
@@ -210,6 +215,8 @@ class Session:
 
     def receive(self, frame: bytes | str) -> None:
         """One frame's payload; never raises, whatever is in it."""
+        counts = self._desk.counts
+        begin_ns = counts.begins()
         try:
             request = self.codec.decode(frame)
         except BadRequest as bad:
@@ -217,6 +224,8 @@ class Session:
             if not self._is_limited(request_id, self._requests):
                 self._refuse(request_id, bad)
             return
+        counts.received[type(request)] += 1
+        decoded_ns = counts.now_ns() if begin_ns else 0
         cancels = isinstance(request, m.Cancel | m.CancelAll)
         if self._is_limited(request.id, self._cancels if cancels else self._requests):
             return
@@ -224,6 +233,9 @@ class Session:
             self._handle(request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
+        if begin_ns:
+            counts.decode.took(decoded_ns - begin_ns)
+            counts.sequence.took(counts.now_ns() - decoded_ns)
 
     def send(self, frames: bytes) -> None:
         self._outbox.push(frames)
@@ -241,7 +253,15 @@ class Session:
 
     # --- replies -------------------------------------------------------------------------------
     def _reply(self, message: m.ServerMessage) -> None:
-        self._outbox.push(self.codec.encode(message))
+        counts = self._desk.counts
+        counts.sent[type(message)] += 1
+        begin_ns = counts.begins()
+        frame = self.codec.encode(message)
+        if begin_ns:
+            counts.encode.took(counts.now_ns() - begin_ns)
+        self._outbox.push(frame)
+        if type(message) is m.Reject:
+            counts.rejects[message.code] += 1
 
     def _ack(self, ack: m.Ack) -> None:
         ack.budget = (self._requests.left, self._cancels.left)
