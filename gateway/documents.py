@@ -11,6 +11,7 @@ A schema is JSON Schema: of draft 2020-12 in OpenAPI 3.1, of draft 7 in AsyncAPI
 import ast
 import inspect
 import itertools
+import re
 import sys
 from collections.abc import Iterable
 from functools import cache
@@ -20,6 +21,7 @@ from typing import Any, Final, NamedTuple, cast, get_args
 import msgspec
 from compex_client import messages as m
 from compex_client import reads as r
+from compex_client.wallet import DOMAIN_NAME, DOMAIN_VERSION, FORMS
 
 from engine.rejects import WORDS, Reject
 from gateway import wire
@@ -153,6 +155,7 @@ def asyncapi(build: str) -> Json:
             "description": _opening(m),
             "x-protocol-version": m.PROTOCOL_VERSION,
             "x-rejects": [{"code": x.value, "reason": x.name, "message": WORDS[x]} for x in Reject],
+            "x-eip712": _signed(),
             "x-close-codes": {code.name: code.value for code in m.CloseCode},
         },
         "defaultContentType": "application/json",
@@ -181,6 +184,21 @@ def asyncapi(build: str) -> Json:
         "components": {
             "messages": {tag_of(x): _message(x) for x in (*REQUESTS, *TOLD)},
             "schemas": in_draft_7(named),
+        },
+    }
+
+
+def _signed() -> Json:
+    """What wallets sign, as their `eth_signTypedData` takes it; the rest of the domain, chain id
+    and vault, is in `hello`."""
+    return {
+        "domain": {"name": DOMAIN_NAME, "version": DOMAIN_VERSION},
+        "types": {
+            form.partition("(")[0]: [
+                {"name": name, "type": kind}
+                for kind, name in re.findall(r"(\w+(?:\[\])?) (\w+)", form)
+            ]
+            for form in FORMS
         },
     }
 
