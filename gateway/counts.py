@@ -8,7 +8,7 @@ and the transport count; `gateway.metrics` reads.
 from bisect import bisect_left
 from collections import defaultdict
 from collections.abc import Callable
-from typing import Final
+from typing import Final, NamedTuple
 
 ONE_FRAME_OF: Final = 7  # is timed; odd, as requests and replies take turns
 US: Final = 1_000
@@ -28,6 +28,16 @@ class Stage:
     def took(self, ns: int) -> None:
         self.counts[bisect_left(BOUNDS_NS, ns)] += 1
         self.sum_ns += ns
+
+
+class Traffic(NamedTuple):
+    """How many connections there are now, and what went over all there ever were."""
+
+    websockets: int = 0
+    plain_connections: int = 0
+    bytes_received: int = 0
+    bytes_sent: int = 0
+    slow_readers_closed: int = 0
 
 
 class Counts:

@@ -6,7 +6,7 @@ was counted by `gateway.counts`, the engine's door and the transport.
 """
 
 from collections.abc import Callable, Iterator
-from typing import Final, NamedTuple, Protocol
+from typing import Final, Protocol
 
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
@@ -21,7 +21,7 @@ from prometheus_client.registry import Collector
 
 from engine.port import Port
 from engine.rejects import Reject
-from gateway.counts import BOUNDS_NS, Counts, Stage
+from gateway.counts import BOUNDS_NS, Counts, Stage, Traffic
 from gateway.documents import tag_of
 
 NS_PER_S: Final = 1_000_000_000
@@ -33,16 +33,6 @@ STAGES: Final = {
     "encode": "one reply to a frame (sampled)",
     "write": "what a connection is told in one turn of the loop, until the system has it",
 }
-
-
-class Traffic(NamedTuple):
-    """What the transport has to tell."""
-
-    websockets: int = 0
-    plain_connections: int = 0
-    bytes_received: int = 0
-    bytes_sent: int = 0
-    slow_readers_closed: int = 0
 
 
 class Waiting(Protocol):

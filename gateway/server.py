@@ -16,6 +16,7 @@ from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
 
+from gateway.counts import Traffic
 from gateway.health import Health
 from gateway.http import WEB_ROOT, HttpAnswer, HttpRequest, Routes
 from gateway.limits import Outbox
@@ -46,6 +47,7 @@ class GatewayServer:
         self._host = host
         self._port = port
         self._routes = Routes(desk, health, web_root)
+        self._routes.metrics.traffic = self._traffic
         self._server: Server | None = None
         self._heart: asyncio.Task[None] | None = None
         self._sessions: set[Session] = set()
@@ -99,6 +101,9 @@ class GatewayServer:
             await asyncio.sleep(HEARTBEAT_S)
             for session in list(self._sessions):
                 session.heartbeat()
+
+    def _traffic(self) -> Traffic:
+        return Traffic(len(self._sessions), slow_readers_closed=self.slow_readers_closed)
 
     # --- websocket -----------------------------------------------------------------------------
     async def _converse(self, connection: ServerConnection) -> None:
