@@ -14,6 +14,7 @@ good: what was matched but not durable is never published.
 
 import asyncio
 import contextlib
+import time
 from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -24,6 +25,7 @@ import numpy as np
 from engine.clock import Clock
 from engine.journal import FRAME_COMMANDS_MAX, Journal
 from engine.port import (
+    GroupListener,
     Keeper,
     Market,
     Rates,
@@ -32,7 +34,7 @@ from engine.port import (
     SpaceMarks,
     Subscriber,
 )
-from engine.records import COMMAND, Balances, Command, CommandKind, EventArray
+from engine.records import COMMAND, Balances, Command, CommandArray, CommandKind, EventArray
 from engine.rejects import EngineBroken, JournalError, Refused, Reject
 from engine.replica import Replica
 from engine.snapshot import state_hash
@@ -52,6 +54,10 @@ def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
     return command.kind == CommandKind.MASS_QUOTE and not parts
 
 
+def _nobody(_commands: int, _commit_ns: int, _match_ns: int, _publish_ns: int, /) -> None:
+    pass
+
+
 class Pipeline:
     """One shard of the exchange. Implements `port.Port`."""
 
@@ -61,11 +67,14 @@ class Pipeline:
         clock: Clock,
         marks: SpaceMarks | None = None,
         quick_ns: int = QUICK_NS,
+        steady_ns: Callable[[], int] = time.monotonic_ns,
     ) -> None:
-        """With `quick_ns` 0 the event loop never waits for the disk."""
+        """With `quick_ns` 0 the event loop never waits for the disk. `steady_ns` only measures."""
         self._journal = journal
         self._clock = clock
         self._quick_ns = quick_ns
+        self._steady_ns = steady_ns
+        self._group_listener: GroupListener = _nobody
         self._write_ns = quick_ns  # what the last one took: how quick the disk is must show first
         self._space = Space(journal.free_bytes, marks or SpaceMarks())
         self._replica = replica = Replica(clock)
@@ -76,6 +85,7 @@ class Pipeline:
         self._stop_listeners: list[Callable[[str], None]] = []
         self._queue: deque[bytes] = deque()  # whole commands, each of one record or several
         self._queued_bytes = 0
+        self._oldest_ns = 0  # when the first of the queue came
         self._arrived = asyncio.Event()
         self._waiting: deque[tuple[int, asyncio.Future[None]]] = deque()
         self._published_sequence = 0
@@ -134,6 +144,8 @@ class Pipeline:
         sequenced, stamped = self._sequencer.sequence(command, parts)
         if stamped:
             self._expiries.sequenced(command, sequenced.sequence)
+            if not self._queue:
+                self._oldest_ns = self._steady_ns()
             self._queue.append(stamped)
             self._queued_bytes += len(stamped)
             self._arrived.set()
@@ -176,21 +188,24 @@ class Pipeline:
     async def _commit_all(self) -> None:
         """Group after group. A thread has the next one before the last one is published, so that
         the disk never waits for those who hear of them."""
-        group, durable = self._write_group()
+        now_ns = self._steady_ns
+        group, durable, since_ns = self._write_group()
         while group:
             commands = np.frombuffer(group, COMMAND)
+            begin_ns = now_ns()
             parts = list(self._replica.match(commands))
+            match_ns = now_ns() - begin_ns
             await durable
-            last_sequence = int(commands["sequence"][-1])
+            took_ns = now_ns() - since_ns, match_ns
             if self._is_quick():
-                self._publish(parts, last_sequence)
+                self._publish(parts, commands, *took_ns)
                 await asyncio.sleep(0)  # others have their turn
-                group, durable = self._write_group()
+                group, durable, since_ns = self._write_group()
             else:
-                group, durable = self._write_group()
-                self._publish(parts, last_sequence)
+                group, durable, since_ns = self._write_group()
+                self._publish(parts, commands, *took_ns)
             if not group:  # what one command could not finish goes on, or what came meanwhile
-                group, durable = self._write_group()
+                group, durable, since_ns = self._write_group()
 
     def _is_quick(self) -> bool:
         """Whether what has gathered is better written here than by the thread."""
@@ -200,18 +215,19 @@ class Pipeline:
             and self._journal.fits(self._queued_bytes)
         )
 
-    def _write_group(self) -> tuple[bytes, "asyncio.Future[None]"]:
-        """Take what has gathered and give it to the disk; empty if there is nothing."""
+    def _write_group(self) -> tuple[bytes, "asyncio.Future[None]", int]:
+        """Take what has gathered and give it to the disk; empty if there is nothing. The last is
+        when the oldest of it came."""
         loop = asyncio.get_running_loop()
-        is_quick = self._is_quick()
+        is_quick, since_ns = self._is_quick(), self._oldest_ns
         group = self._take_group()
         if group and not is_quick:
-            return group, loop.run_in_executor(self._writer, self._append, group)
+            return group, loop.run_in_executor(self._writer, self._append, group), since_ns
         if group:
             self._append(group)
         durable: asyncio.Future[None] = loop.create_future()
         durable.set_result(None)
-        return group, durable
+        return group, durable, since_ns
 
     def _append(self, group: bytes) -> None:
         begin_ns = self._clock.now_ns()
@@ -230,12 +246,17 @@ class Pipeline:
         self._queued_bytes -= len(taken)
         return taken
 
-    def _publish(self, parts: list[EventArray], last_sequence: int) -> None:
+    def _publish(
+        self, parts: list[EventArray], commands: CommandArray, commit_ns: int, match_ns: int
+    ) -> None:
+        begin_ns = self._steady_ns()
         for part in parts:
             self._replica.publish(part, replayed=False)
         if not self._stopped:
             self._expire()  # what one command could not finish goes on
-        self._published_sequence = last_sequence
+        self._published_sequence = last_sequence = int(commands["sequence"][-1])
+        publish_ns = self._steady_ns() - begin_ns
+        self._group_listener(len(commands), commit_ns, match_ns, publish_ns)
         while self._waiting and self._waiting[0][0] <= last_sequence:
             waiter = self._waiting.popleft()[1]
             if not waiter.done():
@@ -321,6 +342,9 @@ class Pipeline:
 
     def when_stopped(self, listener: Callable[[str], None]) -> None:
         self._stop_listeners.append(listener)
+
+    def when_committed(self, listener: GroupListener) -> None:
+        self._group_listener = listener
 
     def ready(self) -> Readiness:
         return Readiness(

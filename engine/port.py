@@ -86,6 +86,15 @@ class Subscriber(Protocol):
     def __call__(self, batch: Batch, /) -> None: ...
 
 
+class GroupListener(Protocol):
+    """Called with what each group of commands took; must not block and must not raise."""
+
+    def __call__(self, commands: int, commit_ns: int, match_ns: int, publish_ns: int, /) -> None:
+        """`commit_ns`: from when the oldest of them was submitted until all of them were durable
+        and matched. `match_ns` is part of that, unless the disk took longer."""
+        ...
+
+
 class Keeper(Protocol):
     """A subscriber's memory of all events so far, which a snapshot keeps for it."""
 
@@ -145,6 +154,10 @@ class Port(Source, Protocol):
     def when_stopped(self, listener: Callable[[str], None]) -> None:
         """Called once, with the reason, if the engine stops by itself. What became of commands
         still in flight is then unknown: they are neither accepted nor refused."""
+        ...
+
+    def when_committed(self, listener: GroupListener) -> None:
+        """For measuring; there is one such listener."""
         ...
 
     async def settled(self) -> None:

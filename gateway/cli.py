@@ -92,11 +92,12 @@ def command_line() -> argparse.ArgumentParser:
     settings = commands.add_parser("settings", help="print a settings file with all defaults")
     settings.set_defaults(run=_settings)
 
+    _prints_documents(commands.add_parser("documents", help="print the protocol, for programs"))
+
     replay = commands.add_parser("replay", help="replay a journal and print its state hash")
     _takes_journal(replay)
     replay.add_argument("--verify", action="store_true", help="check the state's invariants, too")
     replay.set_defaults(run=_replay)
-
     snapshot = commands.add_parser("snapshot", help="keep the state, so that a start is quick")
     _takes_journal(snapshot)
     snapshot.add_argument("--background", action="store_true", help="let everything else go first")
@@ -135,6 +136,11 @@ def command_line() -> argparse.ArgumentParser:
     _takes_administrator(tier)
     tier.set_defaults(run=_tier)
     return parser
+
+
+def _prints_documents(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("which", choices=("asyncapi", "openapi"), help="websocket, or plain HTTP")
+    parser.set_defaults(run=_documents)
 
 
 def _takes_journal(parser: argparse.ArgumentParser) -> None:
@@ -396,6 +402,19 @@ def _journal(directory: Path) -> Path:
         if any(journal.glob("*.cxj")):
             return journal
     raise JournalError(f"{directory}: there is no journal")
+
+
+def _documents(options: argparse.Namespace) -> int:
+    import msgspec
+
+    from gateway.documents import asyncapi
+    from gateway.http import http_document
+    from gateway.session import BUILD
+
+    make = asyncapi if options.which == "asyncapi" else http_document
+    body = msgspec.json.format(msgspec.json.encode(make(BUILD)), indent=2)
+    sys.stdout.write(body.decode() + "\n")
+    return 0
 
 
 def _replay(options: argparse.Namespace) -> int:

@@ -7,6 +7,7 @@ event is in the mirror by then. Sessions subscribe and ask; nobody else calls it
 (`publish_index`).
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import ClassVar, Final
 
@@ -70,6 +71,7 @@ class Feed:
         self._catalog = catalog
         self.mirror: Final = Mirror(catalog)
         self._hub = Hub()
+        self.sent: Final = self._hub.sent
         self._public = Public(self._hub, self.mirror)
         self._private = Private(self._hub, self.mirror, source)
         self._sequence = 0  # of the command whose events are being applied
@@ -268,6 +270,12 @@ class Feed:
 
     def market_infos(self) -> list[m.MarketInfo]:
         return [market.info() for market in self.mirror.markets.values()]
+
+    def indexes(self) -> list[m.Index]:
+        return self._public.indexes()
+
+    def rounds(self, name: str) -> deque[m.Index]:
+        return self._public.rounds(name)
 
     def heartbeat(self, now_us: int, account: int) -> m.Heartbeat:
         aseq = self.mirror.account(account).aseq if account else 0

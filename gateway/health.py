@@ -6,7 +6,7 @@ Invariant: ready means that an order sent now would be sequenced. The server cal
 from collections.abc import Callable
 from typing import Any, Final
 
-import msgspec
+from compex_client import reads as r
 
 from engine.port import JournalSpace, Port
 from engine.rejects import WORDS, Reject
@@ -38,26 +38,25 @@ class Health:
         self._settlement = settlement
         self._role = role
 
-    def live(self) -> tuple[int, bytes]:
-        """(HTTP status, JSON): this process answers."""
-        return 200, msgspec.json.encode({"live": True})
+    def live(self) -> r.Live:
+        """This process answers."""
+        return r.Live()
 
-    def ready(self) -> tuple[int, bytes]:
-        """(200 or 503, JSON): commands are taken, or the reason why not, in words."""
+    def ready(self) -> r.Ready:
+        """Whether commands are taken, or the reason why not, in words."""
         ready = self._port.ready()
         taking = not ready.stopped and ready.has_room and ready.journal_space != "too_low"
-        body = {
-            "ready": taking,
-            "role": self._role,
-            "last_sequence": ready.last_sequence,
-            "durable_sequence": ready.durable_sequence,
-            "event_number": ready.event_number,
-            "started_from": ready.started_from,
-            "stopped": ready.stopped,
-            "has_room": ready.has_room,
-            "journal_bytes_free": ready.journal_bytes_free,
-            "journal_space": ready.journal_space,
-            "warning": SPACE_WARNINGS[ready.journal_space],
-            "settlement": self._settlement(),
-        }
-        return (200 if taking else 503), msgspec.json.encode(body)
+        return r.Ready(
+            ready=taking,
+            role=self._role,
+            last_sequence=ready.last_sequence,
+            durable_sequence=ready.durable_sequence,
+            event_number=ready.event_number,
+            started_from=ready.started_from,
+            stopped=ready.stopped,
+            has_room=ready.has_room,
+            journal_bytes_free=ready.journal_bytes_free,
+            journal_space=ready.journal_space,
+            warning=SPACE_WARNINGS[ready.journal_space],
+            settlement=self._settlement(),
+        )

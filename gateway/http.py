@@ -1,20 +1,34 @@
-"""Answers to plain HTTP requests: the page, health, the list of markets.
+"""Answers to plain HTTP requests: the page, health, and reads under /api/v1.
 
 Invariant: `answer` never waits and never raises, whatever is asked, and reads nothing but the
-page's own files. It answers a HEAD as it would a GET; who writes it out leaves the body away. The
-server calls it.
+page's own files. It answers a HEAD as it would a GET; who writes it out leaves the body away. A
+refused read has the same numbered reject that a websocket would be told. The server calls it.
 """
 
+import hashlib
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from functools import cache
 from pathlib import Path
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
+from urllib.parse import unquote
 
+from compex_client import messages as m
+from compex_client import reads as r
+
+from engine.rejects import Reject
 from gateway import wire
+from gateway.documents import Place, asyncapi, openapi
 from gateway.health import Health
+from gateway.metrics import Metrics
+from gateway.reads import MARKET, READS, Asked, Read, parse_query
 from gateway.session import Desk
+from gateway.wire import BadRequest
 
+API: Final = "/api/"
+STATIC: Final = "/static/"
 JSON: Final = "application/json"
+PROMETHEUS: Final = "text/plain; version=0.0.4; charset=utf-8"
 TEXT: Final = "text/plain; charset=utf-8"
 STATIC_TYPES: Final = {
     ".html": "text/html; charset=utf-8",
@@ -24,8 +38,37 @@ STATIC_TYPES: Final = {
     ".png": "image/png",
     ".ico": "image/x-icon",
 }
+Headers = tuple[tuple[str, str], ...]
 NOT_STORED: Final = ("Cache-Control", "no-store")
-_METHODS: Final = frozenset({"GET", "HEAD"})
+ASK_AGAIN: Final = ("Cache-Control", "no-cache")  # keep it, and ask whether it is still so
+# What is public may be read by the scripts of any page; nothing else may.
+FROM_ANYWHERE: Final = (
+    ("Access-Control-Allow-Origin", "*"),
+    ("Access-Control-Expose-Headers", "ETag"),
+)
+DEPRECATED: Final = (
+    ("Deprecation", "true"),
+    ("Link", '</api/v1/instruments>; rel="successor-version"'),
+)
+STATUSES: Final = {
+    Reject.UNKNOWN_MESSAGE: 404,
+    Reject.UNKNOWN_INSTRUMENT: 404,
+    Reject.NOT_LOGGED_IN: 401,
+    Reject.KEY_EXPIRED: 401,
+    Reject.NO_ACCOUNT: 403,
+}
+PLACES: Final = (
+    Place("/", "The market page.", "text/html"),
+    Place("/live", "This process answers.", JSON, r.Live),
+    Place("/ready", "Whether an order sent now would be taken.", JSON, r.Ready, (200, 503)),
+    Place("/metrics", "What the node counts and times, as Prometheus reads it.", PROMETHEUS),
+    Place("/markets", "The listed markets.", JSON, list[m.MarketInfo], is_deprecated=True),
+    Place(
+        "/asyncapi.json", "The websocket's protocol, as an AsyncAPI document.", JSON, dict[str, Any]
+    ),
+    Place("/openapi.json", "This document.", JSON, dict[str, Any]),
+)
+_METHODS: Final = ("GET", "HEAD")
 _STATIC_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_./-]*")
 WEB_ROOT: Final = Path(__file__).parent / "web"
 
@@ -46,7 +89,7 @@ class HttpAnswer(NamedTuple):
     status: int
     kind: str
     body: bytes
-    headers: tuple[tuple[str, str], ...] = (NOT_STORED,)
+    headers: Headers = (NOT_STORED,)
 
 
 class Routes:
@@ -56,26 +99,60 @@ class Routes:
         self._desk = desk
         self._health = health
         self._web_root = web_root.resolve()
+        self.metrics: Final = Metrics(desk.counts, desk.port, desk.pending, desk.build)
+        self._reads = {read.path: read for read in READS}
+        self._makes: dict[str, Callable[[HttpRequest], HttpAnswer]] = {
+            "/": self._page,
+            "/live": self._live,
+            "/ready": self._ready,
+            "/metrics": self._metrics,
+            "/markets": self._markets,
+            "/asyncapi.json": self._asyncapi,
+            "/openapi.json": self._openapi,
+        }
 
     def answer(self, request: HttpRequest) -> HttpAnswer:
-        if request.method not in _METHODS:
-            allowed = ("Allow", ", ".join(sorted(_METHODS)))
-            return HttpAnswer(405, TEXT, b"only GET and HEAD\n", (NOT_STORED, allowed))
-        match request.path:
-            case "/live":
-                return _json(*self._health.live())
-            case "/ready":
-                return _json(*self._health.ready())
-            case "/markets":
-                return _json(200, wire.encode(self._desk.feed.market_infos()))
-            case "/":
-                return self._static("index.html")
-            case path if path.startswith("/static/"):
-                return self._static(path.removeprefix("/static/"))
-            case _:
-                return _not_found()
+        answer = self._answer(request)
+        self._desk.counts.answered[answer.status] += 1
+        return answer
 
-    def _static(self, name: str) -> HttpAnswer:
+    def _answer(self, request: HttpRequest) -> HttpAnswer:
+        if request.method not in _METHODS:
+            allowed = ("Allow", ", ".join(_METHODS))
+            return HttpAnswer(405, TEXT, b"only GET and HEAD\n", (NOT_STORED, allowed))
+        path = request.path
+        if make := self._makes.get(path):
+            return make(request)
+        if path.startswith(API):
+            return self._api(request)
+        if path.startswith(STATIC):
+            return self._static(request, path.removeprefix(STATIC))
+        return _not_found()
+
+    def _page(self, request: HttpRequest) -> HttpAnswer:
+        return self._static(request, "index.html")
+
+    def _live(self, _request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, JSON, wire.encode(self._health.live()))
+
+    def _ready(self, _request: HttpRequest) -> HttpAnswer:
+        ready = self._health.ready()
+        return HttpAnswer(200 if ready.ready else 503, JSON, wire.encode(ready))
+
+    def _metrics(self, _request: HttpRequest) -> HttpAnswer:
+        return HttpAnswer(200, PROMETHEUS, self.metrics.text())
+
+    def _markets(self, request: HttpRequest) -> HttpAnswer:
+        body = wire.encode(self._desk.feed.market_infos())
+        return _fresh(request, JSON, body, (*FROM_ANYWHERE, *DEPRECATED))
+
+    def _asyncapi(self, request: HttpRequest) -> HttpAnswer:
+        return _fresh(request, JSON, _encoded(asyncapi, self._desk.build), FROM_ANYWHERE)
+
+    def _openapi(self, request: HttpRequest) -> HttpAnswer:
+        return _fresh(request, JSON, _encoded(http_document, self._desk.build), FROM_ANYWHERE)
+
+    def _static(self, request: HttpRequest, name: str) -> HttpAnswer:
         if not _STATIC_NAME.fullmatch(name):
             return _not_found()
         path = (self._web_root / name).resolve()
@@ -83,11 +160,67 @@ class Routes:
         # The resolved path must still lie under the root: "..", links and absolute names do not.
         if kind is None or not path.is_relative_to(self._web_root) or not path.is_file():
             return _not_found()
-        return HttpAnswer(200, kind, path.read_bytes())
+        return _fresh(request, kind, path.read_bytes())
+
+    # --- reads ---------------------------------------------------------------------------------
+    def _api(self, request: HttpRequest) -> HttpAnswer:
+        read, market = self._find(request.path)
+        is_private = read is not None and read.is_private
+        seen_by: Headers = () if is_private else FROM_ANYWHERE
+        try:
+            if read is None:
+                raise BadRequest(Reject.UNKNOWN_MESSAGE, None, "nothing is read at this path")
+            account = self._account(request) if is_private else 0
+            query = parse_query(request.query, read.query)
+            body = wire.encode(read.make(self._desk, Asked(query, market, account)))
+        except BadRequest as bad:
+            return _refused(bad, seen_by)
+        if is_private or not read.is_cached:
+            return HttpAnswer(200, JSON, body, (NOT_STORED, *seen_by))
+        return _fresh(request, JSON, body, seen_by)
+
+    def _find(self, path: str) -> tuple[Read | None, str]:
+        """The read at this path, and the market that the path names."""
+        if read := self._reads.get(path):
+            return read, ""
+        parent, _, last = path.rpartition("/")
+        return self._reads.get(parent + MARKET), unquote(last)
+
+    def _account(self, request: HttpRequest) -> int:
+        """Of who asks. Raises BadRequest."""
+        wallet = self._desk.tokens.wallet_of(request.headers.get("authorization", ""))
+        account = self._desk.feed.account_of(wallet)
+        if not account:
+            raise BadRequest(Reject.NO_ACCOUNT)
+        return account
 
 
-def _json(status: int, body: bytes) -> HttpAnswer:
-    return HttpAnswer(status, JSON, body)
+def http_document(build: str) -> dict[str, Any]:
+    """OpenAPI, of every path here."""
+    return openapi(build, PLACES)
+
+
+@cache
+def _encoded(make: Callable[[str], dict[str, Any]], build: str) -> bytes:
+    return wire.encode(make(build))
+
+
+def _fresh(request: HttpRequest, kind: str, body: bytes, headers: Headers = ()) -> HttpAnswer:
+    """The body with a tag of its content, or just the tag where that is what the client has."""
+    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
+    told = (ASK_AGAIN, ("ETag", tag), *headers)
+    known = request.headers.get("if-none-match", "")
+    if known == "*" or tag in (one.strip().removeprefix("W/") for one in known.split(",")):
+        return HttpAnswer(304, kind, b"", told)
+    return HttpAnswer(200, kind, body, told)
+
+
+def _refused(bad: BadRequest, headers: Headers) -> HttpAnswer:
+    status = STATUSES.get(bad.reject, 400)
+    body = wire.encode(wire.reject_message(0, bad.reject, bad.field, bad.detail))
+    if status == 401:
+        headers = (*headers, ("WWW-Authenticate", "Bearer"))
+    return HttpAnswer(status, JSON, body, (NOT_STORED, *headers))
 
 
 def _not_found() -> HttpAnswer:

@@ -5,6 +5,7 @@ whole batches of them as one chunk of bytes, so that a thousand listeners cost a
 not ten thousand. Public and private feeds tell; sessions listen through the feed.
 """
 
+from collections import defaultdict
 from collections.abc import Callable, Iterable
 from typing import Final, NamedTuple, Protocol
 
@@ -34,6 +35,7 @@ class Topic(NamedTuple):
 
 class Hub:
     def __init__(self) -> None:
+        self.sent: Final[defaultdict[type, int]] = defaultdict(int)  # how many of each type
         self._listeners: dict[Topic, dict[Listener, None]] = {}
         self._gathered: dict[Topic, list[m.ServerMessage]] = {}
 
@@ -51,7 +53,7 @@ class Hub:
         """Private messages: each takes its place among the answers. Built only if wanted."""
         listeners = self._listeners.get(topic)
         if listeners:
-            _send(listeners, [make()])
+            self._send(listeners, [make()])
 
     def gather(self, topic: Topic, make: Make) -> None:
         """Public messages, about one market: sent with the batch's others. Built only if wanted."""
@@ -64,14 +66,16 @@ class Hub:
         for topic, messages in gathered.items():
             one = self._listeners.get(topic, {})
             every = self._listeners.get(topic._replace(of=EVERY_MARKET), {})
-            _send({**one, **every}, messages)
+            self._send({**one, **every}, messages)
 
-
-def _send(listeners: Iterable[Listener], messages: list[m.ServerMessage]) -> None:
-    chunks: dict[Codec, bytes] = {}
-    for listener in list(listeners):  # one that overflows leaves while we tell the others
-        codec = listener.codec
-        chunk = chunks.get(codec)
-        if chunk is None:
-            chunk = chunks[codec] = b"".join(map(codec.encode, messages))
-        listener.send(chunk)
+    def _send(self, listeners: Iterable[Listener], messages: list[m.ServerMessage]) -> None:
+        chunks: dict[Codec, bytes] = {}
+        listeners = list(listeners)  # one that overflows leaves while we tell the others
+        for listener in listeners:
+            codec = listener.codec
+            chunk = chunks.get(codec)
+            if chunk is None:
+                chunk = chunks[codec] = b"".join(map(codec.encode, messages))
+            listener.send(chunk)
+        for message in messages:
+            self.sent[type(message)] += len(listeners)

@@ -4,6 +4,7 @@ Invariant: what a listener is sent after a snapshot, applied to it, is the mirro
 what happened; sessions ask it, through the feed, what a subscription begins with.
 """
 
+from collections import deque
 from collections.abc import Callable, Iterable
 from typing import Final
 
@@ -18,6 +19,7 @@ from gateway.mirror import Change, MarketState, Mirror
 from gateway.translate import SIDE_NAMES
 from gateway.wire import BadRequest
 
+ROUNDS_KEPT: Final = 100  # of each spot price, for who asks later
 OF_ONE_MARKET: Final = frozenset({"book"})
 OF_ANY_MARKETS: Final = frozenset({"trades", "status", "index", "auction"})
 
@@ -27,6 +29,7 @@ class Public:
         self._hub = hub
         self._mirror = mirror
         self._indexes: dict[str, m.Index] = {}
+        self._rounds: dict[str, deque[m.Index]] = {}
 
     # --- what happened -------------------------------------------------------------------------
     def trade(self, event: Event, number: int) -> None:
@@ -70,11 +73,25 @@ class Public:
     def index(self, index: m.Index) -> None:
         """A spot price; its SPOT market may not be listed."""
         self._indexes[index.market] = index
+        rounds = self._rounds.setdefault(index.market, deque(maxlen=ROUNDS_KEPT))
+        if rounds and rounds[-1].round == index.round:
+            rounds.pop()  # the round was told before, with another price
+        rounds.append(index)
         market = self._mirror.market_named(index.market)
         self._tell("index", market.instrument if market else EVERY_MARKET, lambda: index)
 
     def _tell(self, channel: str, instrument: int, make: Callable[[], m.ServerMessage]) -> None:
         self._hub.gather(Topic(channel, instrument), make)
+
+    def indexes(self) -> list[m.Index]:
+        """The latest round of each spot price."""
+        return list(self._indexes.values())
+
+    def rounds(self, name: str) -> deque[m.Index]:
+        """The rounds that are kept, oldest first, by the ticker they are told under or the symbol
+        of a listed market. Raises BadRequest."""
+        found = self._rounds.get(name)
+        return self._rounds.get(self.market(name).ticker, deque()) if found is None else found
 
     # --- subscriptions -------------------------------------------------------------------------
     def topic(self, channel: str, market: str) -> Topic:

@@ -13,11 +13,12 @@ from typing import Final
 from compex_client.messages import CloseCode, Closing
 
 from engine.rejects import CompexError
+from gateway.counts import Traffic
 from gateway.health import Health
 from gateway.http import WEB_ROOT, Routes
 from gateway.limits import Outbox
 from gateway.session import Desk, Session
-from gateway.transport import OPEN_ACCESS, TICK_S, Access, Listener, Traffic
+from gateway.transport import OPEN_ACCESS, TICK_S, Access, Listener
 from gateway.wire import Codec
 
 DRAIN_S: Final = 5.0  # for the requests that were taken before the end to be answered
@@ -43,8 +44,9 @@ class GatewayServer:
         self._port = port
         routes = Routes(desk, health, web_root)
         self._listener = Listener(
-            routes.answer, self._converse, desk.limits, desk.now_ns, access, tick_s
+            routes.answer, self._converse, desk.limits, desk.counts, access, tick_s
         )
+        routes.metrics.traffic = self._listener.traffic
 
     def _converse(self, outbox: Outbox, codec: Codec) -> Session:
         return Session(self._desk, outbox, codec)

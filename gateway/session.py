@@ -22,6 +22,7 @@ from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKi
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
+from gateway.counts import Counts
 from gateway.feed import OWN_COMMANDS, Feed
 from gateway.hub import EVERY_MARKET, Topic
 from gateway.limits import (
@@ -31,8 +32,10 @@ from gateway.limits import (
     Outbox,
     TokenBucket,
 )
+from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
+BUILD: Final = "0.1.0"  # of the gateway, as it says in `hello`
 _NEVER_TERMINAL: Final = frozenset({
     EventKind.FILL,
     EventKind.DECREMENTED,
@@ -132,6 +135,8 @@ class Desk:
     now_ns: Callable[[], int]
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    tokens: Tokens
+    counts: Counts
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     closing: m.Closing | None = None  # told to everybody: no request is taken any more
     last_listed: int = 0  # the highest instrument number ever given out
@@ -149,7 +154,7 @@ def open_desk(
     *,
     administrator: bytes = b"",
     limits: m.Limits = DEFAULT_LIMITS,
-    build: str = "0.1.0",
+    build: str = BUILD,
     now_ns: Callable[[], int] = time.monotonic_ns,
     time_ns: Callable[[], int] = time.time_ns,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
@@ -158,6 +163,8 @@ def open_desk(
     hears the journal's events first."""
     pending = Pending()
     feed = Feed(port, catalog, pending.answer, pending.command_done)
+    counts = Counts(now_ns, feed.sent)
+    port.when_committed(counts.group)
     return Desk(
         port=port,
         catalog=catalog,
@@ -170,6 +177,8 @@ def open_desk(
         now_ns=now_ns,
         time_ns=time_ns,
         random_bytes=random_bytes,
+        tokens=Tokens(time_ns, random_bytes),
+        counts=counts,
     )
 
 
@@ -207,6 +216,8 @@ class Session:
 
     def receive(self, frame: bytes | str) -> None:
         """One frame's payload; never raises, whatever is in it."""
+        counts = self._desk.counts
+        begin_ns = counts.begins()
         try:
             request = self.codec.decode(frame)
         except BadRequest as bad:
@@ -214,6 +225,8 @@ class Session:
             if not self._is_limited(request_id, self._requests):
                 self._refuse(request_id, bad)
             return
+        counts.received[type(request)] += 1
+        decoded_ns = counts.now_ns() if begin_ns else 0
         if closing := self._desk.closing:
             self._reply(wire.reject_message(request.id, Reject.DRAINING, retry_ms=closing.retry_ms))
             return
@@ -224,6 +237,9 @@ class Session:
             self._handle(request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
+        if begin_ns:
+            counts.decode.took(decoded_ns - begin_ns)
+            counts.sequence.took(counts.now_ns() - decoded_ns)
 
     def send(self, frames: bytes) -> None:
         self._outbox.push(frames)
@@ -241,7 +257,15 @@ class Session:
 
     # --- replies -------------------------------------------------------------------------------
     def _reply(self, message: m.ServerMessage) -> None:
-        self._outbox.push(self.codec.encode(message))
+        counts = self._desk.counts
+        counts.sent[type(message)] += 1
+        begin_ns = counts.begins()
+        frame = self.codec.encode(message)
+        if begin_ns:
+            counts.encode.took(counts.now_ns() - begin_ns)
+        self._outbox.push(frame)
+        if type(message) is m.Reject:
+            counts.rejects[message.code] += 1
 
     def _ack(self, ack: m.Ack) -> None:
         ack.budget = (self._requests.left, self._cancels.left)
@@ -290,6 +314,10 @@ class Session:
                 self._administer(request)
             case m.FeeTier():
                 self._set_fee_tier(request)
+            case m.Token():
+                self._trader()  # only who has an account, or tokens would be without bound
+                token, until_s = self._desk.tokens.issue(self.wallet, request.seconds)
+                self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
             case m.Ping():
                 self._reply(m.Pong(request.id, translate.time_us(self._desk.time_ns())))
 

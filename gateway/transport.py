@@ -25,6 +25,7 @@ from websockets.server import ServerProtocol
 from websockets.typing import Subprotocol
 
 from gateway import wire
+from gateway.counts import Counts, Traffic
 from gateway.framing import PING, Framing, Phase
 from gateway.http import TEXT, HttpAnswer, HttpRequest
 from gateway.http1 import Asked, HttpReader, answer_bytes
@@ -67,16 +68,6 @@ class Access(NamedTuple):
     admissions_burst: int = ADMISSIONS_BURST
 
 
-class Traffic(NamedTuple):
-    """How many connections there are now, and what went over all there ever were."""
-
-    websockets: int
-    plain_connections: int
-    bytes_received: int
-    bytes_sent: int
-    slow_readers_closed: int
-
-
 OPEN_ACCESS: Final = Access()
 
 
@@ -100,19 +91,22 @@ class Listener:
         answer: Callable[[HttpRequest], HttpAnswer],
         converse: Callable[[Outbox, Codec], Conversation],
         limits: m.Limits,
-        now_ns: Callable[[], int],
+        counts: Counts,
         access: Access = OPEN_ACCESS,
         tick_s: float = TICK_S,
     ) -> None:
         self.answer: Final = answer
         self.converse: Final = converse
         self.limits: Final = limits
+        self.counts: Final = counts
         self.is_draining = False
         self.bytes_received = 0
         self.bytes_sent = 0
         self._slow_readers_closed = 0
         self._access = access
-        self._admissions = TokenBucket(access.admissions_per_s, access.admissions_burst, now_ns)
+        self._admissions = TokenBucket(
+            access.admissions_per_s, access.admissions_burst, counts.now_ns
+        )
         self._tick_s = tick_s
         self.tick = 0
         self._server: asyncio.Server | None = None
@@ -388,11 +382,15 @@ class Connection(asyncio.Protocol):
         transport = self._transport
         if transport is None or transport.is_closing():
             return
-        self._listener.bytes_sent += len(data)
+        listener, counts = self._listener, self._listener.counts
+        listener.bytes_sent += len(data)
+        begin_ns = counts.begins()
         try:
             transport.write(data)
         except RuntimeError:  # uvloop's, for a socket that was just lost; `connection_lost` comes
             self._transport = None
+        if begin_ns:
+            counts.write.took(counts.now_ns() - begin_ns)
 
     def _finish(self) -> None:
         """All is said. What the peer still sends is read until it closes, too: a socket that is

@@ -10,10 +10,21 @@ import asyncpg
 import pytest
 
 from settlement import database as db
+from tests import described
 from tests.passable import NewDatabase, passable_directory
 
 pytest_plugins = ["tests.promises"]
 _numbers = count(1)
+described.watch()
+
+
+@pytest.fixture(autouse=True)
+def _as_described() -> Iterator[None]:
+    """Whatever a test sends or is told is as the published documents say."""
+    described.violations.clear()
+    yield
+    found = described.violations[:5]
+    assert not found, "\n".join(found)
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter) -> None:

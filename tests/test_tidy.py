@@ -31,7 +31,9 @@ TOP_LEVEL: Final = frozenset({
     "pyproject.toml", "README.md", "uv.lock", "LICENSE", ".ci", ".gitignore", ".python-version",
 })  # fmt: skip
 SOURCES: Final = (".py", ".sol", ".js", ".mjs", ".sql", ".css")
-WRITTEN_BY_TOOLS: Final = frozenset({"uv.lock", "settlement/contracts/package-lock.json"})
+WRITTEN_BY_TOOLS: Final = frozenset({
+    "uv.lock", "settlement/contracts/package-lock.json", "tests/web/package-lock.json",
+})  # fmt: skip
 BANNED_WORDS: Final = frozenset({
     "util", "utils", "helper", "helpers", "common", "manager", "managers", "misc",
 })  # fmt: skip

@@ -281,6 +281,13 @@ async def test_an_upgrade(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None
         await typing.type_all(adopted)
 
 
+async def test_what_a_node_counts(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with terminal(traded, monkeypatch) as typing:
+        await typing.up(*UP)
+        [told] = blocks("What a node counts", "console")
+        await typing.type_all(told)
+
+
 def test_every_block_of_the_page_is_typed_by_a_test() -> None:
     headings = re.findall(r"^#+ (.+)$", PAGE, re.MULTILINE)
     assert {heading: len(blocks(heading, "console")) for heading in headings} == {
@@ -294,6 +301,7 @@ def test_every_block_of_the_page_is_typed_by_a_test() -> None:
         "A node is stuck": 2,
         "An upgrade": 3,
         "Every queue between a socket and the disk": 0,
+        "What a node counts": 1,
     }
 
 

@@ -1,7 +1,6 @@
 """A disk that fills up is announced before it is full, and keeps room for cancels."""
 
 import asyncio
-import json
 import logging
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -59,12 +58,11 @@ async def test_ready_tells_the_free_bytes_and_on_which_side_of_the_marks_they_ar
     disk = FillingDisk(1 << 40)
     async with exchange_on(disk, tmp_path) as exchange:
         assert await seen(exchange.port, disk, free) == state
-        status, body = Health(exchange.port).ready()
-        said = json.loads(body)
-        assert (said["journal_space"], said["journal_bytes_free"]) == (state, free or 0)
-        assert (status == 200) == said["ready"] == (state != "too_low")
-        assert bool(said["warning"]) == (state != "enough")
-        assert said["stopped"] == ""
+        said = Health(exchange.port).ready()
+        assert (said.journal_space, said.journal_bytes_free) == (state, free or 0)
+        assert said.ready == (state != "too_low")
+        assert bool(said.warning) == (state != "enough")
+        assert said.stopped == ""
 
 
 async def test_below_the_low_mark_trading_goes_on(tmp_path: Path) -> None:

@@ -127,7 +127,7 @@ def test_every_request_survives_the_wire() -> None:
         m.Query(10, "order", client_id=4), m.Market(11, "list", "X", "0.01", "8"), m.Ping(12),
         m.FeeTier(16, "0x12", m.FEE_TIER_MAX), m.Block(17, "X", 3, "8", "2.5", 7),
         m.Quote(20, "X", [("1", "2")], [("3", "4")], 7, True, "cancel_both"),
-        m.Exclusive(18, [m.Leg("X", "1", "2")], 7, True),
+        m.Token(21, 60), m.Exclusive(18, [m.Leg("X", "1", "2")], 7, True),
         m.Basket(19, [m.Leg("X", "1", "2", "sell"), m.Leg("Y", "1", "2")]),
     ]  # fmt: skip
     assert {type(x) for x in samples} == set(get_args(m.ClientMessage))

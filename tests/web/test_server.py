@@ -425,8 +425,8 @@ async def test_ready_is_false_while_only_cancels_are_taken(node: Node) -> None:
 
 async def test_what_settlement_says_is_part_of_ready(node: Node) -> None:
     health = Health(node.exchange.port, lambda: {"batch": 7}, role="primary")
-    ready = json.loads(health.ready()[1])
-    assert (ready["settlement"], ready["role"]) == ({"batch": 7}, "primary")
+    ready = health.ready()
+    assert (ready.settlement, ready.role) == ({"batch": 7}, "primary")
 
 
 async def test_the_market_list_is_served(node: Node) -> None:

@@ -289,6 +289,11 @@ class Client:
         ack = await self._ask(lambda i: m.Query(i, "markets"))
         return ack.markets or []
 
+    async def token(self, seconds: int = 3_600) -> m.Ack:
+        """A bearer with which plain HTTP requests may read this account: the ack's `token`, good
+        until `valid_until_s`."""
+        return await self._ask(lambda i: m.Token(i, seconds))
+
     async def ping(self) -> m.Pong:
         """The server's time. Connections are kept open without calling this."""
         reply = await self._request(m.Ping)

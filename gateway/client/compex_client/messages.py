@@ -37,6 +37,7 @@ FEE_TIER_MAX: Final = 15
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
 DECIMAL_CHARS_MAX: Final = 32
+TOKEN_SECONDS_MAX: Final = 86_400  # a day
 CHECKSUM_LEVELS: Final = 10  # of each side
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
@@ -121,6 +122,8 @@ class Subscribe(Request, tag="subscribe"):
 
 
 class Unsubscribe(Request, tag="unsubscribe"):
+    """End a subscription, named as it was asked for. One that there is not is no error."""
+
     channel: Text
     market: Text = ""
 
@@ -326,6 +329,17 @@ class Ping(Request, tag="ping"):
     """Answered by a pong at once: keeps the way open and tells the server's time."""
 
 
+class Token(Request, tag="token"):
+    """Ask for a bearer with which plain HTTP requests may read this account, and nothing else:
+    `Authorization: Bearer ...` at /api/v1/account. The ack has the `token` and `valid_until_s`.
+
+    It is told this once. It ends by itself after so many `seconds`, when the node restarts, and
+    when this wallet has asked for more newer ones than it may have at a time.
+    """
+
+    seconds: Annotated[int, Meta(ge=1, le=TOKEN_SECONDS_MAX)] = 3_600
+
+
 ClientMessage: TypeAlias = (
     Login
     | Subscribe
@@ -344,6 +358,7 @@ ClientMessage: TypeAlias = (
     | Market
     | FeeTier
     | Ping
+    | Token
 )
 
 
@@ -452,6 +467,8 @@ class Ack(Reply, tag="ack"):
     amount: str = ""  # block, exclusive, basket: what its purchases cost, fees included
     lost_place: bool = False  # amend: it stands behind the others of its price now
     level: AckLevel = ""
+    token: str = ""  # token: what stands behind "Bearer " in the header
+    valid_until_s: int = 0  # token: when it ends, Unix seconds
 
 
 class Reject(Reply, tag="reject"):
@@ -486,6 +503,8 @@ class Sequenced(Reply, tag="sequenced"):
 
 
 class Pong(Reply, tag="pong"):
+    """The answer to a ping, with the server's time."""
+
     id: int
     time_us: int
 
@@ -556,6 +575,8 @@ class Index(Reply, tag="index"):
 
 
 class MarketStatus(Reply, tag="market_status"):
+    """A market opened, was halted, called or closed; or, on subscription, how it stands."""
+
     market: str
     symbol: str
     status: Status

@@ -28,12 +28,17 @@ def keccak256(data: bytes) -> bytes:
     return keccak.new(data=data, digest_bits=256).digest()
 
 
-_DOMAIN_TYPE: Final = keccak256(
-    b"EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
+DOMAIN_NAME: Final = "compex"
+DOMAIN_VERSION: Final = "1"
+DOMAIN_FORM: Final = (
+    "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 )
-_LOGIN_TYPE: Final = keccak256(b"Login(address wallet,bytes32 nonce)")
-_NAME: Final = keccak256(b"compex")
-_VERSION: Final = keccak256(b"1")
+LOGIN_FORM: Final = "Login(address wallet,bytes32 nonce)"
+FORMS: Final = (LOGIN_FORM,)  # of everything that a wallet signs
+_DOMAIN_TYPE: Final = keccak256(DOMAIN_FORM.encode())
+_LOGIN_TYPE: Final = keccak256(LOGIN_FORM.encode())
+_NAME: Final = keccak256(DOMAIN_NAME.encode())
+_VERSION: Final = keccak256(DOMAIN_VERSION.encode())
 
 
 class Domain(NamedTuple):

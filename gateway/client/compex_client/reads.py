@@ -1,0 +1,149 @@
+"""What plain HTTP requests under /api/v1 take and answer: JSON bodies.
+
+What the websocket tells as well (books, trades, orders, money, spot prices) is spelt as it spells
+it, with the same units. A refused read is answered with a `reject` whose `id` is 0.
+
+Invariant: changed only by addition; the types of `compex_client.messages` are used wherever they
+fit. Both ends import this module.
+"""
+
+from typing import Annotated, Any, Final, Literal
+
+from msgspec import Meta, Struct, field
+
+from compex_client import messages as m
+
+INSTRUMENTS_MAX: Final = 5_000
+LEVELS_MAX: Final = 5_000
+TRADES_MAX: Final = 50  # as many as are kept
+ROUNDS_MAX: Final = 100  # as many as are kept
+ORDERS_MAX: Final = 5_000
+
+
+# --- what may stand after the "?" ---------------------------------------------------------------
+class Nothing(Struct, forbid_unknown_fields=True):
+    """No parameters."""
+
+
+class InstrumentsQuery(Struct, forbid_unknown_fields=True):
+    """`class`, `region`, `grade` and `tenor` choose by name; `after` goes on behind a ticker."""
+
+    hardware: m.Text = field(default="", name="class")
+    region: m.Text = ""
+    grade: m.Text = ""
+    tenor: m.Text = ""
+    after: m.Text = ""
+    limit: Annotated[int, Meta(ge=1, le=INSTRUMENTS_MAX)] = 1_000
+
+
+class BookQuery(Struct, forbid_unknown_fields=True):
+    """`depth`: so many levels of each side, the best ones."""
+
+    depth: Annotated[int, Meta(ge=1, le=LEVELS_MAX)] = 50
+
+
+class TradesQuery(Struct, forbid_unknown_fields=True):
+    """`limit`: so many, the latest ones."""
+
+    limit: Annotated[int, Meta(ge=1, le=TRADES_MAX)] = TRADES_MAX
+
+
+class RoundsQuery(Struct, forbid_unknown_fields=True):
+    """`limit`: so many rounds, the latest ones."""
+
+    limit: Annotated[int, Meta(ge=1, le=ROUNDS_MAX)] = ROUNDS_MAX
+
+
+class OrdersQuery(Struct, forbid_unknown_fields=True):
+    """Of one `market` or, without one, of all; `after` goes on behind an order's id."""
+
+    market: m.Text = ""
+    after: m.OptionalId = 0
+    limit: Annotated[int, Meta(ge=1, le=ORDERS_MAX)] = 1_000
+
+
+# --- answers ------------------------------------------------------------------------------------
+class Instrument(m.MarketInfo):
+    """One listed market, taken apart: hardware class, region, grade and delivery window."""
+
+    hardware: str = field(default="", name="class")
+    title: str = ""  # of the hardware class, for people
+    region: str = ""
+    grade: str = ""
+    tenor: str = ""  # the window's kind: SPOT, or H, D, W, M for an hour, day, week, month
+    starts_s: int = 0  # the window's first second, Unix time; 0 of SPOT
+    hours: int = 0  # how long the window is; 0 of SPOT
+    tick: str = ""  # prices are multiples of this, dollars per GPU-hour
+
+
+class Instruments(Struct):
+    """In the order they were listed; `more` are behind the last one."""
+
+    instruments: list[Instrument]
+    more: bool
+
+
+class Trades(Struct):
+    """Oldest first."""
+
+    trades: list[m.Trade]
+
+
+class Indexes(Struct):
+    """The latest round of every spot price."""
+
+    indexes: list[m.Index]
+
+
+class Rounds(Struct):
+    """One spot price, round after round, oldest first."""
+
+    rounds: list[m.Index]
+
+
+class Time(Struct):
+    """The server's clock."""
+
+    time_us: int
+
+
+class Terms(Struct):
+    """What `hello` says, but for its nonce."""
+
+    version: int
+    chain_id: int  # with `vault`, the EIP-712 domain of a login
+    vault: str
+    price_tick: str
+    qty_lot: str
+    build: str
+    limits: m.Limits
+
+
+class Orders(Struct):
+    """Open orders, oldest first; `more` are behind the last one."""
+
+    orders: list[m.OrderInfo]
+    more: bool
+
+
+# --- health ---------------------------------------------------------------------------------------
+class Live(Struct):
+    live: bool = True
+
+
+class Ready(Struct):
+    """`ready` is whether an order sent now would be taken; `stopped`, `has_room`, `journal_space`
+    and `warning` are why not."""
+
+    ready: bool
+    role: str  # this node's part in the deployment
+    last_sequence: int
+    durable_sequence: int  # last one told to anybody
+    event_number: int
+    started_from: int  # last sequence in the snapshot that the start began with; 0: none
+    stopped: str  # why nothing is taken any more; empty while it is
+    has_room: bool
+    journal_bytes_free: int
+    journal_space: Literal["enough", "low", "too_low"]
+    warning: str
+    settlement: dict[str, Any]
