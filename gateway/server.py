@@ -7,6 +7,7 @@ or gone harms only itself: nothing here waits for one while serving another. The
 import asyncio
 import re
 import socket
+from collections.abc import Sequence
 from http import HTTPStatus
 from pathlib import Path
 from typing import Final
@@ -16,6 +17,7 @@ from websockets.asyncio.server import Server, ServerConnection, serve
 from websockets.datastructures import Headers
 from websockets.exceptions import ConnectionClosed
 from websockets.http11 import Request, Response
+from websockets.typing import Subprotocol
 
 from gateway import wire
 from gateway.health import Health
@@ -70,6 +72,7 @@ class GatewayServer:
             self._host,
             self._port,
             process_request=self._http,
+            select_subprotocol=_codec_offered,
             compression=None,
             server_header="compex",
             max_size=self._desk.limits.frame_bytes,
@@ -125,15 +128,18 @@ class GatewayServer:
             wake=waiting.set,
             overflow=lambda: self._evict(connection),
         )
-        session = Session(self._desk, outbox)
+        codec = wire.CODEC_OF[connection.subprotocol or wire.JSON.subprotocol]
+        host = peer.getpeername()[0]
+        session = Session(self._desk, outbox, codec, host)
         self._sessions.add(session)
         writer = asyncio.create_task(_write(connection, outbox, waiting))
         try:
             session.open()
             while True:
                 frame = await connection.recv()
-                if not isinstance(frame, str):
-                    await connection.close(CloseCode.BINARY_FRAME, "text frames only")
+                if isinstance(frame, str) != (codec.opcode == wire.Opcode.TEXT):
+                    why = f"{codec.opcode.name.lower()} frames only"
+                    await connection.close(CloseCode.BINARY_FRAME, why)
                     break
                 session.receive(frame)
         except ConnectionClosed:
@@ -178,6 +184,13 @@ class GatewayServer:
         if kind is None or not path.is_relative_to(self._web_root) or not path.is_file():
             return _not_found()
         return _response(HTTPStatus.OK, kind, path.read_bytes())
+
+
+def _codec_offered(
+    _connection: ServerConnection, offered: Sequence[Subprotocol]
+) -> Subprotocol | None:
+    """The first one that is known; without one it is JSON, and no subprotocol."""
+    return next((name for name in offered if name in wire.CODEC_OF), None)
 
 
 async def _write(connection: ServerConnection, outbox: Outbox, waiting: asyncio.Event) -> None:
