@@ -115,6 +115,12 @@ class Feed:
                 for order_id in (event.counter_order_id, event.order_id):
                     order = self.mirror.take(event.account, order_id, event.qty_lots, "cancelled")
                     self._private.order(order, event, CancelReason.SELF_TRADE.name)
+            case _:
+                self._apply_to_account(event)
+                self._apply_to_market(event)
+
+    def _apply_to_account(self, event: Event) -> None:
+        match event.kind:
             case EventKind.CAPACITY_DECLARED:
                 account = self.mirror.account(event.account)
                 account.capacities[event.instrument] = event.qty_lots
@@ -141,6 +147,11 @@ class Feed:
                 self._private.transfer(event, "fill_voided", event.account, paid_usdc6)
                 if not event.reason & FillNote.RESOLD:
                     self._private.transfer(event, "fill_voided", event.counter_account, bond_usdc6)
+            case _:
+                pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
+
+    def _apply_to_market(self, event: Event) -> None:
+        match event.kind:
             case EventKind.MARKET_LISTED:
                 self._public.status(self.mirror.list_market(event))
             case EventKind.MARKET_HALTED:
@@ -161,7 +172,7 @@ class Feed:
             case EventKind.MARKET_CLOSED:
                 self._public.status(self.mirror.set_status(event, MarketStatus.CLOSED))
             case _:
-                pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
+                pass
 
     # --- snapshots -----------------------------------------------------------------------------
     def save(self) -> bytes:
