@@ -47,6 +47,10 @@ class ClientIds:
         self._places: dict[tuple[int, int], int] = {}  # (account, client id) -> offset
         self._free: list[int] = []  # a heap, so that what is used next is the same everywhere
 
+    def __contains__(self, name: tuple[int, int]) -> bool:
+        """(account, client id)"""
+        return name in self._places
+
     def find(self, account: int, client_id: int) -> Use | None:
         place = self._places.get((account, client_id))
         if place is None:

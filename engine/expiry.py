@@ -5,10 +5,15 @@ book then. Invariant: before a command is sequenced, every order whose time has 
 command in the order before it. Only `pipeline` calls. Adding and taking are O(log n).
 """
 
+from typing import Final
+
 import msgspec
 from sortedcontainers import SortedList
 
 from engine.records import SECOND_NS, Command, CommandKind, Event, EventKind, TimeInForce
+
+_GTT: Final = int(TimeInForce.GTT)
+_ORDERS: Final = frozenset(map(int, (CommandKind.NEW_ORDER, CommandKind.NEW_STOP)))
 
 
 class Expiries:
@@ -19,8 +24,7 @@ class Expiries:
 
     def sequenced(self, command: Command, sequence: int) -> None:
         """Notice an order that asks to live until a time."""
-        orders = (CommandKind.NEW_ORDER, CommandKind.NEW_STOP)
-        if command.kind in orders and command.time_in_force == TimeInForce.GTT:
+        if command.time_in_force == _GTT and command.kind in _ORDERS:
             self._accepted_at[sequence] = command.expiry_s
 
     def published(self, events: list[Event]) -> None:

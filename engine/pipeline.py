@@ -43,7 +43,9 @@ from engine.space import Space
 QUEUE_COMMANDS_MAX: Final = 1 << 16
 # Taken even while a subscriber is far behind or the disk is nearly full: they only lessen what is
 # at risk.
-LESSENING: Final = (CommandKind.CANCEL, CommandKind.CANCEL_ALL)
+LESSENING: Final = frozenset(map(int, (CommandKind.CANCEL, CommandKind.CANCEL_ALL)))
+_MASS_QUOTE: Final = int(CommandKind.MASS_QUOTE)
+QUEUE_BYTES_MAX: Final = QUEUE_COMMANDS_MAX * COMMAND.itemsize
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
 QUICK_NS: Final = 500_000  # a write that took longer is not waited for here
 SMALL_COMMANDS: Final = 64  # more than these take the kernel as long as the disk
@@ -51,7 +53,7 @@ SPACE_SECONDS: Final = 0.25  # between two looks at how full the journal's disk 
 
 
 def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
-    return command.kind == CommandKind.MASS_QUOTE and not parts
+    return command.kind == _MASS_QUOTE and not parts
 
 
 def _nobody(_commands: int, _commit_ns: int, _match_ns: int, _publish_ns: int, /) -> None:
@@ -130,33 +132,40 @@ class Pipeline:
     def submit(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
         if self._stopped:
             raise Refused(Reject.STOPPED)
-        if self._queued_bytes >= QUEUE_COMMANDS_MAX * COMMAND.itemsize:
+        if self._queued_bytes >= QUEUE_BYTES_MAX:
             raise Refused(Reject.BUSY)
-        lessens = command.kind in LESSENING or _pulls_quotes(command, parts)
-        if not lessens and not self._replica.has_room():
-            raise Refused(Reject.BUSY)
-        if not lessens and self._space.state == "too_low":
-            raise Refused(Reject.DISK_NEARLY_FULL)
-        self._expire()
-        return self._sequence(command, parts)
+        if command.kind not in LESSENING and not _pulls_quotes(command, parts):
+            if not self._replica.has_room():
+                raise Refused(Reject.BUSY)
+            if self._space.state == "too_low":
+                raise Refused(Reject.DISK_NEARLY_FULL)
+        return self._sequence(command, parts, self._expire())
 
-    def _sequence(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
-        sequenced, stamped = self._sequencer.sequence(command, parts)
+    def is_used(self, account: int, client_id: int) -> bool:
+        return self._sequencer.is_used(account, client_id)
+
+    def _sequence(
+        self, command: Command, parts: Sequence[Command] = (), now_ns: int = 0
+    ) -> Sequenced:
+        sequenced, stamped = self._sequencer.sequence(command, parts, now_ns)
         if stamped:
             self._expiries.sequenced(command, sequenced.sequence)
-            if not self._queue:
+            if not self._queue:  # else it is known that something has arrived
                 self._oldest_ns = self._steady_ns()
+                self._arrived.set()
             self._queue.append(stamped)
             self._queued_bytes += len(stamped)
-            self._arrived.set()
         return sequenced
 
-    def _expire(self) -> None:
+    def _expire(self) -> int:
         """Whose time has come leaves the book before anything else happens; then markets do what
-        their time is for."""
+        their time is for. The time that it is now."""
         now_ns = self._sequencer.now_ns()  # a clock that was set back puts nothing off
-        for command in (*self._expiries.due(now_ns), *self._timetable.due(now_ns)):
-            self._sequence(command)
+        for command in self._expiries.due(now_ns):
+            self._sequence(command, (), now_ns)
+        for command in self._timetable.due(now_ns):
+            self._sequence(command, (), now_ns)
+        return now_ns
 
     async def _keep_time(self) -> None:
         """Times come in a quiet market, too."""

@@ -151,6 +151,11 @@ class Port(Source, Protocol):
         """
         ...
 
+    def is_used(self, account: int, client_id: int) -> bool:
+        """Whether a client id names a command of the account already, done or in flight: sent
+        again, it would be answered as a duplicate or with CLIENT_ID_REUSED."""
+        ...
+
     def when_stopped(self, listener: Callable[[str], None]) -> None:
         """Called once, with the reason, if the engine stops by itself. What became of commands
         still in flight is then unknown: they are neither accepted nor refused."""

@@ -34,9 +34,13 @@ _SESSION: Final[int] = COMMAND.fields["session"][1]
 _SAVED: Final = struct.Struct("<Qq")  # last sequence, last time
 
 
-def _is_deduplicated(command: Command) -> bool:
-    # Settlement's commands carry references of their own, which the kernel checks.
-    return command.client_id != 0 and command.kind < CommandKind.OPEN_ACCOUNT
+# Members of an IntEnum cost a look-up each time they are named; commands come by the million.
+_PART: Final = int(CommandKind.PART)
+_CANCEL_ALL: Final = int(CommandKind.CANCEL_ALL)
+# From here on commands carry references of settlement's own, which the kernel checks.
+_OPEN_ACCOUNT: Final = int(CommandKind.OPEN_ACCOUNT)
+_SIZE: Final = COMMAND_STRUCT.size
+_NO_SESSION: Final = b"\0"
 
 
 def _check_parts(command: Command, parts: Sequence[Command]) -> None:
@@ -57,12 +61,15 @@ def _check_parts(command: Command, parts: Sequence[Command]) -> None:
 def _body(command: Command, stamped: bytes) -> bytes:
     """What a client id stands for: the records without their sequences and times, and without the
     session they came from, as who was cut off asks again from another one."""
-    size = COMMAND_STRUCT.size
-    if command.kind == CommandKind.CANCEL_ALL:
+    if command.kind == _CANCEL_ALL:
         return body_of(stamped[_BODY_OFFSET:])  # its session says whose orders
+    if len(stamped) == _SIZE:
+        return stamped[_BODY_OFFSET:_SESSION] + _NO_SESSION + stamped[_SESSION + 1 :]
     bodies = [
-        stamped[at + _BODY_OFFSET : at + _SESSION] + b"\0" + stamped[at + _SESSION + 1 : at + size]
-        for at in range(0, len(stamped), size)
+        stamped[at + _BODY_OFFSET : at + _SESSION]
+        + _NO_SESSION
+        + stamped[at + _SESSION + 1 : at + _SIZE]
+        for at in range(0, len(stamped), _SIZE)
     ]
     return body_of(b"".join(bodies))
 
@@ -81,17 +88,20 @@ class Sequencer:
 
     def now_ns(self) -> int:
         """The time that a command would get now: the clock's, unless that was set back."""
-        return max(self._last_time_ns, self._clock.now_ns())
+        now_ns = self._clock.now_ns()
+        return now_ns if now_ns > self._last_time_ns else self._last_time_ns
 
-    def sequence(self, command: Command, parts: Sequence[Command] = ()) -> tuple[Sequenced, bytes]:
+    def sequence(
+        self, command: Command, parts: Sequence[Command] = (), now_ns: int = 0
+    ) -> tuple[Sequenced, bytes]:
         """The place of the command, or of its head, and 64 bytes for each record; no bytes for a
-        duplicate.
+        duplicate. `now_ns` is what this sequencer has just said; 0: it is to look.
 
         Raises Refused, with nothing changed: a refused command takes no place in the order.
         """
         sequence = self._last_sequence + 1
-        time_ns = self.now_ns()
-        if parts or command.parts or command.kind == CommandKind.PART:
+        time_ns = now_ns or self.now_ns()
+        if parts or command.parts or command.kind == _PART:
             _check_parts(command, parts)
             command = command._replace(parts=len(parts))
         try:
@@ -100,19 +110,22 @@ class Sequencer:
                 stamped += COMMAND_STRUCT.pack(number, time_ns, *part[2:])
         except struct.error as error:
             raise Refused(Reject.INVALID_FIELD) from error
-        if _is_deduplicated(command):
+        if command.client_id and command.kind < _OPEN_ACCOUNT:
             if command.client_id > CLIENT_ID_MAX:
                 raise Refused(Reject.CLIENT_ID_OUT_OF_RANGE)
             body = _body(command, stamped)
             use = self._client_ids.find(command.account, command.client_id)
-            if use is not None and use.body != body:
-                raise Refused(Reject.CLIENT_ID_REUSED)
             if use is not None:
+                if use.body != body:
+                    raise Refused(Reject.CLIENT_ID_REUSED)
                 return Sequenced(use.sequence, duplicate=True, answer=use.answer), b""
             self._remember(command, body, sequence)
         self._last_sequence = sequence + len(parts)
         self._last_time_ns = time_ns
         return Sequenced(sequence), stamped
+
+    def is_used(self, account: int, client_id: int) -> bool:
+        return (account, client_id) in self._client_ids
 
     def _remember(self, command: Command, body: bytes, sequence: int) -> None:
         self._client_ids.add(command.account, command.client_id, body, sequence)
@@ -141,7 +154,7 @@ class Sequencer:
             assert command.sequence == self._last_sequence + 1, "the journal has no gaps"
             self._last_sequence = command.sequence
             self._last_time_ns = command.time_ns
-            if command.kind != CommandKind.PART and _is_deduplicated(command):
+            if command.client_id and command.kind < _OPEN_ACCOUNT and command.kind != _PART:
                 size = COMMAND_STRUCT.size
                 records = stamped[i * size : (i + 1 + command.parts) * size]
                 self._remember(command, _body(command, records), command.sequence)

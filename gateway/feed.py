@@ -31,7 +31,7 @@ from gateway import translate
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
 from gateway.mirror import AccountState, MarketState, Mirror, SavedMirror
 from gateway.private import Private, topic_of
-from gateway.public import Public
+from gateway.public import OF_ANY_MARKETS, OF_ONE_MARKET, Public
 from gateway.wire import BadRequest
 
 _TRANSFERS: Final[dict[int, m.TransferKind]] = {
@@ -213,6 +213,11 @@ class Feed:
         if channel == "account":
             return topic_of(account)
         return self._public.topic(channel, market)
+
+    @property
+    def channels(self) -> list[str]:
+        """What `topic` knows."""
+        return sorted({*OF_ONE_MARKET, *OF_ANY_MARKETS, "account", OWN_COMMANDS.channel})
 
     def subscribe(self, listener: Listener, topic: Topic) -> Iterable[m.ServerMessage]:
         """Add the listener (again is harmless); what it must be sent first."""

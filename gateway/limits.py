@@ -1,11 +1,16 @@
-"""What one connection may take: requests per second, subscriptions, unread bytes.
+"""What one connection, one account and one address may take: requests per second, subscriptions,
+unread bytes.
 
-Invariant: a limit degrades only the connection that meets it. Every limit is told in `hello`.
-Sessions and the server call it; time comes in through constructors.
+Invariant: a limit degrades only who meets it. Every limit is told in `hello`. What several
+connections share is remembered for as long as one of them is open or it is not yet full again, so
+that connecting anew gains nothing and what is kept is bounded by what was asked. Sessions and the
+server call it; time comes in through constructors.
 """
 
-from collections.abc import Callable
-from typing import Final
+import ipaddress
+from collections import deque
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple, get_args
 
 from compex_client import messages as m
 
@@ -17,6 +22,10 @@ NS_PER_MS: Final = 1_000_000
 # When to try again what the engine refused: after about ten commits, when a person has made room.
 RETRY_MS: Final = {Reject.BUSY: 50, Reject.DISK_NEARLY_FULL: 5_000}
 PENDING_REPEATS_MAX: Final = 1 << 16  # requests that wait for a command of another request
+SUBNET_BITS: Final = 64  # of an IPv6 address: whoever has one has all of its /64
+
+# In tokens, by the type of a request; any other takes one.
+WEIGHTS: Final = {"replace": 2, "exclusive": 4, "basket": 4, "block": 8}
 
 DEFAULT_LIMITS: Final = m.Limits(
     requests_per_s=1_000,
@@ -26,42 +35,229 @@ DEFAULT_LIMITS: Final = m.Limits(
     frame_bytes=FRAME_BYTES_MAX,
     outbound_bytes=4 << 20,
     subscriptions=256,
+    account_requests_per_s=4_000,
+    account_requests_burst=8_000,
+    account_cancels_per_s=4_000,
+    account_cancels_burst=8_000,
+    address_requests_per_s=10_000,
+    address_requests_burst=20_000,
+    address_cancels_per_s=10_000,
+    address_cancels_burst=20_000,
+    weights=WEIGHTS,
+)
+# Of a bucket: what takes the most tokens at once, a batch, must fit into it.
+BURST_MIN: Final = (
+    m.BATCH_ITEMS_MAX * WEIGHTS["replace"] + m.QUOTE_LEVELS_MAX // DEFAULT_LIMITS.records_per_token
 )
 
 
 class TokenBucket:
     """`burst` tokens at most, refilled at `rate_per_s`; integers only, so it never drifts.
 
-    `now_ns` is a clock that never runs backwards.
+    One number says how full it is: the time at which it will be full again (the generic cell rate
+    algorithm, ITU-T I.371), in nanoseconds times the rate, so that a token is NS_PER_S of them.
+    Every `now_ns` is of one clock, which never runs backwards. All is O(1).
     """
 
-    def __init__(self, rate_per_s: int, burst: int, now_ns: Callable[[], int]) -> None:
+    __slots__ = ("_full_at", "_rate_per_s", "_size")
+
+    def __init__(self, rate_per_s: int, burst: int) -> None:
         assert rate_per_s > 0 and burst > 0
         self._rate_per_s = rate_per_s
-        self._full = burst * NS_PER_S  # tokens are counted in 1e-9 of one
-        self._level = self._full
+        self._size = burst * NS_PER_S
+        self._full_at = 0
+
+    def take(self, tokens: int, now_ns: int) -> int:
+        """Take them and say 0; or none, and the milliseconds (rounded up) until they are there."""
+        now = now_ns * self._rate_per_s
+        full_at = (self._full_at if self._full_at > now else now) + tokens * NS_PER_S
+        missing = full_at - now - self._size
+        if missing > 0:
+            return -(-missing // (self._rate_per_s * NS_PER_MS))
+        self._full_at = full_at
+        return 0
+
+    def give_back(self, tokens: int) -> None:
+        """What was taken at the same time."""
+        self._full_at -= tokens * NS_PER_S
+
+    def left(self, now_ns: int) -> int:
+        taken = self._full_at - now_ns * self._rate_per_s
+        return (self._size - taken if taken > 0 else self._size) // NS_PER_S
+
+    def is_half_empty(self, now_ns: int) -> bool:
+        return 2 * (self._full_at - now_ns * self._rate_per_s) > self._size
+
+    def is_full(self, now_ns: int) -> bool:
+        return self._full_at <= now_ns * self._rate_per_s
+
+
+class Budget:
+    """What one connection, account or address has: tokens for requests, and others for cancels."""
+
+    __slots__ = ("cancels", "key", "requests", "scope", "users")
+
+    def __init__(self, scope: m.Scope, key: str, requests: TokenBucket, cancels: TokenBucket):
+        self.scope: Final[m.Scope] = scope
+        self.key: Final = key
+        self.requests: Final = requests
+        self.cancels: Final = cancels
+        self.users = 0  # connections
+
+    def take(self, requests: int, cancels: int, now_ns: int) -> int:
+        """As `TokenBucket.take`, of both or of none."""
+        if not cancels:
+            return self.requests.take(requests, now_ns)
+        retry_ms = self.cancels.take(cancels, now_ns)
+        if requests and not retry_ms:
+            retry_ms = self.requests.take(requests, now_ns)
+            if retry_ms:
+                self.cancels.give_back(cancels)
+        return retry_ms
+
+    def give_back(self, requests: int, cancels: int) -> None:
+        self.requests.give_back(requests)
+        self.cancels.give_back(cancels)
+
+    def left(self, now_ns: int) -> tuple[int, int]:
+        return self.requests.left(now_ns), self.cancels.left(now_ns)
+
+    def is_scarce(self, now_ns: int) -> bool:
+        """Less than half of one of them is left."""
+        return self.requests.is_half_empty(now_ns) or self.cancels.is_half_empty(now_ns)
+
+    def is_full(self, now_ns: int) -> bool:
+        """As good as a new one."""
+        return self.requests.is_full(now_ns) and self.cancels.is_full(now_ns)
+
+
+_OF_RECORDS: Final = frozenset({m.Batch, m.Quote, m.Block, m.Exclusive, m.Basket})
+
+
+class Tariff:
+    """What each request takes: (tokens for requests, tokens for cancels)."""
+
+    def __init__(self, limits: m.Limits) -> None:
+        self._records_per_token = limits.records_per_token
+        self._costs: dict[type, tuple[int, int]] = {}
+        for kind in get_args(m.ClientMessage):
+            tokens = limits.weights.get(kind.__struct_config__.tag, 1)
+            cancels = issubclass(kind, m.Cancel | m.CancelAll)
+            self._costs[kind] = (0, tokens) if cancels else (tokens, 0)
+
+    def of(self, request: m.ClientMessage) -> tuple[int, int]:
+        kind = type(request)
+        cost = self._costs[kind]
+        if kind not in _OF_RECORDS:
+            return cost
+        match request:
+            case m.Batch():
+                costs = [self.of(item) for item in request.items]
+                return sum(x[0] for x in costs), sum(x[1] for x in costs)
+            case m.Quote():
+                records = len(request.bids) + len(request.asks)
+            case m.Block():
+                records = request.hours
+            case m.Exclusive() | m.Basket():
+                records = len(request.legs)
+            case _:
+                raise AssertionError(kind)
+        return cost[0] + records // self._records_per_token, cost[1]
+
+
+class Shortage(NamedTuple):
+    scope: m.Scope
+    retry_ms: int
+
+
+def spend(budgets: Sequence[Budget], requests: int, cancels: int, now_ns: int) -> Shortage | None:
+    """Take from every one of the budgets, or from none: then, which of them has too little."""
+    for place, budget in enumerate(budgets):
+        retry_ms = (
+            budget.take(requests, cancels, now_ns)
+            if cancels
+            else budget.requests.take(requests, now_ns)
+        )
+        if retry_ms:
+            for other in budgets[:place]:
+                other.give_back(requests, cancels)
+            return Shortage(budget.scope, retry_ms)
+    return None
+
+
+class Budgets:
+    """Those that connections share: of accounts, named by their wallets, and of addresses."""
+
+    def __init__(self, limits: m.Limits, now_ns: Callable[[], int]) -> None:
+        self._limits = limits
         self._now_ns = now_ns
-        self._filled_ns = now_ns()
+        self._shared: dict[tuple[m.Scope, str], Budget] = {}
+        self._left: deque[Budget] = deque()  # once for each time that its last user left
 
-    def _refill(self) -> None:
+    def __len__(self) -> int:
+        return len(self._shared)
+
+    def of_connection(self) -> Budget:
+        x = self._limits
+        requests = TokenBucket(x.requests_per_s, x.requests_burst)
+        return Budget("connection", "", requests, TokenBucket(x.cancels_per_s, x.cancels_burst))
+
+    def of_account(self, wallet: bytes) -> Budget | None:
+        """Until `leave`, like the next. None if accounts have no such limit."""
+        x = self._limits
+        if not x.account_requests_per_s or not x.account_cancels_per_s:
+            return None
+        requests = TokenBucket(x.account_requests_per_s, x.account_requests_burst)
+        cancels = TokenBucket(x.account_cancels_per_s, x.account_cancels_burst)
+        return self._join(Budget("account", wallet.hex(), requests, cancels))
+
+    def of_address(self, address: str) -> Budget | None:
+        """None if addresses have no such limit, or this one says nothing about who it is."""
+        x = self._limits
+        peer = whose(address)
+        if not peer or not x.address_requests_per_s or not x.address_cancels_per_s:
+            return None
+        requests = TokenBucket(x.address_requests_per_s, x.address_requests_burst)
+        cancels = TokenBucket(x.address_cancels_per_s, x.address_cancels_burst)
+        return self._join(Budget("address", peer, requests, cancels))
+
+    def _join(self, new: Budget) -> Budget:
+        self._forget()
+        budget = self._shared.setdefault((new.scope, new.key), new)
+        budget.users += 1
+        return budget
+
+    def leave(self, budget: Budget) -> None:
+        budget.users -= 1
+        assert budget.users >= 0
+        if not budget.users:
+            self._left.append(budget)
+        self._forget()
+
+    def _forget(self) -> None:
+        """What was left first and is full again. One that is not keeps those behind it waiting,
+        for no longer than it takes to fill a bucket."""
         now_ns = self._now_ns()
-        gained = (now_ns - self._filled_ns) * self._rate_per_s
-        self._level = min(self._full, self._level + gained)
-        self._filled_ns = now_ns
+        while self._left and (self._left[0].users or self._left[0].is_full(now_ns)):
+            budget = self._left.popleft()
+            name = (budget.scope, budget.key)
+            if not budget.users and self._shared.get(name) is budget:
+                del self._shared[name]
 
-    def take(self) -> int:
-        """Take a token: 0, or the milliseconds (rounded up) until there will be one."""
-        self._refill()
-        if self._level >= NS_PER_S:
-            self._level -= NS_PER_S
-            return 0
-        missing = NS_PER_S - self._level
-        return -(-missing // (self._rate_per_s * NS_PER_MS))
 
-    @property
-    def left(self) -> int:
-        self._refill()
-        return self._level // NS_PER_S
+def whose(address: str) -> str:
+    """Who is limited by an IP address: itself, or its /64; "" for nobody, where it is none, or of
+    this machine, where all that a proxy lets through would be one."""
+    try:
+        peer = ipaddress.ip_address(address)
+    except ValueError:
+        return ""
+    peer = getattr(peer, "ipv4_mapped", None) or peer
+    if peer.is_loopback:
+        return ""
+    if isinstance(peer, ipaddress.IPv6Address):
+        return str(ipaddress.IPv6Network((peer, SUBNET_BITS), strict=False))
+    return str(peer)
 
 
 class Outbox:

@@ -154,6 +154,7 @@ class Node:
             catalog,
             Domain(self.chain.chain_id, self.chain.vault),
             administrator=self._administrator(),
+            limits=self.settings.limits.limits(),
         )
         self.index = SpotIndex(catalog, partition_ns) if partition_ns else SpotIndex(catalog)
         wanted = self.settings.settlement

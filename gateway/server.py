@@ -48,8 +48,8 @@ class GatewayServer:
         )
         routes.metrics.traffic = self._listener.traffic
 
-    def _converse(self, outbox: Outbox, codec: Codec) -> Session:
-        return Session(self._desk, outbox, codec)
+    def _converse(self, outbox: Outbox, codec: Codec, address: str) -> Session:
+        return Session(self._desk, outbox, codec, address)
 
     async def start(self) -> None:
         await self._listener.start(self._host, self._port)

@@ -10,7 +10,8 @@ import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from functools import partial
+from typing import Any, ClassVar, Final, NamedTuple, get_args
 
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
@@ -22,6 +23,7 @@ from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKi
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
+from gateway.bulk import Gathering, ItemReply, Told, levels_in
 from gateway.counts import Counts
 from gateway.feed import OWN_COMMANDS, Feed
 from gateway.hub import EVERY_MARKET, Topic
@@ -29,8 +31,10 @@ from gateway.limits import (
     DEFAULT_LIMITS,
     PENDING_REPEATS_MAX,
     RETRY_MS,
+    Budgets,
     Outbox,
-    TokenBucket,
+    Tariff,
+    spend,
 )
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
@@ -45,10 +49,12 @@ _NEVER_TERMINAL: Final = frozenset({
     EventKind.TRIGGERED,
     EventKind.VOLATILITY_CALL,
 })  # fmt: skip
-
+# Members of an IntEnum cost a look-up each time they are named; events come by the million.
+_CANCELLED: Final = int(EventKind.CANCELLED)
+_REJECTED: Final = int(EventKind.REJECTED)
 
 # Requests that a client id makes safe to repeat.
-_NAMED: Final = (m.New, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket)
+_NAMED: Final = frozenset({m.New, m.Replace, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket})
 
 
 class Asked(NamedTuple):
@@ -57,9 +63,11 @@ class Asked(NamedTuple):
 
     session: "Session"
     request: m.ClientMessage
+    told: Told
     market: str = ""  # ticker, for the ack
     dup: bool = False
     awaits_order: bool = False
+    client_id: int = 0  # which names the command
 
 
 class Pending:
@@ -71,24 +79,27 @@ class Pending:
 
     def __init__(self) -> None:
         self._repeats = 0
-        self._asked: dict[int, list[Asked]] = {}
+        self._first: dict[int, Asked] = {}
+        self._others: dict[int, list[Asked]] = {}
         self._sequence_of: dict[tuple[int, int], int] = {}  # (account, client id) in flight
         self._asking: list[tuple[Asked, Event]] = []  # for an order, in the running command
 
     def __len__(self) -> int:
-        return len(self._asked)
+        return len(self._first)
 
     @property
     def has_room(self) -> bool:
         """For a request that waits for a command which another one caused."""
         return self._repeats < PENDING_REPEATS_MAX
 
-    def wait(self, sequence: int, asked: Asked, account: int = 0, client_id: int = 0) -> None:
-        waiting = self._asked.setdefault(sequence, [])
-        self._repeats += bool(waiting)
-        waiting.append(asked)
-        if client_id:
-            self._sequence_of[account, client_id] = sequence
+    def wait(self, sequence: int, asked: Asked, account: int = 0) -> None:
+        if sequence in self._first:
+            self._repeats += 1
+            self._others.setdefault(sequence, []).append(asked)
+        else:
+            self._first[sequence] = asked
+        if asked.client_id:
+            self._sequence_of[account, asked.client_id] = sequence
 
     def sequence_of(self, account: int, client_id: int) -> int:
         """The command in flight that has this client id; 0 if there is none."""
@@ -96,17 +107,20 @@ class Pending:
 
     def answer(self, event: Event) -> None:
         """Reply to whoever waits for the command, if the event is its terminal one."""
-        waiting = self._asked.get(event.sequence)
-        if waiting is None or event.kind in _NEVER_TERMINAL:
+        first = self._first.get(event.sequence)
+        if first is None or event.kind in _NEVER_TERMINAL:
             return
-        first = waiting[0].request
-        if event.kind == EventKind.CANCELLED and not isinstance(first, m.Cancel):
+        if event.kind == _CANCELLED and not isinstance(first.request, m.Cancel):
             return
-        del self._asked[event.sequence]
-        self._repeats -= len(waiting) - 1
-        if isinstance(first, _NAMED):
+        del self._first[event.sequence]
+        if first.client_id:
             self._sequence_of.pop((event.account, first.client_id), None)
-        for asked in waiting:
+        if not self._others or event.sequence not in self._others:
+            first.session.answered(first, event)
+            return
+        others = self._others.pop(event.sequence)
+        self._repeats -= len(others)
+        for asked in (first, *others):
             if isinstance(asked.request, m.Query):
                 self._asking.append((asked, event))
             else:
@@ -137,6 +151,9 @@ class Desk:
     random_bytes: Callable[[int], bytes]
     tokens: Tokens
     counts: Counts
+    tariff: Tariff
+    budgets: Budgets
+    resume_messages: int = 0  # so many of an account's stream can be sent again
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     closing: m.Closing | None = None  # told to everybody: no request is taken any more
     last_listed: int = 0  # the highest instrument number ever given out
@@ -179,20 +196,29 @@ def open_desk(
         random_bytes=random_bytes,
         tokens=Tokens(time_ns, random_bytes),
         counts=counts,
+        tariff=Tariff(limits),
+        budgets=Budgets(limits, now_ns),
     )
 
 
 class Session:
-    """Give it every frame's payload in order; `send` is the hub's way in."""
+    """Give it every frame's payload in order; `send` is the hub's way in. `address` is the peer's
+    IP address, if there is one."""
 
-    def __init__(self, desk: Desk, outbox: Outbox, codec: Codec = wire.JSON) -> None:
-        limits = desk.limits
+    def __init__(
+        self, desk: Desk, outbox: Outbox, codec: Codec = wire.JSON, address: str = ""
+    ) -> None:
         self.codec: Final = codec
         self._desk = desk
         self._outbox = outbox
         self._challenge = Challenge(desk.domain, desk.random_bytes)
-        self._requests = TokenBucket(limits.requests_per_s, limits.requests_burst, desk.now_ns)
-        self._cancels = TokenBucket(limits.cancels_per_s, limits.cancels_burst, desk.now_ns)
+        self._budget = desk.budgets.of_connection()
+        of_address = desk.budgets.of_address(address)
+        self._shared = [of_address] if of_address else []
+        self._budgets = [self._budget, *self._shared]
+        self._directly: Final[Told] = self._say  # one object, to be known again
+        self._told = self._directly  # to whom the reply to the running request goes
+        self._is_open = True
         self._topics: set[Topic] = set()
         self.wallet = b""  # 20 bytes once logged in
         self.number = 0  # which of its account's sessions; the client's own choice
@@ -200,7 +226,9 @@ class Session:
     # --- the server's side ---------------------------------------------------------------------
     def open(self) -> None:
         desk = self._desk
-        self._reply(
+        ready = desk.port.ready()
+        all_taken = ready.has_room and ready.journal_space != "too_low"
+        self._say(
             m.Hello(
                 version=m.PROTOCOL_VERSION,
                 nonce=self._challenge.nonce,
@@ -211,6 +239,11 @@ class Session:
                 qty_lot=QTY_LOT,
                 build=desk.build,
                 limits=desk.limits,
+                subprotocol=self.codec.subprotocol,
+                channels=desk.feed.channels,
+                resume_messages=desk.resume_messages,
+                taking="nothing" if ready.stopped else "everything" if all_taken else "cancels",
+                stopped=ready.stopped,
             )
         )
 
@@ -222,21 +255,18 @@ class Session:
             request = self.codec.decode(frame)
         except BadRequest as bad:
             request_id = self.codec.request_id(frame)
-            if not self._is_limited(request_id, self._requests):
+            if not self._is_limited(request_id, 1, 0):
                 self._refuse(request_id, bad)
             return
         counts.received[type(request)] += 1
         decoded_ns = counts.now_ns() if begin_ns else 0
         if closing := self._desk.closing:
-            self._reply(wire.reject_message(request.id, Reject.DRAINING, retry_ms=closing.retry_ms))
+            self._say(wire.reject_message(request.id, Reject.DRAINING, retry_ms=closing.retry_ms))
             return
-        cancels = isinstance(request, m.Cancel | m.CancelAll)
-        if self._is_limited(request.id, self._cancels if cancels else self._requests):
+        requests, cancels = self._desk.tariff.of(request)
+        if self._is_limited(request.id, requests, cancels):
             return
-        try:
-            self._handle(request)
-        except BadRequest as bad:
-            self._refuse(request.id, bad)
+        self._do(request, self._directly)
         if begin_ns:
             counts.decode.took(decoded_ns - begin_ns)
             counts.sequence.took(counts.now_ns() - decoded_ns)
@@ -246,7 +276,7 @@ class Session:
 
     def heartbeat(self) -> None:
         now_us = translate.time_us(self._desk.time_ns())
-        self._reply(self._desk.feed.heartbeat(now_us, self._account()))
+        self._say(self._desk.feed.heartbeat(now_us, self._account()))
 
     def close(self) -> None:
         """The connection is gone. Commands in flight go on; their replies are dropped."""
@@ -254,9 +284,14 @@ class Session:
         for topic in self._topics:
             self._desk.feed.unsubscribe(self, topic)
         self._topics.clear()
+        if self._is_open:
+            for budget in self._shared:
+                self._desk.budgets.leave(budget)
+        self._is_open = False
 
     # --- replies -------------------------------------------------------------------------------
-    def _reply(self, message: m.ServerMessage) -> None:
+    def _say(self, message: m.ServerMessage) -> None:
+        """A frame of its own, now."""
         counts = self._desk.counts
         counts.sent[type(message)] += 1
         begin_ns = counts.begins()
@@ -267,9 +302,25 @@ class Session:
         if type(message) is m.Reject:
             counts.rejects[message.code] += 1
 
+    def _reply(self, message: m.ServerMessage) -> None:
+        """The running request's one reply."""
+        self._told(message)
+
     def _ack(self, ack: m.Ack) -> None:
-        ack.budget = (self._requests.left, self._cancels.left)
-        self._reply(ack)
+        if self._told is self._directly:
+            self._tell_budgets(ack)
+        self._told(ack)
+
+    def _tell_budgets(self, ack: m.Ack | m.BatchAck) -> None:
+        now_ns = self._desk.now_ns()
+        ack.budget = self._budget.left(now_ns)
+        for budget in self._shared:
+            if not budget.is_scarce(now_ns):
+                continue
+            if budget.scope == "account":
+                ack.account_budget = budget.left(now_ns)
+            else:
+                ack.address_budget = budget.left(now_ns)
 
     def _refuse(self, request_id: int, bad: BadRequest) -> None:
         reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail)
@@ -279,53 +330,112 @@ class Session:
             reject.nonce = self._challenge.nonce
         self._reply(reject)
 
-    def _is_limited(self, request_id: int, bucket: TokenBucket) -> bool:
-        retry_ms = bucket.take()
-        if retry_ms:
-            self._reply(wire.reject_message(request_id, Reject.RATE_LIMITED, retry_ms=retry_ms))
-        return retry_ms > 0
+    def _is_limited(self, request_id: int, requests: int, cancels: int) -> bool:
+        short = spend(self._budgets, requests, cancels, self._desk.now_ns())
+        if short is None:
+            return False
+        limited = Reject.RATE_LIMITED
+        self._say(
+            wire.reject_message(request_id, limited, retry_ms=short.retry_ms, scope=short.scope)
+        )
+        return True
 
     # --- requests ------------------------------------------------------------------------------
-    def _handle(self, request: m.ClientMessage) -> None:
-        match request:
-            case m.New():
-                self._new(request)
-            case m.Cancel() | m.Amend():
-                self._change(request)
-            case m.Quote() | m.Block() | m.Exclusive() | m.Basket():
-                self._several(request)
-            case m.CancelAll():
-                self._cancel_all(request)
-            case m.Capacity():
-                market = self._desk.feed.market(request.market)
-                command = translate.capacity(request, self._trader(), market.instrument)
-                self._submit(request, command, market.ticker)
-            case m.Withdraw():
-                self._submit(request, translate.withdraw(request, self._trader()))
-            case m.Query():
-                self._query(request)
-            case m.Subscribe():
-                self._subscribe(request)
-            case m.Unsubscribe():
-                self._unsubscribe(request)
-            case m.Login():
-                self._login(request)
-            case m.Market():
-                self._administer(request)
-            case m.FeeTier():
-                self._set_fee_tier(request)
-            case m.Token():
-                self._trader()  # only who has an account, or tokens would be without bound
-                token, until_s = self._desk.tokens.issue(self.wallet, request.seconds)
-                self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
-            case m.Ping():
-                self._reply(m.Pong(request.id, translate.time_us(self._desk.time_ns())))
+    def _do(self, request: m.ClientMessage, told: Told) -> None:
+        """Its reply goes there, now or when it is known."""
+        before, self._told = self._told, told
+        try:
+            self._HANDLERS[type(request)](self, request)
+        except BadRequest as bad:
+            self._refuse(request.id, bad)
+        finally:
+            self._told = before
+
+    def _batch(self, request: m.Batch) -> None:
+        if levels_in(request.items) > m.QUOTE_LEVELS_MAX:
+            raise BadRequest(Reject.TOO_MANY_LEGS, "items")
+        gathering = Gathering(len(request.items), partial(self._tell_batch, request.id))
+        for index, item in enumerate(request.items):
+            told = gathering.part(index)
+            if gathering.is_busy:
+                told(_busy(item))
+            else:
+                self._do(item, told)
+
+    def _tell_batch(self, request_id: int, results: list[ItemReply]) -> None:
+        ack = m.BatchAck(request_id, results)
+        self._tell_budgets(ack)
+        self._say(ack)
+        for result in results:
+            if type(result) is m.Reject:
+                self._desk.counts.rejects[result.code] += 1
+
+    def _replace(self, request: m.Replace) -> None:
+        account = self._trader()
+        if bool(request.old_order_id) == bool(request.old_client_id):
+            raise BadRequest(Reject.INVALID_FIELD, "old_order_id", "give exactly one of the ids")
+        market = self._desk.feed.market(request.market)
+        # All that may be wrong with it is to be said before anything is cancelled.
+        command = translate.new_order(request, account, market.instrument, self.number)
+        place = partial(self._place, request, command, market.ticker, self._told)
+        if request.client_id and self._desk.port.is_used(account, request.client_id):
+            place(None)  # it is there already, or its id is another's: nothing is to be cancelled
+            return
+        cancel = m.Cancel(request.id, request.old_order_id, request.old_client_id)
+        self._do(cancel, place)
+
+    def _place(
+        self,
+        request: m.Replace,
+        command: Command,
+        market: str,
+        told: Told,
+        cancelled: m.ServerMessage | None,
+    ) -> None:
+        """The second half of a replace: what became of the order that was to go is known."""
+        if isinstance(cancelled, m.Reject):
+            told(cancelled)
+            return
+        assert cancelled is None or isinstance(cancelled, m.Ack)
+        if not self._is_open:
+            return  # who is cut off must not have an order placed afterwards
+
+        def replaced(order: m.ServerMessage) -> None:
+            assert isinstance(order, m.Ack | m.Reject)
+            refused = cancelled is None and isinstance(order, m.Reject)
+            told(order if refused else m.ReplaceAck(request.id, order, cancelled))
+
+        before, self._told = self._told, replaced
+        self._submit(request, command, market)
+        self._told = before
+
+    def _ping(self, request: m.Ping) -> None:
+        received_us = translate.time_us(self._desk.time_ns())
+        now_us = translate.time_us(self._desk.time_ns())
+        self._reply(m.Pong(request.id, now_us, request.sent_us, received_us))
+
+    def _capacity(self, request: m.Capacity) -> None:
+        market = self._desk.feed.market(request.market)
+        command = translate.capacity(request, self._trader(), market.instrument)
+        self._submit(request, command, market.ticker)
+
+    def _withdraw(self, request: m.Withdraw) -> None:
+        self._submit(request, translate.withdraw(request, self._trader()))
+
+    def _token(self, request: m.Token) -> None:
+        self._trader()  # only who has an account, or tokens would be without bound
+        token, until_s = self._desk.tokens.issue(self.wallet, request.seconds)
+        self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
 
     def _login(self, request: m.Login) -> None:
         if self.wallet:
             raise BadRequest(Reject.ALREADY_LOGGED_IN)
         self.wallet = self._challenge.verify(request)
         self.number = request.session
+        of_account = self._desk.budgets.of_account(self.wallet)
+        if of_account:
+            self._shared.append(of_account)
+            self._budgets.append(of_account)
         self._ack(m.Ack(request.id, account=self._account(), wallet=address_text(self.wallet)))
 
     def _account(self) -> int:
@@ -335,7 +445,7 @@ class Session:
     def _trader(self) -> int:
         if not self.wallet:
             raise BadRequest(Reject.NOT_LOGGED_IN)
-        account = self._account()
+        account = self._desk.feed.mirror.account_of.get(self.wallet, 0)
         if not account:
             raise BadRequest(Reject.NO_ACCOUNT)
         return account
@@ -355,49 +465,61 @@ class Session:
             self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
             return False
         if sequenced.duplicate and sequenced.answer is None and not self._desk.pending.has_room:
-            self._busy(request)  # of the repeated request nothing was sequenced
+            self._reply(_busy(request))  # of the repeated request nothing was sequenced
             return False
-        asked = Asked(self, request, market, sequenced.duplicate)
+        client_id = command.client_id if type(request) in _NAMED else 0
+        asked = Asked(self, request, self._told, market, sequenced.duplicate, False, client_id)
         if sequenced.answer is not None:
             self.answered(asked, sequenced.answer)
         else:
-            client_id = command.client_id if isinstance(request, _NAMED) else 0
             if OWN_COMMANDS in self._topics:
-                self._reply(m.Sequenced(request.id, sequenced.sequence, client_id))
-            self._desk.pending.wait(sequenced.sequence, asked, command.account, client_id)
+                self._say(m.Sequenced(request.id, sequenced.sequence, client_id))
+            self._desk.pending.wait(sequenced.sequence, asked, command.account)
         return True
-
-    def _busy(self, request: m.ClientMessage) -> None:
-        retry_ms = RETRY_MS[Reject.BUSY]
-        self._reply(wire.reject_message(request.id, Reject.BUSY, retry_ms=retry_ms))
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
-        request = asked.request
         if asked.awaits_order:
-            assert isinstance(request, m.Cancel | m.Amend | m.Query)
+            self._order_known(asked, event)
+            return
+        request, told = asked.request, asked.told
+        if event.kind == _REJECTED:
+            reject, detail = Reject(event.reason), ""
+            if reject is Reject.UNKNOWN_ORDER and isinstance(request, m.Cancel | m.Amend):
+                detail = self._fate(request)
+            told(wire.reject_message(request.id, reject, detail=detail))
+        else:
+            ack = translate.ack_of(request.id, event, asked.market)
+            if asked.dup:
+                ack.dup = True
+            if told is self._directly:
+                self._tell_budgets(ack)
+            told(ack)
+        if isinstance(request, m.Market) and request.action == "list":
+            self._desk.listing.discard(self._desk.catalog.parse(request.market))
+
+    def _order_known(self, asked: Asked, event: Event) -> None:
+        """The order that a request is about has its number now, or never will."""
+        request = asked.request
+        assert isinstance(request, m.Cancel | m.Amend | m.Query)
+        before, self._told = self._told, asked.told
+        try:
             if event.kind != EventKind.ACCEPTED:
                 self._reply(wire.reject_message(request.id, Reject.UNKNOWN_ORDER))
             elif isinstance(request, m.Query):
                 self._tell_order(request.id, event.account, event.order_id)
             else:
                 self._change_now(request, event.account, event.order_id)
-        elif event.kind == EventKind.REJECTED:
-            reject, detail = Reject(event.reason), ""
-            if reject is Reject.UNKNOWN_ORDER and isinstance(request, m.Cancel | m.Amend):
-                detail = self._fate(request)
-            self._reply(wire.reject_message(request.id, reject, detail=detail))
-        else:
-            ack = translate.ack_of(request.id, event, asked.market)
-            ack.dup = asked.dup
-            self._ack(ack)
-        if isinstance(request, m.Market) and request.action == "list":
-            self._desk.listing.discard(self._desk.catalog.parse(request.market))
+        except BadRequest as bad:
+            self._refuse(request.id, bad)
+        finally:
+            self._told = before
 
     # --- orders --------------------------------------------------------------------------------
     def _new(self, request: m.New) -> None:
         account = self._trader()
-        market = self._desk.feed.market(request.market)
+        feed = self._desk.feed
+        market = feed.mirror.market_named(request.market) or feed.market(request.market)
         command = translate.new_order(request, account, market.instrument, self.number)
         self._submit(request, command, market.ticker)
 
@@ -445,9 +567,10 @@ class Session:
     def _wait_for_order(self, request: m.Cancel | m.Amend | m.Query, sequence: int) -> None:
         """Its order has no id yet. Saying "unknown" now would be false a moment later."""
         if self._desk.pending.has_room:
-            self._desk.pending.wait(sequence, Asked(self, request, awaits_order=True))
+            asked = Asked(self, request, self._told, awaits_order=True)
+            self._desk.pending.wait(sequence, asked)
         else:
-            self._busy(request)
+            self._reply(_busy(request))
 
     def _change_now(self, request: m.Cancel | m.Amend, account: int, order_id: int) -> None:
         order = self._desk.feed.account(account).orders.get(order_id)
@@ -520,7 +643,7 @@ class Session:
         first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic)
         self._ack(m.Ack(request.id, market=request.market))
         for message in first:
-            self._reply(message)
+            self._say(message)
 
     def _unsubscribe(self, request: m.Unsubscribe) -> None:
         topic = self._topic(request)
@@ -559,8 +682,37 @@ class Session:
         if self._submit(request, command, desk.catalog.ticker(product)):
             desk.listing.add(product)
 
+    # By the message's own type, so that the many orders do not wait behind questions for others.
+    _HANDLERS: ClassVar[dict[type[m.ClientMessage], Callable[["Session", Any], None]]] = {
+        m.New: _new,
+        m.Cancel: _change,
+        m.Amend: _change,
+        m.Replace: _replace,
+        m.Batch: _batch,
+        m.Quote: _several,
+        m.Block: _several,
+        m.Exclusive: _several,
+        m.Basket: _several,
+        m.CancelAll: _cancel_all,
+        m.Capacity: _capacity,
+        m.Withdraw: _withdraw,
+        m.Query: _query,
+        m.Subscribe: _subscribe,
+        m.Unsubscribe: _unsubscribe,
+        m.Login: _login,
+        m.Market: _administer,
+        m.FeeTier: _set_fee_tier,
+        m.Token: _token,
+        m.Ping: _ping,
+    }
+    assert set(_HANDLERS) == set(get_args(m.ClientMessage)), "every request is handled"
+
 
 def _check_names_one(request: m.Cancel | m.Amend | m.Query) -> None:
     """Raises BadRequest unless the order is named by exactly one of its ids."""
     if bool(request.order_id) == bool(request.client_id):
         raise BadRequest(Reject.INVALID_FIELD, "order_id", "give exactly one of the ids")
+
+
+def _busy(request: m.ClientMessage) -> m.Reject:
+    return wire.reject_message(request.id, Reject.BUSY, retry_ms=RETRY_MS[Reject.BUSY])

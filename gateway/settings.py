@@ -12,11 +12,13 @@ from pathlib import Path
 from typing import Annotated, Any, Final, get_args, get_type_hints
 
 import msgspec
-from msgspec import Meta, Struct
+from compex_client import messages as m
+from msgspec import Meta, Struct, structs
 
 from engine.port import MARK_BYTES_MIN, SpaceMarks
 from engine.records import FEE_PPM_MAX, FEE_TIERS
 from engine.rejects import CompexError
+from gateway.limits import BURST_MIN, DEFAULT_LIMITS
 
 ENVIRONMENT: Final = {
     "COMPEX_DATABASE_URL": ("database", "url"),
@@ -107,6 +109,65 @@ class FeeSettings(Struct, frozen=True, forbid_unknown_fields=True):
     ] = (0,)
 
 
+Budget = Annotated[int, Meta(ge=1, le=10**9)]
+SharedBudget = Annotated[int, Meta(ge=0, le=10**9)]
+Burst = Annotated[int, Meta(ge=BURST_MIN, le=10**9)]
+
+
+class LimitSettings(Struct, frozen=True, forbid_unknown_fields=True):
+    requests_per_s: Annotated[
+        Budget, Meta(description="of one connection, but for cancels; see hello.limits.weights")
+    ] = DEFAULT_LIMITS.requests_per_s
+    requests_burst: Annotated[
+        Burst, Meta(description="so many at once, after a pause; a batch must fit in")
+    ] = DEFAULT_LIMITS.requests_burst
+    cancels_per_s: Annotated[Budget, Meta(description="of one connection, for cancels alone")] = (
+        DEFAULT_LIMITS.cancels_per_s
+    )
+    cancels_burst: Annotated[Burst, Meta(description="so many cancels at once")] = (
+        DEFAULT_LIMITS.cancels_burst
+    )
+    account_requests_per_s: Annotated[
+        SharedBudget,
+        Meta(description="of all connections of one wallet together; 0: not limited"),
+    ] = DEFAULT_LIMITS.account_requests_per_s
+    account_requests_burst: Annotated[Burst, Meta(description="so many of them at once")] = (
+        DEFAULT_LIMITS.account_requests_burst
+    )
+    account_cancels_per_s: Annotated[
+        SharedBudget, Meta(description="the same for cancels; 0 if and only if the other is")
+    ] = DEFAULT_LIMITS.account_cancels_per_s
+    account_cancels_burst: Annotated[Burst, Meta(description="so many cancels at once")] = (
+        DEFAULT_LIMITS.account_cancels_burst
+    )
+    address_requests_per_s: Annotated[
+        SharedBudget,
+        Meta(
+            description="of all connections from one IPv4 address or IPv6 /64 together, but not "
+            "from this machine; 0: not limited"
+        ),
+    ] = DEFAULT_LIMITS.address_requests_per_s
+    address_requests_burst: Annotated[Burst, Meta(description="so many of them at once")] = (
+        DEFAULT_LIMITS.address_requests_burst
+    )
+    address_cancels_per_s: Annotated[
+        SharedBudget, Meta(description="the same for cancels; 0 if and only if the other is")
+    ] = DEFAULT_LIMITS.address_cancels_per_s
+    address_cancels_burst: Annotated[Burst, Meta(description="so many cancels at once")] = (
+        DEFAULT_LIMITS.address_cancels_burst
+    )
+    subscriptions: Annotated[
+        int, Meta(ge=1, le=100_000, description="of one connection, at one time")
+    ] = DEFAULT_LIMITS.subscriptions
+    outbound_bytes: Annotated[
+        int,
+        Meta(ge=1 << 16, le=1 << 30, description="a reader further behind than this is closed"),
+    ] = DEFAULT_LIMITS.outbound_bytes
+
+    def limits(self) -> m.Limits:
+        return structs.replace(DEFAULT_LIMITS, **structs.asdict(self))
+
+
 FreeBytes = Annotated[int, Meta(ge=MARK_BYTES_MIN, le=1 << 50)]
 
 
@@ -186,6 +247,13 @@ class Settings(Struct, frozen=True, forbid_unknown_fields=True):
     gateway: Annotated[GatewaySettings, Meta(description="the port bots and people use")] = (
         GatewaySettings()
     )
+    limits: Annotated[
+        LimitSettings,
+        Meta(
+            description="what one connection, one wallet and one address may take; a burst is "
+            "how much at once, *_per_s how fast that comes again"
+        ),
+    ] = LimitSettings()
     markets: Annotated[MarketSettings, Meta(description="what is traded")] = MarketSettings()
     fees: Annotated[
         FeeSettings,
@@ -220,8 +288,13 @@ def load_settings(path: Path | None, environment: Mapping[str, str] = os.environ
         raise SettingsError("chain.keys_file is needed with chain.rpc_url")
     if settings.journal.free_bytes_too_low >= settings.journal.free_bytes_low:
         raise SettingsError("journal.free_bytes_too_low must be less than journal.free_bytes_low")
+    limits = settings.limits
+    if bool(limits.account_requests_per_s) != bool(limits.account_cancels_per_s):
+        raise SettingsError("limits.account_requests_per_s and account_cancels_per_s: both or none")
+    if bool(limits.address_requests_per_s) != bool(limits.address_cancels_per_s):
+        raise SettingsError("limits.address_requests_per_s and address_cancels_per_s: both or none")
     makers, takers = settings.fees.maker_ppm, settings.fees.taker_ppm
-    if len(makers) != len(takers) or any(m > t for m, t in zip(makers, takers, strict=True)):
+    if len(makers) != len(takers) or any(a > b for a, b in zip(makers, takers, strict=True)):
         raise SettingsError("fees.maker_ppm must have as many tiers as fees.taker_ppm, none above")
     return settings
 

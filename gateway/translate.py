@@ -5,11 +5,13 @@ and the feed call them.
 """
 
 from collections.abc import Iterable, Sequence
+from functools import lru_cache
 from typing import Final, NamedTuple
 
 from compex_client import messages as m
 from compex_client.errors import NotADecimal, NumberError
 from compex_client.units import (
+    CACHED,
     parse_price,
     parse_qty,
     parse_usdc,
@@ -82,6 +84,7 @@ def time_us(time_ns: int) -> int:
     return time_ns // 1_000
 
 
+@lru_cache(CACHED)
 def price_ticks(text: str, field: str = "price", least: int = 1) -> int:
     try:
         ticks = parse_price(text)
@@ -94,6 +97,7 @@ def price_ticks(text: str, field: str = "price", least: int = 1) -> int:
     return ticks
 
 
+@lru_cache(CACHED)
 def qty_lots(text: str, field: str = "qty", least: int = 1) -> int:
     try:
         lots = parse_qty(text)
@@ -117,35 +121,60 @@ def amount_usdc6(text: str, field: str = "amount") -> int:
 
 
 # --- requests → commands -----------------------------------------------------------------------
+# Members of an IntEnum cost a look-up each time they are named; orders come by the million.
+_SIDE_OF: Final = {name: int(side) for name, side in SIDES.items()}
+_TIME_OF: Final = {name: int(time) for name, time in _TIMES.items()}
+_SELF_TRADE_OF: Final = {name: int(way) for name, way in _SELF_TRADES.items()}
+_NEW_ORDER: Final = int(CommandKind.NEW_ORDER)
+_NEW_STOP: Final = int(CommandKind.NEW_STOP)
+_POST_ONLY: Final = int(Flag.POST_ONLY)
+_ALL_OR_NONE: Final = int(Flag.ALL_OR_NONE)
+_MARKET: Final = int(Flag.MARKET)
+
+
 def new_order(message: m.New, account: int, instrument: int, session: int = 0) -> Command:
     """Terms that contradict each other are left to the engine to refuse, if it can see them."""
-    stop = _stop(message)
+    kind = message.type
     lots = qty_lots(message.qty)
-    min_lots = qty_lots(message.min_qty, "min_qty") if message.min_qty else 0
-    display_lots = qty_lots(message.display_qty, "display_qty") if message.display_qty else 0
-    flags = Flag.POST_ONLY if message.post_only else 0
-    flags |= Flag.ALL_OR_NONE if message.all_or_none else 0
+    terms = stop = 0
+    if message.min_qty or message.display_qty or message.stop or kind != "limit":
+        stop, terms = _stop_and_terms(message)
+    flags = _POST_ONLY if message.post_only else 0
+    if message.all_or_none:
+        flags |= _ALL_OR_NONE
+    if kind in {"market", "stop"}:
+        flags |= _MARKET
     if message.resale and message.side == "buy":
         raise BadRequest(Reject.INVALID_FIELD, "resale", "hours are sold again, not bought")
+    return Command(
+        0,
+        0,
+        message.client_id,
+        stop or terms,
+        _limit_or_protection(message),
+        lots,
+        message.expires_s,
+        account,
+        instrument,
+        _NEW_STOP if stop else _NEW_ORDER,
+        _SIDE_OF[message.side],
+        _TIME_OF[message.tif],
+        _SELF_TRADE_OF[message.self_trade],
+        flags,
+        session,
+        0,
+        int(message.resale),
+    )
+
+
+def _stop_and_terms(message: m.New) -> tuple[int, int]:
+    stop = _stop(message)
+    min_lots = qty_lots(message.min_qty, "min_qty") if message.min_qty else 0
+    display_lots = qty_lots(message.display_qty, "display_qty") if message.display_qty else 0
     if stop and (min_lots or display_lots):
         words = "a stop has no minimum and conceals nothing"
         raise BadRequest(Reject.INVALID_TERMS, "stop", words)
-    return Command(
-        kind=CommandKind.NEW_STOP if stop else CommandKind.NEW_ORDER,
-        account=account,
-        instrument=instrument,
-        client_id=message.client_id,
-        order_id=stop or order_terms(display_lots=display_lots, min_lots=min_lots),
-        side=SIDES[message.side],
-        price_ticks=_limit_or_protection(message),
-        qty_lots=lots,
-        expiry_s=message.expires_s,
-        time_in_force=_TIMES[message.tif],
-        self_trade=_SELF_TRADES[message.self_trade],
-        flags=flags | Flag.MARKET if message.type in {"market", "stop"} else flags,
-        session=session,
-        resale=int(message.resale),
-    )
+    return stop, order_terms(display_lots=display_lots, min_lots=min_lots)
 
 
 def _stop(message: m.New) -> int:
@@ -340,14 +369,26 @@ def set_fee_tier(account: int, tier: int) -> Command:
 
 
 # --- events → replies --------------------------------------------------------------------------
+_ACCEPTED: Final = int(EventKind.ACCEPTED)
+
+
 def ack_of(request: int, event: Event, market: str) -> m.Ack:
     """The ack of the request that caused a terminal event (not a REJECTED one)."""
+    # Durable, or the event would not have been published.
+    if event.kind == _ACCEPTED:
+        return m.Ack(
+            request,
+            event.sequence,
+            event.time_ns // 1_000,
+            event.order_id,
+            event.counter_order_id,  # the bytes of its client_id
+            price=price_text(event.price_ticks),
+            market=market,
+            level="durable",
+        )
     ack = m.Ack(request, sequence=event.sequence, time_us=time_us(event.time_ns), market=market)
-    ack.level = "durable"  # or the event would not have been published
+    ack.level = "durable"
     match event.kind:
-        case EventKind.ACCEPTED:
-            ack.order_id, ack.client_id = event.order_id, event.client_id
-            ack.price = price_text(event.price_ticks)
         case EventKind.AMENDED:
             ack.order_id, ack.client_id = event.order_id, event.client_id
             ack.price, ack.qty = price_text(event.price_ticks), qty_text(event.qty_lots)

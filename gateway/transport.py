@@ -89,7 +89,7 @@ class Listener:
     def __init__(
         self,
         answer: Callable[[HttpRequest], HttpAnswer],
-        converse: Callable[[Outbox, Codec], Conversation],
+        converse: Callable[[Outbox, Codec, str], Conversation],
         limits: m.Limits,
         counts: Counts,
         access: Access = OPEN_ACCESS,
@@ -525,7 +525,7 @@ class Connection(asyncio.Protocol):
             wake=self._wake,
             overflow=self._evict,
         )
-        session = listener.converse(outbox, codec)
+        session = listener.converse(outbox, codec, self.address)
         self._framing = Framing(
             codec.opcode, listener.limits.frame_bytes, session.receive, self._say
         )

@@ -18,7 +18,7 @@ from compex_client import messages as m
 
 from engine.rejects import WORDS, Reject
 
-FRAME_BYTES_MAX: Final = 16_384  # one request
+FRAME_BYTES_MAX: Final = 65_536  # one request; a batch of the longest is half of that
 DETAIL_CHARS_MAX: Final = 160  # of what the decoder says, which may quote the frame
 
 
@@ -42,9 +42,10 @@ class _AnyRequest(msgspec.Struct):
 
 encode: Final = msgspec.json.Encoder().encode
 
-_FIELD: Final = re.compile(r"(?:at `\$\.|field `)(\w+)")
+_FIELD: Final = re.compile(r"field `(\w+)`|at `\$\.(\w+(?:\[\d+\]\.\w+)?)")
 _SHORT: Final = 126  # from so many bytes on a frame's length takes two more
 _LONG: Final = 1 << 16  # ... and from so many, eight
+_COMMON: Final = 1_024  # frames' headers are made beforehand up to so many bytes
 _FINAL: Final = 0x80  # the last frame of a message; the server sends no other
 
 
@@ -71,19 +72,24 @@ class Codec:
         self._payload = payload
         self._request = request
         self._any_request = any_request
-        self._first_byte = bytes([_FINAL | opcode])
+        first = _FINAL | opcode
+        self._two, self._eight = bytes([first, _SHORT]), bytes([first, _SHORT + 1])
+        self._headers = [bytes([first, size]) for size in range(_SHORT)]
+        self._headers += [self._two + size.to_bytes(2, "big") for size in range(_SHORT, _COMMON)]
 
     def encode(self, message: m.ServerMessage) -> bytes:
         """A whole frame, as it goes over the wire."""
-        return self.frame(self._payload(message))
+        payload = self._payload(message)
+        size = len(payload)
+        return self._headers[size] + payload if size < _COMMON else self.frame(payload)
 
     def frame(self, payload: bytes) -> bytes:
         size = len(payload)
-        if size < _SHORT:
-            return b"%b%c%b" % (self._first_byte, size, payload)
+        if size < _COMMON:
+            return self._headers[size] + payload
         if size < _LONG:
-            return b"%b\x7e%b%b" % (self._first_byte, size.to_bytes(2, "big"), payload)
-        return b"%b\x7f%b%b" % (self._first_byte, size.to_bytes(8, "big"), payload)
+            return self._two + size.to_bytes(2, "big") + payload
+        return self._eight + size.to_bytes(8, "big") + payload
 
     def decode(self, payload: bytes | str) -> m.ClientMessage:
         """One frame's payload → one request. Raises BadRequest, whatever the bytes."""
@@ -118,18 +124,27 @@ MSGPACK: Final = Codec(
 )
 
 
+CODEC_OF: Final = {codec.subprotocol: codec for codec in (JSON, MSGPACK)}
+
+
 def _invalid(words: str) -> BadRequest:
     found = _FIELD.search(words)
     if found is None:
         return BadRequest(Reject.MALFORMED_FRAME, detail=words)
-    if found[1] == "t" and words.startswith("Invalid value"):
-        return BadRequest(Reject.UNKNOWN_MESSAGE, "t", words)
-    return BadRequest(Reject.INVALID_FIELD, found[1], words)
+    field: str = found[1] or found[2]
+    if field.rpartition(".")[2] == "t" and words.startswith("Invalid value"):
+        return BadRequest(Reject.UNKNOWN_MESSAGE, field, words)
+    return BadRequest(Reject.INVALID_FIELD, field, words)
 
 
 def reject_message(
-    request: int, reject: Reject, field: str | None = None, detail: str = "", retry_ms: int = 0
+    request: int,
+    reject: Reject,
+    field: str | None = None,
+    detail: str = "",
+    retry_ms: int = 0,
+    scope: m.Scope = "",
 ) -> m.Reject:
     """The reject of a request: the number's words, then what is known about this case."""
     words = f"{WORDS[reject]}: {detail}" if detail else WORDS[reject]
-    return m.Reject(request, reject.value, reject.name, words, field, retry_ms)
+    return m.Reject(request, reject.value, reject.name, words, field, retry_ms, scope=scope)

@@ -20,6 +20,7 @@ from gateway.health import Health
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
+from gateway.wire import JSON, Codec
 from tests.disks import patience
 from tests.frames import frames_in
 
@@ -27,7 +28,6 @@ DOMAIN = Domain(chain_id=31337, vault=bytes.fromhex("c0" * 20))
 SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
 TICKER = load_catalog().ticker(load_catalog().parse(SYMBOL))
 START_NS = 1_795_219_200_000_000_000
-_decode = msgspec.json.Decoder(m.ServerMessage).decode
 
 
 def wallet(number: int) -> Wallet:
@@ -45,6 +45,7 @@ class Exchange:
         self.port = pipeline
         self.desk = desk
         self.clock = clock
+        self.codec = JSON  # of conversations, where nothing else is said
         self.deposits = 0
         self._stopped = False
 
@@ -107,9 +108,11 @@ class Exchange:
         )
         await self.port.settled()
 
-    def converse(self, trader: Wallet | None = None) -> "Conversation":
+    def converse(
+        self, trader: Wallet | None = None, codec: Codec | None = None, address: str = ""
+    ) -> "Conversation":
         """A session without a socket, logged in if a wallet is given."""
-        conversation = Conversation(self.desk)
+        conversation = Conversation(self.desk, codec or self.codec, address)
         if trader is not None:
             conversation.login(trader)
         return conversation
@@ -122,10 +125,14 @@ def unpack_command(record: bytes) -> Command:
 class Conversation:
     """Drives one `Session` by frames, as a server would."""
 
-    def __init__(self, desk: Desk) -> None:
+    def __init__(self, desk: Desk, codec: Codec = JSON, address: str = "") -> None:
         self.overflowed = False
+        spelling = msgspec.json if codec is JSON else msgspec.msgpack
+        self._opcode = codec.opcode
+        self._encode = spelling.Encoder().encode
+        self._decode = spelling.Decoder(m.ServerMessage).decode
         self.outbox = Outbox(desk.limits.outbound_bytes, wake=lambda: None, overflow=self._over)
-        self.session = Session(desk, self.outbox)
+        self.session = Session(desk, self.outbox, codec, address)
         self.session.open()
         [hello] = self.heard()
         assert isinstance(hello, m.Hello)
@@ -139,10 +146,12 @@ class Conversation:
         frames = self.outbox.take()
         for frame in frames:
             self.outbox.sent(frame)
-        return [_decode(payload) for chunk in frames for _, payload in frames_in(chunk)]
+        heard = [found for chunk in frames for found in frames_in(chunk)]
+        assert all(opcode == self._opcode for opcode, _ in heard)
+        return [self._decode(payload) for _, payload in heard]
 
     def say(self, request: m.ClientMessage) -> list[m.ServerMessage]:
-        self.session.receive(msgspec.json.encode(request))
+        self.session.receive(self._encode(request))
         return self.heard()
 
     def say_raw(self, frame: bytes | str) -> list[m.ServerMessage]:

@@ -14,6 +14,7 @@ from engine.records import FEE_TIERS, Command, CommandKind, Purse
 from engine.rejects import WORDS, Reject
 from gateway import session, translate
 from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Outbox, TokenBucket
+from gateway.wire import JSON, MSGPACK, Codec
 from tests.disks import HeldDisk
 from tests.exchange import (
     ADMINISTRATOR,
@@ -34,10 +35,17 @@ def disk() -> HeldDisk:
     return HeldDisk()
 
 
+@pytest.fixture(params=[JSON, MSGPACK], ids=["json", "msgpack"])
+def codec(request: pytest.FixtureRequest) -> Codec:
+    return request.param
+
+
 @pytest.fixture
-async def exchange(tmp_path: Path, disk: HeldDisk) -> AsyncGenerator[Exchange]:
-    """One market, a seller with bond and capacity, a buyer with 1,000 USDC."""
+async def exchange(tmp_path: Path, disk: HeldDisk, codec: Codec) -> AsyncGenerator[Exchange]:
+    """One market, a seller with bond and capacity, a buyer with 1,000 USDC; all who converse with
+    it do so in the same codec."""
     async with running_exchange(tmp_path, disk=disk) as running:
+        running.codec = codec
         instrument = await running.list_market()
         await running.open_account(SELLER, bond_usdc6=10**9)
         await running.open_account(BUYER, cash_usdc6=10**9)
@@ -781,15 +789,14 @@ class Watch:
 
 
 def test_a_bucket_refills_at_its_rate_and_says_when() -> None:
-    watch = Watch()
-    bucket = TokenBucket(rate_per_s=100, burst=2, now_ns=watch)
-    assert [bucket.take() for _ in range(3)] == [0, 0, 10]
-    watch.ns += 9 * NS_PER_MS
-    assert bucket.take() == 1
-    watch.ns += NS_PER_MS
-    assert bucket.take() == 0 and bucket.left == 0
-    watch.ns += 10_000 * NS_PER_MS
-    assert bucket.left == 2
+    bucket = TokenBucket(rate_per_s=100, burst=2)
+    assert [bucket.take(1, 0) for _ in range(3)] == [0, 0, 10]
+    assert bucket.take(1, 9 * NS_PER_MS) == 1
+    assert bucket.take(1, 10 * NS_PER_MS) == 0 and bucket.left(10 * NS_PER_MS) == 0
+    assert bucket.left(10_000 * NS_PER_MS) == 2
+    assert [bucket.take(n, 10_000 * NS_PER_MS) for n in (3, 2, 2)] == [10, 0, 20]
+    bucket.give_back(2)
+    assert bucket.is_full(10_000 * NS_PER_MS)
 
 
 async def test_a_request_over_the_limit_is_told_when_to_retry_and_cancels_still_pass(

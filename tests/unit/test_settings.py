@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from gateway.limits import DEFAULT_LIMITS
 from gateway.settings import Settings, SettingsError, example_settings, load_settings
 
 
@@ -48,6 +49,11 @@ def test_no_file_means_the_defaults() -> None:
         ("[fees]\nmaker_ppm = [1]\ntaker_ppm = [1, 2]\n", "fees.maker_ppm"),
         ("[journal]\nfree_bytes_low = 5\n", "$.journal.free_bytes_low"),
         ("[journal]\nfree_bytes_too_low = 1073741824\n", "journal.free_bytes_too_low"),
+        ("[limits]\nrequests_per_s = 0\n", "$.limits.requests_per_s"),
+        ("[limits]\nrequests_burst = 64\n", "$.limits.requests_burst"),
+        ("[limits]\naddress_cancels_per_s = -1\n", "$.limits.address_cancels_per_s"),
+        ("[limits]\naddress_cancels_per_s = 0\n", "address_requests_per_s"),
+        ("[limits]\naccount_requests_per_s = 0\n", "account_cancels_per_s"),
         ("[gateway\n", "compex.toml"),
         ('[chain]\nrpc_url = "http://127.0.0.1:1"\n', "keys_file"),
     ],
@@ -56,6 +62,14 @@ def test_a_wrong_setting_is_refused_by_its_name(tmp_path: Path, text: str, name:
     with pytest.raises(SettingsError) as refused:
         load_settings(written(tmp_path, text), {})
     assert name in str(refused.value)
+
+
+def test_limits_are_what_the_file_says_or_the_defaults(tmp_path: Path) -> None:
+    assert Settings().limits.limits() == DEFAULT_LIMITS
+    path = written(tmp_path, "[limits]\naccount_requests_per_s = 7\nsubscriptions = 3\n")
+    limits = load_settings(path, {}).limits.limits()
+    assert (limits.account_requests_per_s, limits.subscriptions) == (7, 3)
+    assert limits.weights == DEFAULT_LIMITS.weights
 
 
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:

@@ -127,6 +127,9 @@ def test_every_request_survives_the_wire() -> None:
         m.Query(10, "order", client_id=4), m.Market(11, "list", "X", "0.01", "8"), m.Ping(12),
         m.FeeTier(16, "0x12", m.FEE_TIER_MAX), m.Block(17, "X", 3, "8", "2.5", 7),
         m.Quote(20, "X", [("1", "2")], [("3", "4")], 7, True, "cancel_both"),
+        m.Replace(21, "X", "buy", "1", "2", 9, old_client_id=8), m.Ping(22, m.ID_MAX),
+        m.Batch(23, [m.New(24, "X", "buy", "1", "2"), m.Cancel(25, 6), m.Amend(26, 7, qty="1"),
+                     m.Replace(27, "X", "sell", "1", "2", old_order_id=8), m.Quote(28, "X")]),
         m.Token(21, 60), m.Exclusive(18, [m.Leg("X", "1", "2")], 7, True),
         m.Basket(19, [m.Leg("X", "1", "2", "sell"), m.Leg("Y", "1", "2")]),
     ]  # fmt: skip
@@ -136,9 +139,41 @@ def test_every_request_survives_the_wire() -> None:
         assert wire.MSGPACK.decode(msgspec.msgpack.encode(sample)) == sample
 
 
+@pytest.mark.parametrize(
+    ("item", "reject", "field"),
+    [
+        ({**NEW, "price": 2.5}, Reject.INVALID_FIELD, "items[1].price"),
+        ({**NEW, "id": 0}, Reject.INVALID_FIELD, "items[1].id"),
+        ({"t": "ping", "id": 3}, Reject.UNKNOWN_MESSAGE, "items[1].t"),
+        ({"t": "batch", "id": 3, "items": [NEW]}, Reject.UNKNOWN_MESSAGE, "items[1].t"),
+        ({**NEW, "postonly": True}, Reject.INVALID_FIELD, "postonly"),
+        (7, Reject.INVALID_FIELD, "items"),
+    ],
+)
+def test_a_wrong_item_of_a_batch_is_named(item: Any, reject: Reject, field: str) -> None:
+    bad = refusal_of(msgspec.json.encode({"t": "batch", "id": 1, "items": [NEW, item]}))
+    assert (bad.reject, bad.field) == (reject, field)
+
+
+@pytest.mark.parametrize("count", [0, m.BATCH_ITEMS_MAX + 1])
+def test_a_batch_has_a_number_of_items_that_is_told_beforehand(count: int) -> None:
+    bad = refusal_of(msgspec.json.encode({"t": "batch", "id": 1, "items": [NEW] * count}))
+    assert (bad.reject, bad.field) == (Reject.INVALID_FIELD, "items")
+
+
+def test_the_longest_batch_fits_into_a_frame() -> None:
+    longest = m.Replace(
+        m.ID_MAX, "x" * m.TEXT_CHARS_MAX, "sell", "9" * 9 + ".0001", "9" * 9 + ".01", m.ID_MAX,
+        "gtt", True, "cancel_taker", "stop_limit", "9" * 9, m.EXPIRES_S_MAX, "9" * 9, "9" * 9,
+        "9" * 9, True, True, m.ID_MAX, m.ID_MAX,
+    )  # fmt: skip
+    frame = msgspec.json.encode(m.Batch(m.ID_MAX, [longest] * m.BATCH_ITEMS_MAX))
+    assert len(frame) < wire.FRAME_BYTES_MAX
+
+
 @pytest.mark.parametrize("codec", [wire.JSON, wire.MSGPACK])
 def test_a_message_is_one_frame_of_any_length(codec: wire.Codec) -> None:
-    for size in (0, 1, 125, 126, 127, 65_535, 65_536, 100_000):
+    for size in (0, 1, 125, 126, 127, 1_023, 1_024, 65_535, 65_536, 100_000):
         payload = bytes(size)
         framed = codec.frame(payload) + codec.frame(b"next")
         assert list(frames_in(framed)) == [(codec.opcode, payload), (codec.opcode, b"next")]

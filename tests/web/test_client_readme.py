@@ -3,11 +3,14 @@
 import asyncio
 import re
 import sys
+import time
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
-from compex_client import Leg, Rejected, connect
+from compex_client import Cancel, Leg, New, Quote, Rejected, connect
+from compex_client import messages as m
 
 from tests.disks import HeldDisk
 from tests.exchange import (
@@ -26,7 +29,10 @@ HOUR, HOURLY_SUFFIX = "H|2026-12-01T14", "H2026120114"  # what only a window can
 ROWS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
 OF_SEVERAL = [row for row in ROWS if re.match(r"client\.(quote|block|exclusive|basket)", row[1])]
 LEVELS = [row for row in ROWS if row[0] in {"sequenced", "durable"}]
-ORDERS = [row for row in ROWS if row not in OF_SEVERAL and row not in LEVELS]
+IN_ONE_FRAME = [row for row in ROWS if row[1].startswith("client.batch")]
+CLOCK = [row for row in ROWS if row[1].startswith("client.clock")]
+NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK
+ORDERS = [row for row in ROWS if row not in NO_ORDERS]
 # What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
 # each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
 SEVERAL_OUTCOMES = {
@@ -53,6 +59,7 @@ OUTCOMES = {
     "resale": ("open", "2.4150", "8", NO_BID, (24_150, 800)),
     "amended": ("open", "2.4200", "8", (24_200, 800), ALL_OFFERED),
     "cancelled": ("cancelled", "1.0000", "0", NO_BID, ALL_OFFERED),
+    "replaced": ("open", "2.4200", "8", (24_200, 400), ALL_OFFERED),
 }
 
 
@@ -78,7 +85,10 @@ async def test_each_order_of_the_readme_does_what_its_row_says(
             if "client_id=7" in example:
                 await client.place(market, "buy", "1", "160", client_id=7)
             # The text of our own README, which this test is about.
-            ack = await eval(example, {"client": client, "market": market})
+            ack = await eval(example, {"client": client, "market": market, "New": New})
+            if name == "replaced":
+                assert ack.cancelled.qty == "160"
+                ack = ack.order
             order = await client.order(ack.order_id)
             book = (await client.book(market)).book
             best = book.bids[0] if book.bids else (0, 0), book.asks[0] if book.asks else (0, 0)
@@ -115,6 +125,53 @@ async def test_each_order_of_several_does_what_its_row_says(
                 assert books[0].bids == [(24_000, 800), (23_900, 800)]
                 assert (await client.quote(TICKER)).count == 0, "none takes them off"
                 assert not (await client.book(TICKER)).book.bids
+
+
+@pytest.mark.parametrize("codec", ["json", "msgpack"])
+async def test_several_requests_go_in_one_frame_in_either_codec(
+    tmp_path: Path, codec: Literal["json", "msgpack"]
+) -> None:
+    elsewhere = SYMBOL.replace("us-e", "eu-n")
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        for symbol in (SYMBOL, elsewhere):
+            await exchange.list_market(symbol)
+        wallet_ = await exchange.open_account(2, cash_usdc6=10**9)
+        async with await connect(url, wallet_, codec=codec) as client:
+            assert client.hello.subprotocol == f"compex.v1.{codec}"
+            kinds = {"New": New, "Cancel": Cancel, "Quote": Quote}
+            names = {"client": client, "market": TICKER, "elsewhere": elsewhere, **kinds}
+            await client.place(TICKER, "buy", "1", "160", client_id=7)
+            assert [name for name, _ in IN_ONE_FRAME] == ["batch", "quotes of several markets"]
+            # The text of our own README, which this test is about.
+            cancelled, placed = await eval(IN_ONE_FRAME[0][1], names)
+            assert (cancelled.client_id, cancelled.qty, placed.client_id) == (7, "160", 8)
+            assert [order.client_id for order in await client.open_orders()] == [8]
+            quoted = await eval(IN_ONE_FRAME[1][1], names)
+            assert [ack.count for ack in quoted] == [1, 1]
+            refused, taken = await client.batch(
+                [New(0, TICKER, "buy", "0", "8"), New(0, TICKER, "buy", "1", "8")]
+            )
+            assert isinstance(refused, m.Reject) and refused.code == 2001
+            assert isinstance(taken, m.Ack)
+            with pytest.raises(Rejected, match="2006"):
+                await client.replace(New(0, TICKER, "buy", "1", "8"), old_client_id=7)
+
+
+async def test_the_clocks_offset_is_measured_by_pings(tmp_path: Path) -> None:
+    [(_, example)] = CLOCK
+    async with (
+        running_exchange(tmp_path) as exchange,
+        running_server(exchange) as (_, url),
+        await connect(url) as client,
+    ):
+        # The text of our own README, which this test is about.
+        here = await eval(example, {"client": client})
+        rounding_us = 4
+        assert 2 * abs(here.offset_us) <= here.round_trip_us + rounding_us, "one clock, in fact"
+        hour_ns = 3_600 * 10**9
+        late = await client.clock_offset(4, lambda: time.time_ns() - hour_ns)
+        beyond_us = late.offset_us - hour_ns // 1_000
+        assert 2 * abs(beyond_us) <= late.round_trip_us + rounding_us
 
 
 async def test_what_is_sequenced_is_told_before_it_is_durable_and_acked_after(

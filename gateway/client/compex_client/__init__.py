@@ -5,20 +5,26 @@ login; `errors` is the tree of everything raised; `messages` is the wire, field 
 """
 
 from compex_client.book import Book
-from compex_client.client import Client, connect
+from compex_client.client import Client, ClockOffset, connect
 from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
-from compex_client.messages import Leg
+from compex_client.messages import Amend, Cancel, Leg, New, Quote, Replace
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
 __all__ = [
+    "Amend",
     "Book",
     "BookStream",
+    "Cancel",
     "Client",
+    "ClockOffset",
     "CompexClientError",
     "Disconnected",
     "Leg",
+    "New",
+    "Quote",
     "Rejected",
+    "Replace",
     "Stream",
     "StreamOverflow",
     "Wallet",

@@ -5,15 +5,17 @@ Start with `connect`. Invariant: every request ends in its ack, in `Rejected`, o
 """
 
 import asyncio
+import time
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
+from websockets.typing import Subprotocol
 
 from compex_client import messages as m
 from compex_client.errors import (
@@ -30,20 +32,39 @@ REQUESTS_IN_FLIGHT_MAX: Final = 1024  # further requests wait for replies
 FRAME_BYTES_MAX: Final = 64 << 20  # the largest snapshot accepted
 PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
+CLOCK_SAMPLES: Final = 8
 
 Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
 PrivateMessage: TypeAlias = m.AccountSnapshot | m.Order | m.Fill | m.Transfer | m.Balance
+Codec: TypeAlias = Literal["json", "msgpack"]
+# A batch is made of these, whose ids are given when it is sent, and has a result for each.
+BatchItem: TypeAlias = m.New | m.Cancel | m.Amend | m.Replace | m.Quote
+BatchResult: TypeAlias = m.Ack | m.Reject | m.ReplaceAck
+_Reply: TypeAlias = m.Ack | m.Pong | m.ReplaceAck | m.BatchAck
+_SUBPROTOCOLS: Final[dict[Codec, Subprotocol]] = {"msgpack": Subprotocol("compex.v1.msgpack")}
 _Private: Final = (m.AccountSnapshot, m.Order, m.Fill, m.Transfer, m.Balance)
 
 
-async def connect(url: str, wallet: Wallet | None = None, *, session: int = 0) -> "Client":
+class ClockOffset(NamedTuple):
+    """`offset_us` is what must be added to the client's clock to have the server's, to within half
+    of `round_trip_us`."""
+
+    offset_us: int
+    round_trip_us: int
+
+
+async def connect(
+    url: str, wallet: Wallet | None = None, *, session: int = 0, codec: Codec = "json"
+) -> "Client":
     """Open a connection and, with a wallet, log in; `async with await connect(...) as client`.
 
     `url` is the exchange's websocket, such as ws://127.0.0.1:8080/ws. Without a wallet only
     public data may be read. `session`, 0 to 255, is a number of your own for the orders placed
-    here, so that `cancel_all` can mean just those. Raises Disconnected if there is no exchange,
-    Rejected if the login is refused.
+    here, so that `cancel_all` can mean just those. `codec` "msgpack" says the same in less bytes.
+    Raises Disconnected if there is no exchange, or none that speaks the codec; Rejected if the
+    login is refused.
     """
+    wanted = _SUBPROTOCOLS.get(codec)
     try:
         socket = await connect_socket(
             url,
@@ -51,10 +72,14 @@ async def connect(url: str, wallet: Wallet | None = None, *, session: int = 0) -
             compression=None,
             ping_interval=PING_INTERVAL_S,
             open_timeout=OPEN_TIMEOUT_S,
+            subprotocols=[wanted] if wanted else None,
         )
     except (OSError, TimeoutError, InvalidHandshake, InvalidURI) as error:
         raise Disconnected(0, f"{url}: {error}") from error
-    client = Client(socket)
+    if wanted and socket.subprotocol != wanted:
+        await socket.close()
+        raise Disconnected(0, f"{url}: it does not speak {wanted}")
+    client = Client(socket, codec)
     try:
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             await client.start()
@@ -80,12 +105,14 @@ class Client:
     dollars per GPU-hour, GPU-hours, USDC. Every request raises Rejected or Disconnected.
     """
 
-    def __init__(self, socket: ClientConnection) -> None:
+    def __init__(self, socket: ClientConnection, codec: Codec = "json") -> None:
         self._socket = socket
-        self._decoder = msgspec.json.Decoder(m.ServerMessage)
-        self._encoder = msgspec.json.Encoder()
+        self._is_text = codec == "json"
+        spelling = msgspec.json if self._is_text else msgspec.msgpack
+        self._decode: Callable[[bytes], m.ServerMessage] = spelling.Decoder(m.ServerMessage).decode
+        self._encode: Callable[[m.ClientMessage], bytes] = spelling.Encoder().encode
         self._greeted: asyncio.Future[m.Hello] = asyncio.get_running_loop().create_future()
-        self._waiting: dict[int, asyncio.Future[m.Ack | m.Pong]] = {}
+        self._waiting: dict[int, asyncio.Future[_Reply]] = {}
         self._in_flight = asyncio.Semaphore(REQUESTS_IN_FLIGHT_MAX)
         self._last_id = 0
         self._reader: asyncio.Task[None] | None = None
@@ -189,6 +216,37 @@ class Client:
             resale=resale,
         )
         return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
+
+    async def replace(
+        self, order: m.New, *, old_order_id: int = 0, old_client_id: int = 0
+    ) -> m.ReplaceAck:
+        """Cancel an order, by exactly one of its ids, and if it was still open place this one in
+        its stead; the `id` it was made with does not matter. Rejected: nothing has changed.
+        `messages.Replace` tells more, and when `amend` is the better one."""
+        terms: dict[str, Any] = msgspec.structs.asdict(order)
+        terms |= {"old_order_id": old_order_id, "old_client_id": old_client_id}
+
+        def request(number: int) -> m.Replace:
+            terms["id"] = number
+            return m.Replace(**terms)
+
+        reply = await self._request(request)
+        if not isinstance(reply, m.ReplaceAck):
+            raise ProtocolViolation("a replace was answered with something else")
+        return reply
+
+    async def batch(self, items: Iterable[BatchItem]) -> list[BatchResult]:
+        """Send up to 64 requests in one frame: they are sequenced one behind the other, and each
+        has its own result, in the same order. The ids they were made with do not matter. A refused
+        item is a `Reject` in the list; `Rejected` is raised when the whole batch was refused."""
+        chosen = list(items)
+        first = self._last_id + 1
+        self._last_id += len(chosen)
+        numbered = [msgspec.structs.replace(x, id=i) for i, x in enumerate(chosen, first)]
+        reply = await self._request(lambda i: m.Batch(i, numbered))
+        if not isinstance(reply, m.BatchAck) or len(reply.results) != len(numbered):
+            raise ProtocolViolation("a batch was answered with something else")
+        return reply.results
 
     async def quote(
         self,
@@ -296,10 +354,29 @@ class Client:
 
     async def ping(self) -> m.Pong:
         """The server's time. Connections are kept open without calling this."""
-        reply = await self._request(m.Ping)
+        return await self._ping(0)
+
+    async def _ping(self, sent_us: int) -> m.Pong:
+        reply = await self._request(lambda i: m.Ping(i, sent_us))
         if not isinstance(reply, m.Pong):
             raise ProtocolViolation("a ping was answered with something else than a pong")
         return reply
+
+    async def clock_offset(
+        self, samples: int = CLOCK_SAMPLES, now_ns: Callable[[], int] = time.time_ns
+    ) -> ClockOffset:
+        """How far the server's clock is ahead of this one, by pings: of several the one that was
+        quickest there and back, as NTP does it (RFC 5905, 10). Only intervals and `expires_s` need
+        it; nothing in this protocol asks for the client's time."""
+        found: list[ClockOffset] = []
+        for _ in range(samples):
+            sent_us = now_ns() // 1_000
+            pong = await self._ping(sent_us)
+            back_us = now_ns() // 1_000
+            ahead_us = (pong.received_us - sent_us) + (pong.time_us - back_us)
+            way_us = (back_us - sent_us) - (pong.time_us - pong.received_us)
+            found.append(ClockOffset(ahead_us // 2, way_us))
+        return min(found, key=lambda sample: sample.round_trip_us)
 
     # --- administration ------------------------------------------------------------------------
     async def list_market(
@@ -510,9 +587,9 @@ class Client:
             raise ProtocolViolation("a request was answered with something else than an ack")
         return reply
 
-    async def _request(self, make: Callable[[int], m.ClientMessage]) -> m.Ack | m.Pong:
+    async def _request(self, make: Callable[[int], m.ClientMessage]) -> _Reply:
         await self._in_flight.acquire()
-        future: asyncio.Future[m.Ack | m.Pong] = asyncio.get_running_loop().create_future()
+        future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda _: self._in_flight.release())
         if self._gone is not None:
             future.cancel()
@@ -521,7 +598,7 @@ class Client:
         request_id = self._last_id
         self._waiting[request_id] = future
         try:
-            await self._socket.send(self._encoder.encode(make(request_id)), text=True)
+            await self._socket.send(self._encode(make(request_id)), text=self._is_text)
         except ConnectionClosed as closed:
             self._waiting.pop(request_id, None)
             future.cancel()
@@ -532,7 +609,7 @@ class Client:
         try:
             while True:
                 frame = await self._socket.recv(decode=False)
-                self._dispatch(self._decoder.decode(frame))
+                self._dispatch(self._decode(frame))
         except ConnectionClosed as closed:
             self._end(_disconnected(closed))
         except (msgspec.DecodeError, ValueError, ProtocolViolation) as error:
@@ -557,7 +634,7 @@ class Client:
 
     def _dispatch(self, message: m.ServerMessage) -> None:
         match message:
-            case m.Ack() | m.Pong():
+            case m.Ack() | m.Pong() | m.ReplaceAck() | m.BatchAck():
                 future = self._waiting.pop(message.id, None)
                 if future is not None and not future.done():
                     future.set_result(message)
@@ -603,6 +680,7 @@ class Client:
                     reject.retry_ms,
                     reject.recovered,
                     reject.digest,
+                    reject.scope,
                 )
             )
 

@@ -21,7 +21,8 @@ class Rejected(CompexClientError):
     """The numbered refusal of one request.
 
     `field` names the offending field, if it is one; `retry_ms` is above zero when the same
-    request may succeed after that many milliseconds. A refused login has the EIP-712 `digest`
+    request may succeed after that many milliseconds, and `scope` says whose budget was too small:
+    the "connection"'s, the "account"'s or the "address"'s. A refused login has the EIP-712 `digest`
     that the exchange checked and the wallet that the signature `recovered`.
     """
 
@@ -34,6 +35,7 @@ class Rejected(CompexClientError):
         retry_ms: int = 0,
         recovered: str = "",
         digest: str = "",
+        scope: str = "",
     ) -> None:
         super().__init__(f"{code} {reason}: {message}" + (f" ({field})" if field else ""))
         self.code = code
@@ -43,6 +45,7 @@ class Rejected(CompexClientError):
         self.retry_ms = retry_ms
         self.recovered = recovered
         self.digest = digest
+        self.scope = scope
 
 
 class Disconnected(CompexClientError):

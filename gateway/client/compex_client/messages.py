@@ -1,4 +1,5 @@
-"""Every message on the wire, both ways, as msgspec tagged unions: JSON text frames, tag `t`.
+"""Every message on the wire, both ways, as msgspec tagged unions, tag `t`: JSON text frames or,
+under the subprotocol "compex.v1.msgpack", the same as msgpack maps in binary frames.
 
 Invariant: changed only by addition; a field never changes its meaning. Both ends import this
 module and nothing else spells a message.
@@ -14,7 +15,8 @@ Units and forms
 - A field that has a default is left out of a frame when it holds the default.
 
 Every request carries `id`, chosen by the client, and gets exactly one reply with the same `id`:
-an `ack`, a `reject` (or, to a ping, a `pong`). An order's ack precedes its fills. What the engine
+an `ack`, a `reject` (or, to a ping, a `pong`; to a `replace` that has cancelled, a `replace_ack`;
+to a `batch`, a `batch_ack`). An order's ack precedes its fills. What the engine
 did is acked when it is on the exchange's disk, which the ack's `level` says: "durable". Who
 subscribes to `sequenced` is also told, before that, when a command has its place in the order.
 Unknown fields of a request are refused, so that a misspelt `post_only` cannot trade; unknown
@@ -33,6 +35,7 @@ SESSION_MAX: Final = 255
 BLOCK_HOURS_MAX: Final = 168  # a week
 QUOTE_LEVELS_MAX: Final = 168  # of both sides together
 LEGS_MAX: Final = 32
+BATCH_ITEMS_MAX: Final = 64
 FEE_TIER_MAX: Final = 15
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
@@ -56,6 +59,8 @@ Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" remov
 OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
 Status: TypeAlias = Literal["open", "halted", "closed", "call"]
 AckLevel: TypeAlias = Literal["", "durable"]
+Scope: TypeAlias = Literal["", "connection", "account", "address"]  # whose budget
+Taking: TypeAlias = Literal["everything", "cancels", "nothing"]
 What: TypeAlias = Literal["orders", "order", "balances", "markets"]
 MarketAction: TypeAlias = Literal["list", "halt", "resume", "close", "call", "uncross", "bands"]
 TransferKind: TypeAlias = Literal[
@@ -254,6 +259,29 @@ class Cancel(Request, tag="cancel"):
     client_id: OptionalId = 0
 
 
+class Replace(New, tag="replace"):
+    """Cancel an open order and, if it was still open, place another in its stead.
+
+    The order to go is named by exactly one of `old_order_id` and `old_client_id`; everything else
+    is as in `new`, and anything may differ: market, side, terms, `client_id`. That is what it is
+    for: `amend` changes price and quantity in one step, keeps both ids and the terms, and, for less
+    at the same price, the place in the queue. A replace is two commands. The new order is
+    sequenced as soon as the cancel is known to have taken something off the book, so what the old
+    one traded until then is never traded twice; but the commands of others may come between, the
+    new order stands behind all others of its price, and it may be rejected when the old one is
+    gone, which `replace_ack` says. If the old one was not open any more (filled, cancelled,
+    unknown), the reply is a reject and nothing has changed. Terms that the gateway refuses are
+    refused before anything is cancelled. Where the connection ends between the two, the new order
+    is not placed.
+
+    `client_id` makes it safe to repeat: if that order was placed, by this or another request, its
+    ack comes again as `dup`, and nothing is cancelled.
+    """
+
+    old_order_id: OptionalId = 0
+    old_client_id: OptionalId = 0
+
+
 class CancelAll(Request, tag="cancel_all"):
     """Cancel every open order of the account, in one market or, without one, in all; of one
     side or, without one, of both; of one `session` or, without one, of all."""
@@ -261,6 +289,28 @@ class CancelAll(Request, tag="cancel_all"):
     market: Text = ""
     side: Literal["", "buy", "sell"] = ""
     session: SessionNumber = 0
+
+
+class Batch(Request, tag="batch"):
+    """Several requests in one frame, sequenced in this order with nobody's command between them.
+
+    Each item is the request that it would be alone, with its own `id`, and does what it would do
+    alone: one that is refused stops none of the others. So a bot builds, logs and reads them as it
+    does single ones; the one reply, a `batch_ack`, has the reply of each, in the same order, once
+    the last of them is known. (The account's stream may tell of the first ones before that.) Of
+    the items only a change of an order that is still on its way, and the second half of a
+    `replace`, are sequenced later.
+
+    The items cost what they would cost alone, all or nothing: a batch beyond a budget is refused
+    whole, as is one of quotes with more than QUOTE_LEVELS_MAX levels together. There is no "all
+    or none": that an order will be accepted shows only when its turn comes. Where the exchange is
+    busy, the item that it does not take and all items behind it are rejected with BUSY.
+    """
+
+    items: Annotated[
+        list[New | Cancel | Amend | Replace | Quote],
+        Meta(min_length=1, max_length=BATCH_ITEMS_MAX),
+    ]
 
 
 class Capacity(Request, tag="capacity"):
@@ -326,7 +376,12 @@ class FeeTier(Request, tag="fee_tier"):
 
 
 class Ping(Request, tag="ping"):
-    """Answered by a pong at once: keeps the way open and tells the server's time."""
+    """Answered by a pong at once: keeps the way open and tells the server's time.
+
+    `sent_us` is the client's own time, any number; the pong has it again, so that the client can
+    tell how far its clock is off and how long the way takes."""
+
+    sent_us: OptionalId = 0
 
 
 class Token(Request, tag="token"):
@@ -350,8 +405,10 @@ ClientMessage: TypeAlias = (
     | Exclusive
     | Basket
     | Amend
+    | Replace
     | Cancel
     | CancelAll
+    | Batch
     | Capacity
     | Withdraw
     | Query
@@ -368,7 +425,14 @@ class Reply(Struct, tag_field="t", omit_defaults=True):
 
 
 class Limits(Struct):
-    """What one connection may do. A bucket of `*_burst` tokens refills at `*_per_s`."""
+    """What one connection may do. A bucket of `*_burst` tokens refills at `*_per_s`.
+
+    A request takes as many tokens as `weights` says for its type (1 where it says nothing), and
+    one more for every `records_per_token` levels, hours or legs; a batch as many as its items. The
+    connection, the account with all its connections, and the peer's address with all of its
+    connections each have such a pair of buckets, and a request needs room in every one of them. A
+    rate of 0: there is no such bucket.
+    """
 
     requests_per_s: int
     requests_burst: int
@@ -377,6 +441,17 @@ class Limits(Struct):
     frame_bytes: int  # larger frames close the connection
     outbound_bytes: int  # a reader further behind than this is closed
     subscriptions: int
+    account_requests_per_s: int = 0
+    account_requests_burst: int = 0
+    account_cancels_per_s: int = 0
+    account_cancels_burst: int = 0
+    address_requests_per_s: int = 0  # not of a peer on the exchange's own machine
+    address_requests_burst: int = 0
+    address_cancels_per_s: int = 0
+    address_cancels_burst: int = 0
+    batch_items: int = BATCH_ITEMS_MAX
+    weights: dict[str, int] = {}
+    records_per_token: int = 8
 
 
 class Hello(Reply, tag="hello"):
@@ -391,6 +466,11 @@ class Hello(Reply, tag="hello"):
     qty_lot: str
     build: str
     limits: Limits
+    subprotocol: str = ""  # in which the two sides speak: "compex.v1.json", "compex.v1.msgpack"
+    channels: list[str] = []  # that can be subscribed to
+    resume_messages: int = 0  # so many of an account's stream are kept to be sent again; 0: none
+    taking: Taking = "everything"  # "cancels": the exchange is far behind or its disk nearly full
+    stopped: str = ""  # why it takes "nothing"
 
 
 class OrderInfo(Struct, omit_defaults=True):
@@ -469,6 +549,9 @@ class Ack(Reply, tag="ack"):
     level: AckLevel = ""
     token: str = ""  # token: what stands behind "Bearer " in the header
     valid_until_s: int = 0  # token: when it ends, Unix seconds
+    # Likewise of the account, of the address: where less than half of one of them is left.
+    account_budget: tuple[int, int] | None = None
+    address_budget: tuple[int, int] | None = None
 
 
 class Reject(Reply, tag="reject"):
@@ -487,6 +570,26 @@ class Reject(Reply, tag="reject"):
     recovered: str = ""
     digest: str = ""
     nonce: str = ""
+    scope: Scope = ""  # RATE_LIMITED: whose budget has too little
+
+
+class ReplaceAck(Reply, tag="replace_ack"):
+    """A `replace` was done: `cancelled` is the old order's end, with the `qty` taken off the book
+    (none if `order` is a `dup`); `order` the new one's ack, or the reject that it came to."""
+
+    id: int
+    order: Ack | Reject
+    cancelled: Ack | None = None
+
+
+class BatchAck(Reply, tag="batch_ack"):
+    """What each item of a `batch` came to, in order. The budgets are as in an ack, of all."""
+
+    id: int
+    results: list[Ack | Reject | ReplaceAck]
+    budget: tuple[int, int] | None = None
+    account_budget: tuple[int, int] | None = None
+    address_budget: tuple[int, int] | None = None
 
 
 class Sequenced(Reply, tag="sequenced"):
@@ -503,10 +606,16 @@ class Sequenced(Reply, tag="sequenced"):
 
 
 class Pong(Reply, tag="pong"):
-    """The answer to a ping, with the server's time."""
+    """The answer to a ping, with the server's time.
+
+    With `sent_us` from the ping, and t when this came, both by the client's clock, the server's
+    clock is ahead by ((received_us - sent_us) + (time_us - t)) / 2, to within half of what the way
+    took, which is (t - sent_us) - (time_us - received_us)."""
 
     id: int
-    time_us: int
+    time_us: int  # when this was sent
+    sent_us: int = 0  # of the ping
+    received_us: int = 0  # when the ping came
 
 
 class Closing(Reply, tag="closing"):
@@ -681,6 +790,8 @@ ServerMessage: TypeAlias = (
     Hello
     | Ack
     | Reject
+    | ReplaceAck
+    | BatchAck
     | Sequenced
     | Pong
     | Closing

@@ -6,6 +6,7 @@ here: whoever takes the number knows what may be.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from compex_client.errors import NotADecimal, TooFine
@@ -13,6 +14,7 @@ from compex_client.errors import NotADecimal, TooFine
 PRICE_DECIMALS: Final = 4
 QTY_DECIMALS: Final = 2
 USDC_DECIMALS: Final = 6
+CACHED: Final = 1 << 14  # of the texts made of prices and quantities, which come again and again
 PRICE_TICK: Final = "0.0001"
 QTY_LOT: Final = "0.01"
 
@@ -52,12 +54,14 @@ def parse_usdc(text: str) -> int:
     return parse_scaled(text, USDC_DECIMALS)
 
 
+@lru_cache(CACHED)
 def price_text(price_ticks: int) -> str:
     """24150 → "2.4150": always four decimals."""
     assert price_ticks >= 0
     return f"{price_ticks // 10_000}.{price_ticks % 10_000:04d}"
 
 
+@lru_cache(CACHED)
 def qty_text(qty_lots: int) -> str:
     """1600 → "16", 50 → "0.5": no trailing zeros."""
     assert qty_lots >= 0
