@@ -6,6 +6,7 @@ Sessions and the server call it; time comes in through constructors.
 
 from collections import deque
 from collections.abc import Callable
+from ipaddress import ip_address
 from typing import Final
 
 from compex_client import messages as m
@@ -18,6 +19,7 @@ NS_PER_MS: Final = 1_000_000
 # When to try again what the engine refused: after about ten commits, when a person has made room.
 RETRY_MS: Final = {Reject.BUSY: 50, Reject.DISK_NEARLY_FULL: 5_000}
 PENDING_REPEATS_MAX: Final = 1 << 16  # requests that wait for a command of another request
+ADDRESSES_MAX: Final = 1 << 16  # whose logins are counted
 
 DEFAULT_LIMITS: Final = m.Limits(
     requests_per_s=1_000,
@@ -63,6 +65,41 @@ class TokenBucket:
     def left(self) -> int:
         self._refill()
         return self._level // NS_PER_S
+
+
+class AddressBuckets:
+    """A bucket for each address, of IPv6 for each network of 64 bits, which one person has.
+
+    An address that is forgotten begins with a full bucket again, so the table is large: whoever
+    can speak from so many addresses needs no second turn.
+    """
+
+    def __init__(self, rate_per_s: int, burst: int, now_ns: Callable[[], int]) -> None:
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._now_ns = now_ns
+        self._buckets: dict[str, TokenBucket] = {}  # the longest silent first
+
+    def take(self, address: str) -> int:
+        """As a bucket's own."""
+        network = _network(address)
+        bucket = self._buckets.pop(network, None)
+        if bucket is None:
+            bucket = TokenBucket(self._rate_per_s, self._burst, self._now_ns)
+            if len(self._buckets) >= ADDRESSES_MAX:
+                del self._buckets[next(iter(self._buckets))]
+        self._buckets[network] = bucket
+        return bucket.take()
+
+
+def _network(address: str) -> str:
+    try:
+        known = ip_address(address)
+    except ValueError:
+        return address  # of a peer that has none
+    if known.version == 4:
+        return address
+    return known.ipv4_mapped.compressed if known.ipv4_mapped else known.exploded[:19]
 
 
 class Outbox:

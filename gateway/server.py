@@ -125,7 +125,13 @@ class GatewayServer:
             wake=waiting.set,
             overflow=lambda: self._evict(connection),
         )
-        session = Session(self._desk, outbox)
+        peer_address = connection.remote_address
+        session = Session(
+            self._desk,
+            outbox,
+            peer=str(peer_address[0]) if peer_address else "",
+            hang_up=lambda code, why: self._hang_up(connection, outbox, code, why),
+        )
         self._sessions.add(session)
         writer = asyncio.create_task(_write(connection, outbox, waiting))
         try:
@@ -143,6 +149,13 @@ class GatewayServer:
             self._sessions.discard(session)
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)
+
+    def _hang_up(
+        self, connection: ServerConnection, outbox: Outbox, code: CloseCode, why: str
+    ) -> None:
+        task = asyncio.create_task(_close_behind(connection, outbox, code, why))
+        self._evictions.add(task)
+        task.add_done_callback(self._evictions.discard)
 
     def _evict(self, connection: ServerConnection) -> None:
         self.slow_readers_closed += 1
@@ -190,6 +203,22 @@ async def _write(connection: ServerConnection, outbox: Outbox, waiting: asyncio.
                 outbox.sent(frame)
     except ConnectionClosed:
         outbox.close()
+
+
+async def _close_behind(
+    connection: ServerConnection, outbox: Outbox, code: CloseCode, why: str
+) -> None:
+    """Close a connection behind what it was told last, or let go of one that does not read."""
+    try:
+        async with asyncio.timeout(CLOSE_TIMEOUT_S):
+            for frame in outbox.take():
+                await connection.send(frame, text=True)
+            outbox.close()
+            await connection.close(code, why[:CLOSE_REASON_CHARS_MAX])
+    except ConnectionClosed:
+        pass
+    except TimeoutError:
+        connection.transport.abort()
 
 
 async def _close_slow(connection: ServerConnection) -> None:

@@ -6,6 +6,7 @@ refused one changed nothing. The server makes a session for each connection; the
 come through `Pending`, which the feed drives.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Sequence
@@ -14,19 +15,22 @@ from typing import Final, NamedTuple
 
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
-from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
+from compex_client.wallet import ADDRESS_BYTES, Domain, SessionKey, address_text
 
 from engine.catalog import Catalog
 from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
-from engine.rejects import CatalogError, Refused, Reject
+from engine.rejects import WORDS, CatalogError, Refused, Reject
 from gateway import translate, wire
-from gateway.auth import Challenge, LoginRefused, bytes_of
+from gateway.audit import Audit
+from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
 from gateway.feed import EVERY_MARKET, OWN_COMMANDS, Feed, Topic
+from gateway.keys import Keys
 from gateway.limits import (
     DEFAULT_LIMITS,
     PENDING_REPEATS_MAX,
     RETRY_MS,
+    AddressBuckets,
     Outbox,
     TokenBucket,
 )
@@ -43,6 +47,12 @@ _NEVER_TERMINAL: Final = frozenset({
 })  # fmt: skip
 
 
+log = logging.getLogger("compex.session")
+_CLOSE_OF: Final = {
+    Reject.KEY_NOT_AUTHORISED: m.CloseCode.KEY_REVOKED,
+    Reject.KEY_REVOKED: m.CloseCode.KEY_REVOKED,
+    Reject.KEY_EXPIRED: m.CloseCode.KEY_EXPIRED,
+}
 # Requests that a client id makes safe to repeat.
 _NAMED: Final = (m.New, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket)
 
@@ -131,6 +141,9 @@ class Desk:
     now_ns: Callable[[], int]
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    keys: Keys
+    audit: Audit | None  # None: nothing is kept
+    logins: AddressBuckets
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     last_listed: int = 0  # the highest instrument number ever given out
 
@@ -151,9 +164,11 @@ def open_desk(
     now_ns: Callable[[], int] = time.monotonic_ns,
     time_ns: Callable[[], int] = time.time_ns,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    keys: Keys | None = None,
+    audit: Audit | None = None,
 ) -> Desk:
     """Put pending answers, feed and port together. Before the port starts, so that the feed
-    hears the journal's events first."""
+    hears the journal's events first. Without `keys` they are kept in memory alone."""
     pending = Pending()
     feed = Feed(port, catalog, pending.answer, pending.command_done)
     return Desk(
@@ -168,22 +183,42 @@ def open_desk(
         now_ns=now_ns,
         time_ns=time_ns,
         random_bytes=random_bytes,
+        keys=keys or Keys(),
+        audit=audit,
+        logins=AddressBuckets(limits.logins_per_s, limits.logins_burst, now_ns),
     )
 
 
 class Session:
-    """Give it every text frame in order; `send` is the feed's way in."""
+    """Give it every text frame in order; `send` is the feed's way in. `hang_up` is how it closes
+    its own connection; `peer` is the address at the other end."""
 
-    def __init__(self, desk: Desk, outbox: Outbox) -> None:
+    def __init__(
+        self,
+        desk: Desk,
+        outbox: Outbox,
+        *,
+        peer: str = "",
+        hang_up: Callable[[m.CloseCode, str], None] = lambda _code, _why: None,
+    ) -> None:
         limits = desk.limits
         self._desk = desk
         self._outbox = outbox
-        self._challenge = Challenge(desk.domain, desk.random_bytes)
+        self._peer = peer
+        self._hang_up = hang_up
+        self._who = Identity(desk.domain, desk.keys, desk.random_bytes, desk.time_ns)
+        self._ended = False  # by its session key's end: nothing more is done
+        self._audited: dict[int, m.ClientMessage] = {}  # whose outcome is to be logged
+        self._has_tried = False  # to administer, without being the administrator
         self._requests = TokenBucket(limits.requests_per_s, limits.requests_burst, desk.now_ns)
         self._cancels = TokenBucket(limits.cancels_per_s, limits.cancels_burst, desk.now_ns)
         self._topics: set[Topic] = set()
-        self.wallet = b""  # 20 bytes once logged in
         self.number = 0  # which of its account's sessions; the client's own choice
+
+    @property
+    def wallet(self) -> bytes:
+        """Whose account this is: 20 bytes once logged in."""
+        return self._who.wallet
 
     # --- the server's side ---------------------------------------------------------------------
     def open(self) -> None:
@@ -191,7 +226,7 @@ class Session:
         self._reply(
             m.Hello(
                 version=m.PROTOCOL_VERSION,
-                nonce=self._challenge.nonce,
+                nonce=self._who.challenge.nonce,
                 time_us=translate.time_us(desk.time_ns()),
                 chain_id=desk.domain.chain_id,
                 vault=address_text(desk.domain.vault),
@@ -204,6 +239,8 @@ class Session:
 
     def receive(self, frame: bytes | str) -> None:
         """One text frame; never raises, whatever is in it."""
+        if self._ended:
+            return
         try:
             request = wire.decode(frame)
         except BadRequest as bad:
@@ -212,6 +249,8 @@ class Session:
             return
         cancels = isinstance(request, m.Cancel | m.CancelAll)
         if self._is_limited(request.id, self._cancels if cancels else self._requests):
+            return
+        if not self._is_permitted(request):
             return
         try:
             self._handle(request)
@@ -222,18 +261,40 @@ class Session:
         self._outbox.push(frame)
 
     def heartbeat(self) -> None:
+        try:
+            self._who.terms()
+        except BadRequest as over:
+            self.key_ended(_CLOSE_OF[over.reject])
+            return
         now_us = translate.time_us(self._desk.time_ns())
         self.send(self._desk.feed.heartbeat(now_us, self._account()))
 
     def close(self) -> None:
         """The connection is gone. Commands in flight go on; their replies are dropped."""
         self._outbox.close()
+        self._leave()
+
+    def key_ended(self, code: m.CloseCode) -> None:
+        """The session key that logged in is not in force any more: nothing more is done or told."""
+        if not self._ended:
+            self._ended = True
+            self._leave()
+            self._hang_up(code, WORDS[Reject[code.name]])
+
+    def _leave(self) -> None:
         for topic in self._topics:
             self._desk.feed.unsubscribe(self, topic)
         self._topics.clear()
+        if self._who.key:
+            self._desk.keys.let_go(self._who.wallet, self._who.key, self)
 
     # --- replies -------------------------------------------------------------------------------
     def _reply(self, message: m.ServerMessage) -> None:
+        if self._audited and isinstance(message, m.Ack | m.Reject):
+            request = self._audited.pop(message.id, None)
+            if request is not None:
+                done = isinstance(message, m.Ack)
+                self._audit(request, "done" if done else f"{message.code} {message.reason}")
         self._outbox.push(wire.encode(message))
 
     def _ack(self, ack: m.Ack) -> None:
@@ -242,10 +303,10 @@ class Session:
 
     def _refuse(self, request_id: int, bad: BadRequest) -> None:
         reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail)
-        if isinstance(bad, LoginRefused):
+        if isinstance(bad, SignatureRefused):
             reject.digest, reject.recovered = bad.digest, bad.recovered
         if isinstance(bad, LoginRefused) or bad.reject is Reject.NONCE_REPLAYED:
-            reject.nonce = self._challenge.nonce
+            reject.nonce = self._who.challenge.nonce
         self._reply(reject)
 
     def _is_limited(self, request_id: int, bucket: TokenBucket) -> bool:
@@ -254,7 +315,30 @@ class Session:
             self._reply(wire.reject_message(request_id, Reject.RATE_LIMITED, retry_ms=retry_ms))
         return retry_ms > 0
 
+    def _audit(self, request: m.ClientMessage, outcome: str) -> bool:
+        """Put a line into the audit log; False if that failed."""
+        if self._desk.audit is None:
+            return True
+        now_us, who = translate.time_us(self._desk.time_ns()), self._who
+        try:
+            self._desk.audit.write(now_us, who.wallet, who.key, self._peer, request, outcome)
+        except OSError as error:
+            log.error("the audit log lacks a line: %s", error)
+            return False
+        return True
+
     # --- requests ------------------------------------------------------------------------------
+    def _is_permitted(self, request: m.ClientMessage) -> bool:
+        """Whether the key that logged in may do this, if it was one; if not, that is told."""
+        try:
+            self._who.permit(request)
+        except BadRequest as bad:
+            self._refuse(request.id, bad)
+            if bad.reject in _CLOSE_OF:
+                self.key_ended(_CLOSE_OF[bad.reject])
+            return False
+        return True
+
     def _handle(self, request: m.ClientMessage) -> None:
         match request:
             case m.New():
@@ -277,8 +361,8 @@ class Session:
                 self._subscribe(request)
             case m.Unsubscribe():
                 self._unsubscribe(request)
-            case m.Login():
-                self._login(request)
+            case m.Login() | m.Authorise() | m.Revoke():
+                self._sign(request)
             case m.Market():
                 self._administer(request)
             case m.FeeTier():
@@ -286,20 +370,87 @@ class Session:
             case m.Ping():
                 self._reply(m.Pong(request.id, translate.time_us(self._desk.time_ns())))
 
+    def _sign(self, request: m.Login | m.Authorise | m.Revoke) -> None:
+        """What a signature says. Checking one costs as much as many orders do, so each address has
+        only so many."""
+        retry_ms = self._desk.logins.take(self._peer) if request.signature else 0
+        if retry_ms:
+            self._reply(wire.reject_message(request.id, Reject.RATE_LIMITED, retry_ms=retry_ms))
+            return
+        self._audited[request.id] = request
+        match request:
+            case m.Login():
+                self._login(request)
+            case m.Authorise():
+                self._authorise(request)
+            case m.Revoke():
+                self._revoke(request)
+
     def _login(self, request: m.Login) -> None:
-        if self.wallet:
-            raise BadRequest(Reject.ALREADY_LOGGED_IN)
-        self.wallet = self._challenge.verify(request)
+        who = self._who
+        who.login(request)
         self.number = request.session
-        self._ack(m.Ack(request.id, account=self._account(), wallet=address_text(self.wallet)))
+        ack = m.Ack(request.id, account=self._account(), wallet=address_text(who.wallet))
+        terms = who.terms()
+        if terms is not None:
+            self._desk.keys.hold(who.wallet, who.key, self)
+            ack.keys = [self._key_info(terms)]
+        self._ack(ack)
+
+    def _authorise(self, request: m.Authorise) -> None:
+        terms, signature = self._who.authorisation(request)
+        self._check_account(terms.wallet)
+
+        def kept(failure: Reject | None) -> None:
+            self._kept(m.Ack(request.id), failure)
+
+        self._desk.keys.authorise(terms, signature, self._desk.time_ns(), kept)
+
+    def _revoke(self, request: m.Revoke) -> None:
+        revocation = self._who.revocation(request)
+        self._check_account(revocation.wallet)
+
+        def kept(failure: Reject | None, keys: int) -> None:
+            self._kept(m.Ack(request.id, count=keys), failure)
+
+        self._desk.keys.revoke(revocation, self._desk.time_ns(), kept)
+
+    def _check_account(self, wallet: bytes) -> None:
+        """What is kept for good is kept for those who have deposited something."""
+        if not self._desk.feed.account_of(wallet):
+            raise BadRequest(Reject.NO_ACCOUNT, "wallet")
+
+    def _kept(self, ack: m.Ack, failure: Reject | None) -> None:
+        """An authorisation or a revocation is on the disk, or its disk failed."""
+        if failure is None:
+            ack.level = "durable"
+            self._ack(ack)
+        else:
+            words = "it could not be written; a revocation holds until the node starts again"
+            self._reply(wire.reject_message(ack.id, failure, detail=words))
+
+    def _key_info(self, terms: SessionKey) -> m.KeyInfo:
+        return m.KeyInfo(
+            wallet=address_text(terms.wallet),
+            key=address_text(terms.key),
+            scopes=terms.scopes,
+            markets=list(terms.markets),
+            valid_from_s=terms.valid_from_s,
+            valid_until_s=terms.valid_until_s,
+            nonce=terms.nonce,
+            account=self._desk.feed.account_of(terms.wallet),
+        )
 
     def _account(self) -> int:
         # Looked up each time: the first deposit may come after the login.
         return self._desk.feed.account_of(self.wallet) if self.wallet else 0
 
-    def _trader(self) -> int:
+    def _check_login(self) -> None:
         if not self.wallet:
             raise BadRequest(Reject.NOT_LOGGED_IN)
+
+    def _trader(self) -> int:
+        self._check_login()
         account = self._account()
         if not account:
             raise BadRequest(Reject.NO_ACCOUNT)
@@ -314,7 +465,11 @@ class Session:
     ) -> bool:
         """Sequence a command; its answer comes later. False if it was refused, which is told."""
         try:
+            self._who.permit_command(command, parts, self._desk.feed.mirror)
             sequenced = self._desk.port.submit(command, parts)
+        except BadRequest as bad:  # told, not raised: an engine's answer may have brought us here
+            self._refuse(request.id, bad)
+            return False
         except Refused as refused:
             retry_ms = RETRY_MS.get(refused.reject, 0)
             self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
@@ -470,6 +625,14 @@ class Session:
             case "order":
                 self._query_order(request)
                 return
+            case "keys":
+                self._check_login()
+                found = self._desk.keys.of_wallet(self.wallet, self._who.now_s())
+                ack.keys = [self._key_info(terms) for terms in found]
+            case "accounts":
+                self._check_login()
+                found = self._desk.keys.of_signer(self._who.signer, self._who.now_s())
+                ack.accounts = [self._key_info(terms) for terms in found]
         self._ack(ack)
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
@@ -494,19 +657,26 @@ class Session:
         self._ack(m.Ack(request.id, market=request.market))
 
     # --- administration ------------------------------------------------------------------------
-    def _require_administrator(self) -> None:
-        if not self._desk.administrator or self.wallet != self._desk.administrator:
+    def _require_administrator(self, request: m.Market | m.FeeTier) -> None:
+        """Raises BadRequest, also where the audit log does not take what is to be done."""
+        if not self._desk.administrator or self._who.signer != self._desk.administrator:
+            if self.wallet and not self._has_tried:  # once a connection, or it would fill the disk
+                self._has_tried = True
+                self._audited[request.id] = request
             raise BadRequest(Reject.NOT_ADMINISTRATOR)
+        if not self._audit(request, "asked"):
+            raise BadRequest(Reject.STOPPED, detail="the audit log cannot be written")
+        self._audited[request.id] = request
 
     def _set_fee_tier(self, request: m.FeeTier) -> None:
-        self._require_administrator()
+        self._require_administrator(request)
         account = self._desk.feed.account_of(bytes_of(request.wallet, ADDRESS_BYTES, "wallet"))
         if not account:
             raise BadRequest(Reject.NO_ACCOUNT, "wallet")
         self._submit(request, translate.set_fee_tier(account, request.tier))
 
     def _administer(self, request: m.Market) -> None:
-        self._require_administrator()
+        self._require_administrator(request)
         desk = self._desk
         if request.action != "list":
             market = desk.feed.market(request.market)

@@ -7,7 +7,7 @@ login; `errors` is the tree of everything raised; `messages` is the wire, field 
 from compex_client.book import Book
 from compex_client.client import Client, connect
 from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
-from compex_client.messages import Leg
+from compex_client.messages import Leg, Scope
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
@@ -19,6 +19,7 @@ __all__ = [
     "Disconnected",
     "Leg",
     "Rejected",
+    "Scope",
     "Stream",
     "StreamOverflow",
     "Wallet",
