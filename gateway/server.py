@@ -198,10 +198,11 @@ async def _write(connection: ServerConnection, outbox: Outbox, waiting: asyncio.
         while True:
             await waiting.wait()
             waiting.clear()
-            for frame in outbox.take():
-                await connection.send(frame, text=True)
-                outbox.sent(frame)
-    except ConnectionClosed:
+            for frames in outbox.take():
+                connection.transport.write(frames)
+                await connection.drain()
+                outbox.sent(frames)
+    except (ConnectionClosed, RuntimeError, ConnectionError):
         outbox.close()
 
 
@@ -211,8 +212,8 @@ async def _close_behind(
     """Close a connection behind what it was told last, or let go of one that does not read."""
     try:
         async with asyncio.timeout(CLOSE_TIMEOUT_S):
-            for frame in outbox.take():
-                await connection.send(frame, text=True)
+            for frames in outbox.take():
+                connection.transport.write(frames)
             outbox.close()
             await connection.close(code, why[:CLOSE_REASON_CHARS_MAX])
     except ConnectionClosed:
