@@ -8,7 +8,7 @@ of the table names is refused to every key. Sessions call it. The digests themse
 
 import hmac
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from compex_client import messages as m
@@ -32,7 +32,7 @@ from compex_client.wallet import (
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind
 from engine.rejects import Reject
 from gateway.keys import Keys, Revocation
-from gateway.mirror import Mirror
+from gateway.mirror import MarketState
 from gateway.wire import BadRequest
 
 NOTHING: Final = Scope(0)  # what everybody may do
@@ -161,17 +161,23 @@ class Identity:
         if needed is None or needed & ~terms.scopes:
             raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(needed))
 
-    def permit_command(self, command: Command, parts: Iterable[Command], mirror: Mirror) -> None:
+    def permit_command(
+        self,
+        command: Command,
+        parts: Iterable[Command],
+        of_order: int,
+        markets: Mapping[int, MarketState],
+    ) -> None:
         """Raises BadRequest where a key is not for every market of a command that would be
-        sequenced. So no kind of request, however it names its markets, gets round it."""
+        sequenced. So no kind of request, however it names its markets, gets round it. `of_order`
+        is the instrument of the order that the command names, 0 if that is not known."""
         terms = self.terms()
         if terms is None or not terms.markets or command.kind in _OF_NO_MARKET:
             return
         if command.kind in _OF_AN_ORDER:
-            order = mirror.account(command.account).orders.get(command.order_id)
-            if order is None:  # not even by guessing the id of one that is not told yet
+            if not of_order:  # not even by guessing the id of one that is not told yet
                 raise BadRequest(Reject.UNKNOWN_ORDER)
-            instruments = {order.instrument}
+            instruments = {of_order}
         else:
             instruments = {command.instrument, *(part.instrument for part in parts)} - {0}
         assert instruments, "a command is about markets"
@@ -179,7 +185,7 @@ class Identity:
             if instrument == ALL_INSTRUMENTS:
                 words = "this would be about every market; name one"
                 raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", words)
-            market = mirror.markets[instrument]
+            market = markets[instrument]
             if not covers(terms.markets, market.ticker, market.symbol):
                 raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", market.ticker)
 

@@ -214,7 +214,8 @@ class Keys:
         nonce = nonce or seen
         if not nonce:
             raise BadRequest(Reject.KEY_NOT_AUTHORISED, "key")
-        standing = [known for known in meant if not owner.is_out(known)]
+        now_s = time_ns // 1_000_000_000
+        standing = [known for known in meant if _counts(owner, known, now_s)]
         if any(known.seen_nonce > nonce for known in standing):
             raise BadRequest(Reject.NONCE_REPLAYED, "nonce", f"{seen} would stay in force")
         self._check_idle()

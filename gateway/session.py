@@ -466,10 +466,12 @@ class Session:
         command: Command,
         market: str = "",
         parts: Sequence[Command] = (),
+        of_order: int = 0,
     ) -> bool:
-        """Sequence a command; its answer comes later. False if it was refused, which is told."""
+        """Sequence a command; its answer comes later. False if it was refused, which is told.
+        `of_order` is the instrument of the order that a command names, if it names one."""
         try:
-            self._who.permit_command(command, parts, self._desk.feed.mirror)
+            self._who.permit_command(command, parts, of_order, self._desk.feed.mirror.markets)
             sequenced = self._desk.port.submit(command, parts)
         except BadRequest as bad:  # told, not raised: an engine's answer may have brought us here
             self._refuse(request.id, bad)
@@ -505,7 +507,7 @@ class Session:
             elif isinstance(request, m.Query):
                 self._tell_order(request.id, event.account, event.order_id)
             else:
-                self._change_now(request, event.account, event.order_id)
+                self._change_now(request, event.account, event.order_id, event.instrument)
         elif event.kind == EventKind.REJECTED:
             reject, detail = Reject(event.reason), ""
             if reject is Reject.UNKNOWN_ORDER and isinstance(request, m.Cancel | m.Amend):
@@ -573,14 +575,18 @@ class Session:
         else:
             self._busy(request)
 
-    def _change_now(self, request: m.Cancel | m.Amend, account: int, order_id: int) -> None:
+    def _change_now(
+        self, request: m.Cancel | m.Amend, account: int, order_id: int, instrument: int = 0
+    ) -> None:
+        """`instrument` is the order's, where it has only just been accepted."""
         order = self._desk.feed.account(account).orders.get(order_id)
-        market = self._desk.feed.mirror.markets[order.instrument].ticker if order else ""
+        instrument = order.instrument if order else instrument
+        market = self._desk.feed.mirror.markets[instrument].ticker if instrument else ""
         if isinstance(request, m.Cancel):
             command = translate.cancel(account, order_id)
         else:
             command = translate.amend(request, account, order_id)
-        self._submit(request, command, market)
+        self._submit(request, command, market, of_order=instrument)
 
     def _fate(self, request: m.Cancel | m.Amend) -> str:
         """What became of an order that cannot be changed any more, in words."""

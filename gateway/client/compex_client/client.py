@@ -109,6 +109,7 @@ class Client:
         self._mending: set[asyncio.Task[None]] = set()
         self._tickers: dict[str, str] = {}
         self._nonce = ""
+        self._key_nonce = 0  # of the last authorisation or revocation signed here
         self.wallet: Wallet | None = None  # None, too, where only its address is known
         self.account = 0  # 0 until the wallet has made its first deposit
         self.aseq = 0  # of the last private message received
@@ -309,7 +310,7 @@ class Client:
         many seconds from now; it replaces what the key was let do before. `messages.Authorise`
         tells more."""
         signer = self._signer(wallet)
-        now_us = (await self.ping()).time_us
+        now_us = await self._new_nonce()
         terms = SessionKey(
             wallet=signer.address_bytes,
             key=parse_hex(key, ADDRESS_BYTES),
@@ -317,7 +318,7 @@ class Client:
             markets=tuple(markets),
             valid_from_s=0,
             valid_until_s=now_us // 1_000_000 + valid_s,
-            nonce=now_us,  # of the server's time: later ones are greater
+            nonce=now_us,
         )
         return await self.send_authorisation(terms, signer.sign_session_key(self.domain, terms))
 
@@ -341,7 +342,7 @@ class Client:
         of `wallet`. Their connections are closed; the ack has the `count` of keys put out."""
         if wallet is None:
             return await self._ask(lambda i: m.Revoke(i, key))
-        nonce = (await self.ping()).time_us
+        nonce = await self._new_nonce()
         meant = parse_hex(key, ADDRESS_BYTES) if key else EVERY_KEY
         proof = "0x" + wallet.sign_revocation(self.domain, meant, nonce).hex()
         return await self._ask(lambda i: m.Revoke(i, key, wallet.address, nonce, proof))
@@ -355,6 +356,11 @@ class Client:
         """For which wallets the one who logged in here, wallet or key, may act."""
         ack = await self._ask(lambda i: m.Query(i, "accounts"))
         return ack.accounts or []
+
+    async def _new_nonce(self) -> int:
+        """The server's time in microseconds: greater than all before, from whichever machine."""
+        self._key_nonce = max(self._key_nonce + 1, (await self.ping()).time_us)
+        return self._key_nonce
 
     def _signer(self, wallet: Wallet | None) -> Wallet:
         signer = wallet or self.wallet
