@@ -129,10 +129,10 @@ class Keys:
     def in_force(self, wallet: bytes, key: bytes, now_s: int) -> SessionKey:
         """What the key may do for the wallet now. Raises BadRequest: KEY_NOT_AUTHORISED,
         KEY_REVOKED or KEY_EXPIRED."""
-        owner = self._owners.get(wallet, _Owner())
-        known = owner.keys.get(key, _Key())
-        terms = known.terms
-        if terms is None:
+        owner = self._owners.get(wallet)
+        known = owner.keys.get(key) if owner is not None else None
+        terms = known.terms if known is not None else None
+        if owner is None or known is None or terms is None:
             raise BadRequest(Reject.KEY_NOT_AUTHORISED, "key")
         if terms.nonce <= max(owner.revoked_nonce, known.revoked_nonce):
             raise BadRequest(Reject.KEY_REVOKED, "key")

@@ -254,7 +254,7 @@ class Session:
         cancels = isinstance(request, m.Cancel | m.CancelAll)
         if self._is_limited(request.id, self._cancels if cancels else self._requests):
             return
-        if not self._is_permitted(request):
+        if self._who.key and not self._is_permitted(request):
             return
         try:
             self._handle(request)
@@ -333,7 +333,7 @@ class Session:
 
     # --- requests ------------------------------------------------------------------------------
     def _is_permitted(self, request: m.ClientMessage) -> bool:
-        """Whether the key that logged in may do this, if it was one; if not, that is told."""
+        """Whether the key that logged in may do this; if not, that is told."""
         try:
             self._who.permit(request)
         except BadRequest as bad:
@@ -471,7 +471,8 @@ class Session:
         """Sequence a command; its answer comes later. False if it was refused, which is told.
         `of_order` is the instrument of the order that a command names, if it names one."""
         try:
-            self._who.permit_command(command, parts, of_order, self._desk.feed.mirror.markets)
+            if self._who.key:
+                self._who.permit_command(command, parts, of_order, self._desk.feed.mirror.markets)
             sequenced = self._desk.port.submit(command, parts)
         except BadRequest as bad:  # told, not raised: an engine's answer may have brought us here
             self._refuse(request.id, bad)

@@ -1,7 +1,9 @@
 """Session keys and sub-accounts, as somebody attacks them who holds what he should not."""
 
 import asyncio
+import signal
 import sqlite3
+import sys
 from collections.abc import AsyncGenerator, Callable
 from itertools import count
 from pathlib import Path
@@ -716,6 +718,40 @@ async def test_what_was_told_is_there_after_a_start_and_what_was_revoked_stays_o
         "SELECT signature, scopes FROM authorisations WHERE key = ?", (kept.key,)
     )
     assert (signature, scopes) == (SIGNATURE, kept.scopes), "as it was signed"
+
+
+AUTHORISE_AND_DIE: Final = """
+import asyncio, os, signal, sys
+from pathlib import Path
+from compex_client.wallet import SessionKey
+from gateway.keys import Keys
+
+async def main():
+    store, many = Keys(Path(sys.argv[1])), int(sys.argv[2])
+    acked = []
+    def done(failure):
+        acked.append(failure)
+        if len(acked) == many:
+            os.kill(os.getpid(), signal.SIGKILL)
+    for nonce in range(1, many + 9):
+        terms = SessionKey(b"o" * 20, b"k" * 20, 7, (), 0, 2**32 - 1, nonce)
+        store.authorise(terms, bytes(65), 1, done)
+    await asyncio.sleep(60)
+
+asyncio.run(main())
+"""
+
+
+@pytest.mark.parametrize("many", [1, 7])
+async def test_what_was_acked_is_there_after_a_kill(tmp_path: Path, many: int) -> None:
+    path = tmp_path / keys.KEYS_FILE
+    process = await asyncio.create_subprocess_exec(
+        sys.executable, "-c", AUTHORISE_AND_DIE, str(path), str(many)
+    )
+    assert await process.wait() == -signal.SIGKILL
+    store = Keys(path)
+    assert store.in_force(b"o" * 20, b"k" * 20, NOW_S).nonce >= many
+    await store.close()
 
 
 async def test_a_key_revoked_while_it_is_on_its_way_to_the_disk_never_counts(
