@@ -71,7 +71,8 @@ class KeysError(CompexError):
 
 
 class Revocation(NamedTuple):
-    """`key` may be EVERY_KEY. `nonce` 0, of a wallet that is logged in: the highest one seen."""
+    """`key` may be EVERY_KEY. Of a wallet that is logged in all nonces that were seen are meant,
+    and those up to `nonce`, if it is higher."""
 
     wallet: bytes
     key: bytes
@@ -211,7 +212,8 @@ class Keys:
         owner = self._owners.get(wallet, _Owner())
         meant = list(owner.keys.values()) if key == EVERY_KEY else [owner.keys.get(key, _Key())]
         seen = max((known.seen_nonce for known in meant), default=0)
-        nonce = nonce or seen
+        if not signature:  # the wallet itself is here, and means all that there is
+            nonce = max(nonce, seen)
         if not nonce:
             raise BadRequest(Reject.KEY_NOT_AUTHORISED, "key")
         now_s = time_ns // 1_000_000_000

@@ -568,6 +568,16 @@ async def test_a_revocation_that_would_leave_a_key_in_force_is_refused(exchange:
     acked(login(exchange.converse()))
 
 
+@pytest.mark.parametrize("nonce", [0, 1])
+async def test_the_wallet_itself_puts_out_keys_whatever_their_nonces_are(
+    exchange: Exchange, nonce: int
+) -> None:
+    authorised(exchange, nonce=m.ID_MAX - 1)
+    owner = exchange.converse(OWNER)
+    assert acked(owner.say(m.Revoke(4, BOT.address, nonce=nonce))).count == 1
+    assert refused(login(exchange.converse())).code == Reject.KEY_REVOKED
+
+
 async def test_nobody_revokes_the_keys_of_another(exchange: Exchange) -> None:
     authorised(exchange)
     trader = exchange.converse()

@@ -10,6 +10,7 @@ import msgspec
 import pytest
 from compex_client import Client, Disconnected, Leg, Rejected, Scope, connect
 from compex_client import messages as m
+from compex_client.wallet import SessionKey
 
 from engine.rejects import Reject
 from tests.disks import HeldDisk
@@ -192,7 +193,14 @@ async def test_keys_are_let_in_bound_listed_and_put_out_as_the_rows_say(tmp_path
             [sub] = await run("see for whom one may act", of_master)
             assert (sub.wallet, sub.account) == (owner.address, 1)
             assert (await run("put a key out")).count == 1
+            shelved = SessionKey(  # signed, and not shown to the exchange yet
+                owner.address_bytes, wallet(9).address_bytes, 7, (), 0, 2**32 - 1, START_NS // 1_000
+            )
+            signature = owner.sign_session_key(client.domain, shelved)
             assert (await run("put all keys out")).count == 1
+            with pytest.raises(Rejected) as caught:
+                await client.send_authorisation(shelved, signature)
+            assert caught.value.code == Reject.NONCE_REPLAYED
             for key in (bot, master):
                 with pytest.raises(Rejected) as caught:
                     await connect(url, owner.address, key=key)

@@ -339,10 +339,11 @@ class Client:
 
     async def revoke(self, key: str = "", *, wallet: Wallet | None = None) -> m.Ack:
         """Put out a key, or all of them: of the wallet that is logged in or, from any connection,
-        of `wallet`. Their connections are closed; the ack has the `count` of keys put out."""
-        if wallet is None:
-            return await self._ask(lambda i: m.Revoke(i, key))
+        of `wallet`. Their connections are closed; the ack has the `count` of keys put out. What was
+        signed before and not yet sent is out as well, if its nonce is of its time, as here."""
         nonce = await self._new_nonce()
+        if wallet is None:
+            return await self._ask(lambda i: m.Revoke(i, key, nonce=nonce))
         meant = parse_hex(key, ADDRESS_BYTES) if key else EVERY_KEY
         proof = "0x" + wallet.sign_revocation(self.domain, meant, nonce).hex()
         return await self._ask(lambda i: m.Revoke(i, key, wallet.address, nonce, proof))

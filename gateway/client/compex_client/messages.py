@@ -154,9 +154,9 @@ class Revoke(Request, tag="revoke"):
     By the wallet itself where it is logged in; or signed by it (typed data `Revocation`, the digest
     is `wallet.revocation_digest`), then from any connection, with `wallet` and `nonce`. Out are
     all with this `nonce` or a lower one, also those that the exchange has not seen yet; without a
-    signature it may be left out, and means the highest seen. It is refused if one with a higher
-    nonce would stay in force. Connections of the keys are closed at once; the ack, with the `count`
-    of keys put out, comes when it is on the exchange's disk.
+    signature it may be left out, and all that were seen are out in any case. A signed one is
+    refused if one with a higher nonce would stay in force. Connections of the keys are closed at
+    once; the ack, with the `count` of keys put out, comes when it is on the exchange's disk.
     """
 
     key: Text = ""
