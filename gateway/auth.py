@@ -1,37 +1,88 @@
-"""Who is at the other end: one nonce per login attempt, and the wallet that signed it.
+"""Who is at the other end and what it may do: nonces, signatures, scopes, markets.
 
-Invariant: a nonce is accepted once, from the connection it was given to. Sessions call it. The
-digest itself is defined in `compex_client.wallet`, for both ends.
+Invariant: a nonce is accepted once, from the connection it was given to; a session key does only
+what the authorisation in force lets it, looked up again for every request; a request that no row
+of the table names is refused to every key. Sessions call it. The digests themselves are defined in
+`compex_client.wallet`, for both ends.
 """
 
 import hmac
-from collections.abc import Callable
+import re
+from collections.abc import Callable, Iterable, Mapping
 from typing import Final
 
 from compex_client import messages as m
 from compex_client.errors import WalletError
+from compex_client.messages import Scope
 from compex_client.wallet import (
     ADDRESS_BYTES,
+    EVERY_KEY,
     NONCE_BYTES,
     SIGNATURE_BYTES,
     Domain,
+    SessionKey,
     address_text,
     login_digest,
     parse_hex,
     recover,
+    revocation_digest,
+    session_key_digest,
 )
 
+from engine.records import ALL_INSTRUMENTS, Command, CommandKind
 from engine.rejects import Reject
+from gateway.keys import Keys, Revocation
+from gateway.mirror import MarketState
 from gateway.wire import BadRequest
 
+NOTHING: Final = Scope(0)  # what everybody may do
+# What a session key must have for each request. None: only the wallet itself, whatever the key has.
+SCOPE_OF: Final[dict[type[m.Request], Scope | None]] = {
+    m.Login: NOTHING,
+    m.Authorise: NOTHING,  # the signature in it speaks, not the connection
+    m.Revoke: NOTHING,  # `Identity.revocation` lets only a signature or the wallet itself
+    m.Ping: NOTHING,
+    m.Token: Scope.READ,
+    m.Batch: Scope.TRADE,
+    m.Replace: Scope.TRADE,
+    m.Subscribe: Scope.READ,  # but for public channels
+    m.Unsubscribe: NOTHING,
+    m.Query: Scope.READ,  # but for public questions
+    m.New: Scope.TRADE,
+    m.Quote: Scope.TRADE,
+    m.Block: Scope.TRADE,
+    m.Exclusive: Scope.TRADE,
+    m.Basket: Scope.TRADE,
+    m.Amend: Scope.TRADE,
+    m.Cancel: Scope.TRADE,
+    m.CancelAll: Scope.TRADE,
+    m.Capacity: Scope.TRADE,
+    m.Withdraw: Scope.WITHDRAW,
+    m.Market: None,
+    m.FeeTier: None,
+}
+PUBLIC_CHANNELS: Final = frozenset({"book", "trades", "status", "index", "auction", "sequenced"})
+PUBLIC_QUESTIONS: Final = frozenset({"markets"})
+# Commands about no market, and about the market of an order that they name.
+_OF_NO_MARKET: Final = frozenset({CommandKind.WITHDRAW})
+_OF_AN_ORDER: Final = frozenset({CommandKind.CANCEL, CommandKind.AMEND})
+_TICKER: Final = re.compile(r"[A-Z0-9]+")
+# class | region | grade | SPOT, or a kind of window and its start: each a whole field, or *.
+_FIELD: Final = r"(?:\*|[A-Za-z0-9.-]+)"
+_PATTERN: Final = re.compile(rf"{_FIELD}\|{_FIELD}\|{_FIELD}\|{_FIELD}(?:\|{_FIELD})?")
 
-class LoginRefused(BadRequest):
-    """A refused login, with what was checked, so that a wrong signer can find the fault."""
+
+class SignatureRefused(BadRequest):
+    """A refused signature, with what was checked, so that a wrong signer can find the fault."""
 
     def __init__(self, reject: Reject, field: str, digest: bytes, recovered: bytes = b"") -> None:
         super().__init__(reject, field)
         self.digest: Final = "0x" + digest.hex()
         self.recovered: Final = address_text(recovered) if recovered else ""
+
+
+class LoginRefused(SignatureRefused):
+    """Its nonce is used up."""
 
 
 class Challenge:
@@ -47,21 +98,198 @@ class Challenge:
         """For the next attempt: 0x and 64 hex digits."""
         return "0x" + self._nonce.hex()
 
-    def verify(self, login: m.Login) -> bytes:
-        """The 20-byte wallet that signed. Raises BadRequest; the nonce is used up either way."""
-        wallet = bytes_of(login.wallet, ADDRESS_BYTES, "wallet")
+    def verify(self, login: m.Login, wallet: bytes, signer: bytes) -> bytes:
+        """The digest that the signer signed, to log in for the wallet. Raises BadRequest; the
+        nonce is used up either way."""
         nonce = bytes_of(login.nonce, NONCE_BYTES, "nonce")
         if not hmac.compare_digest(nonce, self._nonce):
             raise BadRequest(Reject.NONCE_REPLAYED, "nonce")
         self._nonce = self._random_bytes(NONCE_BYTES)
         digest = login_digest(self._domain, wallet, nonce)
-        try:
-            recovered = recover(digest, parse_hex(login.signature, SIGNATURE_BYTES))
-        except WalletError as error:
-            raise LoginRefused(Reject.BAD_SIGNATURE, "signature", digest) from error
-        if not hmac.compare_digest(recovered, wallet):
-            raise LoginRefused(Reject.WRONG_WALLET, "signature", digest, recovered)
-        return wallet
+        _check_signer(digest, login.signature, signer, LoginRefused)
+        return digest
+
+
+class Identity:
+    """For whom one connection acts: nobody, a wallet, or a wallet by one of its keys."""
+
+    def __init__(
+        self,
+        domain: Domain,
+        keys: Keys,
+        random_bytes: Callable[[int], bytes],
+        time_ns: Callable[[], int],
+    ) -> None:
+        self._domain = domain
+        self._keys = keys
+        self._time_ns = time_ns
+        self.challenge: Final = Challenge(domain, random_bytes)
+        self.wallet = b""  # 20 bytes once logged in
+        self.key = b""  # 20 bytes if a key logged in for the wallet
+
+    @property
+    def signer(self) -> bytes:
+        return self.key or self.wallet
+
+    def now_s(self) -> int:
+        return self._time_ns() // 1_000_000_000
+
+    def login(self, request: m.Login) -> None:
+        """Raises BadRequest."""
+        if self.wallet:
+            raise BadRequest(Reject.ALREADY_LOGGED_IN)
+        wallet = bytes_of(request.wallet, ADDRESS_BYTES, "wallet")
+        key = bytes_of(request.key, ADDRESS_BYTES, "key") if request.key else b""
+        if key == wallet:
+            raise BadRequest(Reject.INVALID_FIELD, "key", "the wallet itself logs in without one")
+        digest = self.challenge.verify(request, wallet, key or wallet)
+        if key:
+            try:
+                self._keys.in_force(wallet, key, self.now_s())
+            except BadRequest as bad:
+                raise LoginRefused(bad.reject, "key", digest, key) from bad
+        self.wallet, self.key = wallet, key
+
+    def terms(self) -> SessionKey | None:
+        """What the key may do now; None for the wallet itself, and for nobody, whom accounts
+        refuse. Raises BadRequest if the key is not in force any more."""
+        return self._keys.in_force(self.wallet, self.key, self.now_s()) if self.key else None
+
+    def permit(self, request: m.ClientMessage) -> None:
+        """Raises BadRequest where a key has not the scope, or is not in force any more."""
+        terms = self.terms()
+        if terms is None:
+            return
+        needed = _scope_of(request)
+        if needed is None or needed & ~terms.scopes:
+            raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(needed))
+
+    def permit_command(
+        self,
+        command: Command,
+        parts: Iterable[Command],
+        of_order: int,
+        markets: Mapping[int, MarketState],
+    ) -> None:
+        """Raises BadRequest where a key is not for every market of a command that would be
+        sequenced. So no kind of request, however it names its markets, gets round it. `of_order`
+        is the instrument of the order that the command names, 0 if that is not known."""
+        terms = self.terms()
+        if terms is None or not terms.markets or command.kind in _OF_NO_MARKET:
+            return
+        if command.kind in _OF_AN_ORDER:
+            if not of_order:  # not even by guessing the id of one that is not told yet
+                raise BadRequest(Reject.UNKNOWN_ORDER)
+            instruments = {of_order}
+        else:
+            instruments = {command.instrument, *(part.instrument for part in parts)} - {0}
+        assert instruments, "a command is about markets"
+        for instrument in instruments:
+            if instrument == ALL_INSTRUMENTS:
+                words = "this would be about every market; name one"
+                raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", words)
+            market = markets[instrument]
+            if not covers(terms.markets, market.ticker, market.symbol):
+                raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", market.ticker)
+
+    def authorisation(self, request: m.Authorise) -> tuple[SessionKey, bytes]:
+        """What a wallet signed, and its signature. Raises BadRequest."""
+        wallet = bytes_of(request.wallet, ADDRESS_BYTES, "wallet")
+        key = bytes_of(request.key, ADDRESS_BYTES, "key")
+        if key in {wallet, EVERY_KEY}:
+            raise BadRequest(Reject.INVALID_FIELD, "key", "it is another address than the wallet's")
+        for name in request.markets:
+            if not (_TICKER.fullmatch(name) or _PATTERN.fullmatch(name)):
+                words = "a ticker, or class|region|grade|window, each whole or *"
+                raise BadRequest(Reject.INVALID_FIELD, "markets", words)
+        until_s = request.valid_until_s
+        if until_s <= request.valid_from_s:
+            raise BadRequest(Reject.INVALID_FIELD, "valid_until_s", "it ends before it begins")
+        if until_s <= self.now_s():
+            raise BadRequest(Reject.KEY_EXPIRED, "valid_until_s")
+        terms = SessionKey(
+            wallet=wallet,
+            key=key,
+            scopes=request.scopes,
+            markets=tuple(request.markets),
+            valid_from_s=request.valid_from_s,
+            valid_until_s=until_s,
+            nonce=request.nonce,
+        )
+        digest = session_key_digest(self._domain, terms)
+        return terms, _check_signer(digest, request.signature, wallet, SignatureRefused)
+
+    def revocation(self, request: m.Revoke) -> Revocation:
+        """By the wallet that is logged in itself, or by the one that signed. Raises BadRequest."""
+        key = bytes_of(request.key, ADDRESS_BYTES, "key") if request.key else EVERY_KEY
+        if not request.signature:
+            if not self.wallet:
+                raise BadRequest(Reject.NOT_LOGGED_IN)
+            if self.key:
+                raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(None))
+            if request.wallet and bytes_of(request.wallet, 20, "wallet") != self.wallet:
+                raise BadRequest(Reject.WRONG_WALLET, "wallet")
+            return Revocation(self.wallet, key, request.nonce, b"")
+        wallet = bytes_of(request.wallet, ADDRESS_BYTES, "wallet")
+        if not request.nonce:
+            raise BadRequest(Reject.INVALID_FIELD, "nonce", "a signed revocation has one")
+        digest = revocation_digest(self._domain, wallet, key, request.nonce)
+        signature = _check_signer(digest, request.signature, wallet, SignatureRefused)
+        return Revocation(wallet, key, request.nonce, signature)
+
+
+def _scope_of(request: m.ClientMessage) -> Scope | None:
+    match request:
+        case m.Subscribe() if request.channel in PUBLIC_CHANNELS:
+            return NOTHING
+        case m.Query() if request.what in PUBLIC_QUESTIONS:
+            return NOTHING
+        case _:
+            return SCOPE_OF.get(type(request))
+
+
+def _names(needed: Scope | None) -> str:
+    if needed is None:
+        return "only the wallet itself may do this"
+    return " and ".join(str(scope.name).lower() for scope in Scope if scope & needed)
+
+
+def covers(patterns: Iterable[str], ticker: str, symbol: str) -> bool:
+    """Whether one of them names the market: its ticker, or its symbol field by field."""
+    fields = symbol.split("|", 3)  # the window with its start, if it has one, is the last
+    for pattern in patterns:
+        *named, window = pattern.split("|", 3)
+        if not named:
+            if window == ticker:
+                return True
+            continue
+        whole = all(want in {"*", have} for want, have in zip(named, fields, strict=False))
+        if whole and _is_window(window, fields[3]):
+            return True
+    return False
+
+
+def _is_window(want: str, have: str) -> bool:
+    """A `*` alone is any window; behind a kind it is any start."""
+    if want in {"*", have}:
+        return True
+    want_kind, _, want_start = want.partition("|")
+    have_kind, _, have_start = have.partition("|")
+    return want_kind in {"*", have_kind} and bool(have_start) and want_start in {"*", have_start}
+
+
+def _check_signer(
+    digest: bytes, signature: str, signer: bytes, refused: type[SignatureRefused]
+) -> bytes:
+    """The 65 bytes of the signature, if the signer made it. Raises SignatureRefused."""
+    try:
+        raw = parse_hex(signature, SIGNATURE_BYTES)
+        recovered = recover(digest, raw)
+    except WalletError as error:
+        raise refused(Reject.BAD_SIGNATURE, "signature", digest) from error
+    if not hmac.compare_digest(recovered, signer):
+        raise refused(Reject.WRONG_WALLET, "signature", digest, recovered)
+    return raw
 
 
 def bytes_of(text: str, size_bytes: int, name: str) -> bytes:

@@ -104,15 +104,12 @@ def command_line() -> argparse.ArgumentParser:
     snapshot.set_defaults(run=_snapshot)
 
     journal = commands.add_parser("journal", help="look into a journal, or take it over")
-    actions = journal.add_subparsers(required=True, metavar="action")
-    inspect = actions.add_parser("inspect", help="print it as text; also while a node writes")
-    _takes_journal(inspect)
-    inspect.add_argument("--from", type=int, default=1, metavar="N", dest="first")
-    inspect.add_argument("--to", type=int, default=SEQUENCE_MAX, metavar="N", dest="last")
-    inspect.set_defaults(run=_inspect)
-    adopt = actions.add_parser("adopt", help="replay another build's and go on with this one")
-    _takes_journal(adopt)
-    adopt.set_defaults(run=_adopt)
+    _takes_actions_of_journal(journal)
+
+    audit = commands.add_parser("audit", help="who did what to the exchange, line by line")
+    audit.add_argument("dir", type=Path, nargs="?", default=DEFAULT_DIRECTORY, metavar="DIR")
+    audit.add_argument("--verify", action="store_true", help="only whether lines are missing")
+    audit.set_defaults(run=_audit)
 
     fund = commands.add_parser("fund", help="mint test USDC and deposit it from a new wallet")
     fund.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
@@ -141,6 +138,18 @@ def command_line() -> argparse.ArgumentParser:
 def _prints_documents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("which", choices=("asyncapi", "openapi"), help="websocket, or plain HTTP")
     parser.set_defaults(run=_documents)
+
+
+def _takes_actions_of_journal(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(required=True, metavar="action")
+    inspect = actions.add_parser("inspect", help="print it as text; also while a node writes")
+    _takes_journal(inspect)
+    inspect.add_argument("--from", type=int, default=1, metavar="N", dest="first")
+    inspect.add_argument("--to", type=int, default=SEQUENCE_MAX, metavar="N", dest="last")
+    inspect.set_defaults(run=_inspect)
+    adopt = actions.add_parser("adopt", help="replay another build's and go on with this one")
+    _takes_journal(adopt)
+    adopt.set_defaults(run=_adopt)
 
 
 def _takes_journal(parser: argparse.ArgumentParser) -> None:
@@ -454,6 +463,20 @@ def _inspect(options: argparse.Namespace) -> int:
 
     for line in transcript(_journal(options.dir), options.first, options.last):
         sys.stdout.write(line + "\n")
+    return 0
+
+
+def _audit(options: argparse.Namespace) -> int:
+    from gateway.audit import AUDIT_FILE, verify
+
+    path = options.dir / AUDIT_FILE
+    found = verify(path)
+    if not options.verify:
+        sys.stdout.write(path.read_text("utf-8", errors="replace"))
+        return 0
+    console.print(f"lines       {found.lines}")
+    console.print(f"cut off     {found.cut_off}")
+    console.print(f"digest      {found.digest}")
     return 0
 
 

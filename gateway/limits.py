@@ -26,6 +26,7 @@ SUBNET_BITS: Final = 64  # of an IPv6 address: whoever has one has all of its /6
 
 # In tokens, by the type of a request; any other takes one.
 WEIGHTS: Final = {"replace": 2, "exclusive": 4, "basket": 4, "block": 8}
+ADDRESSES_MAX: Final = 1 << 16  # whose logins are counted
 
 DEFAULT_LIMITS: Final = m.Limits(
     requests_per_s=1_000,
@@ -97,8 +98,8 @@ class Budget:
 
     __slots__ = ("cancels", "key", "requests", "scope", "users")
 
-    def __init__(self, scope: m.Scope, key: str, requests: TokenBucket, cancels: TokenBucket):
-        self.scope: Final[m.Scope] = scope
+    def __init__(self, scope: m.BudgetScope, key: str, requests: TokenBucket, cancels: TokenBucket):
+        self.scope: Final[m.BudgetScope] = scope
         self.key: Final = key
         self.requests: Final = requests
         self.cancels: Final = cancels
@@ -166,7 +167,7 @@ class Tariff:
 
 
 class Shortage(NamedTuple):
-    scope: m.Scope
+    scope: m.BudgetScope
     retry_ms: int
 
 
@@ -191,7 +192,7 @@ class Budgets:
     def __init__(self, limits: m.Limits, now_ns: Callable[[], int]) -> None:
         self._limits = limits
         self._now_ns = now_ns
-        self._shared: dict[tuple[m.Scope, str], Budget] = {}
+        self._shared: dict[tuple[m.BudgetScope, str], Budget] = {}
         self._left: deque[Budget] = deque()  # once for each time that its last user left
 
     def __len__(self) -> int:
@@ -258,6 +259,41 @@ def whose(address: str) -> str:
     if isinstance(peer, ipaddress.IPv6Address):
         return str(ipaddress.IPv6Network((peer, SUBNET_BITS), strict=False))
     return str(peer)
+
+
+class AddressBuckets:
+    """A bucket for each address, of IPv6 for each network of 64 bits, which one person has.
+
+    An address that is forgotten begins with a full bucket again, so the table is large: whoever
+    can speak from so many addresses needs no second turn.
+    """
+
+    def __init__(self, rate_per_s: int, burst: int, now_ns: Callable[[], int]) -> None:
+        self._rate_per_s = rate_per_s
+        self._burst = burst
+        self._now_ns = now_ns
+        self._buckets: dict[str, TokenBucket] = {}  # the longest silent first
+
+    def take(self, address: str) -> int:
+        """As a bucket's own."""
+        network = _network(address)
+        bucket = self._buckets.pop(network, None)
+        if bucket is None:
+            bucket = TokenBucket(self._rate_per_s, self._burst)
+            if len(self._buckets) >= ADDRESSES_MAX:
+                del self._buckets[next(iter(self._buckets))]
+        self._buckets[network] = bucket
+        return bucket.take(1, self._now_ns())
+
+
+def _network(address: str) -> str:
+    try:
+        known = ipaddress.ip_address(address)
+    except ValueError:
+        return address  # of a peer that has none
+    if known.version == 4:
+        return address
+    return known.ipv4_mapped.compressed if known.ipv4_mapped else known.exploded[:19]
 
 
 class Outbox:

@@ -34,7 +34,10 @@ from engine.port import SpaceMarks
 from engine.rejects import CompexError
 from engine.replay import warm_up
 from gateway import translate
+from gateway.audit import AUDIT_FILE, Audit
 from gateway.health import Health
+from gateway.keys import KEYS_FILE
+from gateway.keys import Keys as SessionKeys
 from gateway.server import GatewayServer
 from gateway.session import Desk, open_desk
 from gateway.settings import Settings, SettingsError
@@ -144,6 +147,9 @@ class Node:
     async def _start_engine(self, database_url: str, partition_ns: int | None) -> None:
         catalog = load_catalog()
         journal, marks = Journal(self.directory / "journal", SystemDisk()), self.settings.journal
+        keys, audit = SessionKeys(self.directory / KEYS_FILE), Audit(self.directory / AUDIT_FILE)
+        self._stack.push_async_callback(keys.close)
+        self._stack.callback(audit.close)
         self.engine = Pipeline(
             journal, self.clock, SpaceMarks(marks.free_bytes_low, marks.free_bytes_too_low)
         )
@@ -155,6 +161,9 @@ class Node:
             Domain(self.chain.chain_id, self.chain.vault),
             administrator=self._administrator(),
             limits=self.settings.limits.limits(),
+            time_ns=self.clock.now_ns,
+            keys=keys,
+            audit=audit,
         )
         self.index = SpotIndex(catalog, partition_ns) if partition_ns else SpotIndex(catalog)
         wanted = self.settings.settlement

@@ -18,7 +18,7 @@ from gateway.health import Health
 from gateway.http import WEB_ROOT, Routes
 from gateway.limits import Outbox
 from gateway.session import Desk, Session
-from gateway.transport import OPEN_ACCESS, TICK_S, Access, Listener
+from gateway.transport import OPEN_ACCESS, TICK_S, Access, HangUp, Listener
 from gateway.wire import Codec
 
 DRAIN_S: Final = 5.0  # for the requests that were taken before the end to be answered
@@ -48,8 +48,8 @@ class GatewayServer:
         )
         routes.metrics.traffic = self._listener.traffic
 
-    def _converse(self, outbox: Outbox, codec: Codec, address: str) -> Session:
-        return Session(self._desk, outbox, codec, address)
+    def _converse(self, outbox: Outbox, codec: Codec, address: str, hang_up: HangUp) -> Session:
+        return Session(self._desk, outbox, codec, address, hang_up)
 
     async def start(self) -> None:
         await self._listener.start(self._host, self._port)

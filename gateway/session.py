@@ -6,6 +6,7 @@ refused one changed nothing. The server makes a session for each connection; the
 come through `Pending`, which the feed drives.
 """
 
+import logging
 import secrets
 import time
 from collections.abc import Callable, Iterable, Sequence
@@ -15,22 +16,25 @@ from typing import Any, ClassVar, Final, NamedTuple, get_args
 
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
-from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
+from compex_client.wallet import ADDRESS_BYTES, Domain, SessionKey, address_text
 
 from engine.catalog import Catalog
 from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
-from engine.rejects import CatalogError, Refused, Reject
+from engine.rejects import WORDS, CatalogError, Refused, Reject
 from gateway import translate, wire
-from gateway.auth import Challenge, LoginRefused, bytes_of
+from gateway.audit import Audit
+from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
 from gateway.bulk import Gathering, ItemReply, Told, levels_in
 from gateway.counts import Counts
 from gateway.feed import OWN_COMMANDS, Feed
 from gateway.hub import EVERY_MARKET, Topic
+from gateway.keys import Keys
 from gateway.limits import (
     DEFAULT_LIMITS,
     PENDING_REPEATS_MAX,
     RETRY_MS,
+    AddressBuckets,
     Budgets,
     Outbox,
     Tariff,
@@ -53,6 +57,12 @@ _NEVER_TERMINAL: Final = frozenset({
 _CANCELLED: Final = int(EventKind.CANCELLED)
 _REJECTED: Final = int(EventKind.REJECTED)
 
+log = logging.getLogger("compex.session")
+_CLOSE_OF: Final = {
+    Reject.KEY_NOT_AUTHORISED: m.CloseCode.KEY_REVOKED,
+    Reject.KEY_REVOKED: m.CloseCode.KEY_REVOKED,
+    Reject.KEY_EXPIRED: m.CloseCode.KEY_EXPIRED,
+}
 # Requests that a client id makes safe to repeat.
 _NAMED: Final = frozenset({m.New, m.Replace, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket})
 
@@ -149,6 +159,9 @@ class Desk:
     now_ns: Callable[[], int]
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    keys: Keys
+    audit: Audit | None  # None: nothing is kept
+    logins: AddressBuckets
     tokens: Tokens
     counts: Counts
     tariff: Tariff
@@ -175,9 +188,11 @@ def open_desk(
     now_ns: Callable[[], int] = time.monotonic_ns,
     time_ns: Callable[[], int] = time.time_ns,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    keys: Keys | None = None,
+    audit: Audit | None = None,
 ) -> Desk:
     """Put pending answers, feed and port together. Before the port starts, so that the feed
-    hears the journal's events first."""
+    hears the journal's events first. Without `keys` they are kept in memory alone."""
     pending = Pending()
     feed = Feed(port, catalog, pending.answer, pending.command_done)
     counts = Counts(now_ns, feed.sent)
@@ -194,6 +209,9 @@ def open_desk(
         now_ns=now_ns,
         time_ns=time_ns,
         random_bytes=random_bytes,
+        keys=keys or Keys(),
+        audit=audit,
+        logins=AddressBuckets(limits.logins_per_s, limits.logins_burst, now_ns),
         tokens=Tokens(time_ns, random_bytes),
         counts=counts,
         tariff=Tariff(limits),
@@ -203,15 +221,25 @@ def open_desk(
 
 class Session:
     """Give it every frame's payload in order; `send` is the hub's way in. `address` is the peer's
-    IP address, if there is one."""
+    IP address, if there is one; `hang_up` closes the connection behind what it was told last."""
 
     def __init__(
-        self, desk: Desk, outbox: Outbox, codec: Codec = wire.JSON, address: str = ""
+        self,
+        desk: Desk,
+        outbox: Outbox,
+        codec: Codec = wire.JSON,
+        address: str = "",
+        hang_up: Callable[[m.CloseCode, str], None] = lambda _code, _why: None,
     ) -> None:
         self.codec: Final = codec
         self._desk = desk
         self._outbox = outbox
-        self._challenge = Challenge(desk.domain, desk.random_bytes)
+        self._address = address
+        self._hang_up = hang_up
+        self._who = Identity(desk.domain, desk.keys, desk.random_bytes, desk.time_ns)
+        self._ended = False  # by its session key's end: nothing more is done
+        self._audited: dict[int, m.ClientMessage] = {}  # whose outcome is to be logged
+        self._has_tried = False  # to administer, without being the administrator
         self._budget = desk.budgets.of_connection()
         of_address = desk.budgets.of_address(address)
         self._shared = [of_address] if of_address else []
@@ -220,8 +248,12 @@ class Session:
         self._told = self._directly  # to whom the reply to the running request goes
         self._is_open = True
         self._topics: set[Topic] = set()
-        self.wallet = b""  # 20 bytes once logged in
         self.number = 0  # which of its account's sessions; the client's own choice
+
+    @property
+    def wallet(self) -> bytes:
+        """Whose account this is: 20 bytes once logged in."""
+        return self._who.wallet
 
     # --- the server's side ---------------------------------------------------------------------
     def open(self) -> None:
@@ -231,7 +263,7 @@ class Session:
         self._say(
             m.Hello(
                 version=m.PROTOCOL_VERSION,
-                nonce=self._challenge.nonce,
+                nonce=self._who.challenge.nonce,
                 time_us=translate.time_us(desk.time_ns()),
                 chain_id=desk.domain.chain_id,
                 vault=address_text(desk.domain.vault),
@@ -249,6 +281,8 @@ class Session:
 
     def receive(self, frame: bytes | str) -> None:
         """One frame's payload; never raises, whatever is in it."""
+        if self._ended:
+            return
         counts = self._desk.counts
         begin_ns = counts.begins()
         try:
@@ -275,23 +309,45 @@ class Session:
         self._outbox.push(frames)
 
     def heartbeat(self) -> None:
+        try:
+            self._who.terms()
+        except BadRequest as over:
+            self.key_ended(_CLOSE_OF[over.reject])
+            return
         now_us = translate.time_us(self._desk.time_ns())
         self._say(self._desk.feed.heartbeat(now_us, self._account()))
 
     def close(self) -> None:
         """The connection is gone. Commands in flight go on; their replies are dropped."""
         self._outbox.close()
-        for topic in self._topics:
-            self._desk.feed.unsubscribe(self, topic)
-        self._topics.clear()
+        self._leave()
         if self._is_open:
             for budget in self._shared:
                 self._desk.budgets.leave(budget)
         self._is_open = False
 
+    def key_ended(self, code: m.CloseCode) -> None:
+        """The session key that logged in is not in force any more: nothing more is done or told."""
+        if not self._ended:
+            self._ended = True
+            self._leave()
+            self._hang_up(code, WORDS[Reject[code.name]])
+
+    def _leave(self) -> None:
+        for topic in self._topics:
+            self._desk.feed.unsubscribe(self, topic)
+        self._topics.clear()
+        if self._who.key:
+            self._desk.keys.let_go(self._who.wallet, self._who.key, self)
+
     # --- replies -------------------------------------------------------------------------------
     def _say(self, message: m.ServerMessage) -> None:
         """A frame of its own, now."""
+        if self._audited and isinstance(message, m.Ack | m.Reject):
+            request = self._audited.pop(message.id, None)
+            if request is not None:
+                done = isinstance(message, m.Ack)
+                self._audit(request, "done" if done else f"{message.code} {message.reason}")
         counts = self._desk.counts
         counts.sent[type(message)] += 1
         begin_ns = counts.begins()
@@ -324,10 +380,10 @@ class Session:
 
     def _refuse(self, request_id: int, bad: BadRequest) -> None:
         reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail)
-        if isinstance(bad, LoginRefused):
+        if isinstance(bad, SignatureRefused):
             reject.digest, reject.recovered = bad.digest, bad.recovered
         if isinstance(bad, LoginRefused) or bad.reject is Reject.NONCE_REPLAYED:
-            reject.nonce = self._challenge.nonce
+            reject.nonce = self._who.challenge.nonce
         self._reply(reject)
 
     def _is_limited(self, request_id: int, requests: int, cancels: int) -> bool:
@@ -340,14 +396,30 @@ class Session:
         )
         return True
 
+    def _audit(self, request: m.ClientMessage, outcome: str) -> bool:
+        """Put a line into the audit log; False if that failed."""
+        if self._desk.audit is None:
+            return True
+        now_us, who = translate.time_us(self._desk.time_ns()), self._who
+        try:
+            self._desk.audit.write(now_us, who.wallet, who.key, self._address, request, outcome)
+        except OSError as error:
+            log.error("the audit log lacks a line: %s", error)
+            return False
+        return True
+
     # --- requests ------------------------------------------------------------------------------
     def _do(self, request: m.ClientMessage, told: Told) -> None:
         """Its reply goes there, now or when it is known."""
         before, self._told = self._told, told
         try:
+            if self._who.key:
+                self._who.permit(request)
             self._HANDLERS[type(request)](self, request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
+            if bad.reject in _CLOSE_OF and self._who.key:
+                self.key_ended(_CLOSE_OF[bad.reject])
         finally:
             self._told = before
 
@@ -377,6 +449,8 @@ class Session:
         market = self._desk.feed.market(request.market)
         # All that may be wrong with it is to be said before anything is cancelled.
         command = translate.new_order(request, account, market.instrument, self.number)
+        if self._who.key:
+            self._permit_command(command, (), 0)
         place = partial(self._place, request, command, market.ticker, self._told)
         if request.client_id and self._desk.port.is_used(account, request.client_id):
             place(None)  # it is there already, or its id is another's: nothing is to be cancelled
@@ -427,24 +501,91 @@ class Session:
         token, until_s = self._desk.tokens.issue(self.wallet, request.seconds)
         self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
 
+    def _sign(self, request: m.Login | m.Authorise | m.Revoke) -> None:
+        """What a signature says. Checking one costs as much as many orders do, so each address has
+        only so many."""
+        retry_ms = self._desk.logins.take(self._address) if request.signature else 0
+        if retry_ms:
+            self._reply(wire.reject_message(request.id, Reject.RATE_LIMITED, retry_ms=retry_ms))
+            return
+        self._audited[request.id] = request
+        match request:
+            case m.Login():
+                self._login(request)
+            case m.Authorise():
+                self._authorise(request)
+            case m.Revoke():
+                self._revoke(request)
+
     def _login(self, request: m.Login) -> None:
-        if self.wallet:
-            raise BadRequest(Reject.ALREADY_LOGGED_IN)
-        self.wallet = self._challenge.verify(request)
+        who = self._who
+        who.login(request)
         self.number = request.session
-        of_account = self._desk.budgets.of_account(self.wallet)
+        of_account = self._desk.budgets.of_account(who.wallet)
         if of_account:
             self._shared.append(of_account)
             self._budgets.append(of_account)
-        self._ack(m.Ack(request.id, account=self._account(), wallet=address_text(self.wallet)))
+        ack = m.Ack(request.id, account=self._account(), wallet=address_text(who.wallet))
+        terms = who.terms()
+        if terms is not None:
+            self._desk.keys.hold(who.wallet, who.key, self)
+            ack.keys = [self._key_info(terms)]
+        self._ack(ack)
+
+    def _authorise(self, request: m.Authorise) -> None:
+        terms, signature = self._who.authorisation(request)
+        self._check_account(terms.wallet)
+
+        def kept(failure: Reject | None) -> None:
+            self._kept(m.Ack(request.id), failure)
+
+        self._desk.keys.authorise(terms, signature, self._desk.time_ns(), kept)
+
+    def _revoke(self, request: m.Revoke) -> None:
+        revocation = self._who.revocation(request)
+        self._check_account(revocation.wallet)
+
+        def kept(failure: Reject | None, keys: int) -> None:
+            self._kept(m.Ack(request.id, count=keys), failure)
+
+        self._desk.keys.revoke(revocation, self._desk.time_ns(), kept)
+
+    def _check_account(self, wallet: bytes) -> None:
+        """What is kept for good is kept for those who have deposited something."""
+        if not self._desk.feed.account_of(wallet):
+            raise BadRequest(Reject.NO_ACCOUNT, "wallet")
+
+    def _kept(self, ack: m.Ack, failure: Reject | None) -> None:
+        """An authorisation or a revocation is on the disk, or its disk failed."""
+        if failure is None:
+            ack.level = "durable"
+            self._ack(ack)
+        else:
+            words = "it could not be written; a revocation holds until the node starts again"
+            self._reply(wire.reject_message(ack.id, failure, detail=words))
+
+    def _key_info(self, terms: SessionKey) -> m.KeyInfo:
+        return m.KeyInfo(
+            wallet=address_text(terms.wallet),
+            key=address_text(terms.key),
+            scopes=terms.scopes,
+            markets=list(terms.markets),
+            valid_from_s=terms.valid_from_s,
+            valid_until_s=terms.valid_until_s,
+            nonce=terms.nonce,
+            account=self._desk.feed.account_of(terms.wallet),
+        )
 
     def _account(self) -> int:
         # Looked up each time: the first deposit may come after the login.
         return self._desk.feed.account_of(self.wallet) if self.wallet else 0
 
-    def _trader(self) -> int:
+    def _check_login(self) -> None:
         if not self.wallet:
             raise BadRequest(Reject.NOT_LOGGED_IN)
+
+    def _trader(self) -> int:
+        self._check_login()
         account = self._desk.feed.mirror.account_of.get(self.wallet, 0)
         if not account:
             raise BadRequest(Reject.NO_ACCOUNT)
@@ -456,10 +597,17 @@ class Session:
         command: Command,
         market: str = "",
         parts: Sequence[Command] = (),
+        of_order: int = 0,
     ) -> bool:
-        """Sequence a command; its answer comes later. False if it was refused, which is told."""
+        """Sequence a command; its answer comes later. False if it was refused, which is told.
+        `of_order` is the instrument of the order that a command names, if it names one."""
         try:
+            if self._who.key:
+                self._permit_command(command, parts, of_order)
             sequenced = self._desk.port.submit(command, parts)
+        except BadRequest as bad:  # told, not raised: an engine's answer may have brought us here
+            self._refuse(request.id, bad)
+            return False
         except Refused as refused:
             retry_ms = RETRY_MS.get(refused.reject, 0)
             self._reply(wire.reject_message(request.id, refused.reject, retry_ms=retry_ms))
@@ -476,6 +624,9 @@ class Session:
                 self._say(m.Sequenced(request.id, sequenced.sequence, client_id))
             self._desk.pending.wait(sequenced.sequence, asked, command.account)
         return True
+
+    def _permit_command(self, command: Command, parts: Sequence[Command], of_order: int) -> None:
+        self._who.permit_command(command, parts, of_order, self._desk.feed.mirror.markets)
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
@@ -509,7 +660,7 @@ class Session:
             elif isinstance(request, m.Query):
                 self._tell_order(request.id, event.account, event.order_id)
             else:
-                self._change_now(request, event.account, event.order_id)
+                self._change_now(request, event.account, event.order_id, event.instrument)
         except BadRequest as bad:
             self._refuse(request.id, bad)
         finally:
@@ -572,14 +723,18 @@ class Session:
         else:
             self._reply(_busy(request))
 
-    def _change_now(self, request: m.Cancel | m.Amend, account: int, order_id: int) -> None:
+    def _change_now(
+        self, request: m.Cancel | m.Amend, account: int, order_id: int, instrument: int = 0
+    ) -> None:
+        """`instrument` is the order's, where it has only just been accepted."""
         order = self._desk.feed.account(account).orders.get(order_id)
-        market = self._desk.feed.mirror.markets[order.instrument].ticker if order else ""
+        instrument = order.instrument if order else instrument
+        market = self._desk.feed.mirror.markets[instrument].ticker if instrument else ""
         if isinstance(request, m.Cancel):
             command = translate.cancel(account, order_id)
         else:
             command = translate.amend(request, account, order_id)
-        self._submit(request, command, market)
+        self._submit(request, command, market, of_order=instrument)
 
     def _fate(self, request: m.Cancel | m.Amend) -> str:
         """What became of an order that cannot be changed any more, in words."""
@@ -628,6 +783,14 @@ class Session:
             case "order":
                 self._query_order(request)
                 return
+            case "keys":
+                self._check_login()
+                found = self._desk.keys.of_wallet(self.wallet, self._who.now_s())
+                ack.keys = [self._key_info(terms) for terms in found]
+            case "accounts":
+                self._check_login()
+                found = self._desk.keys.of_signer(self._who.signer, self._who.now_s())
+                ack.accounts = [self._key_info(terms) for terms in found]
         self._ack(ack)
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
@@ -652,19 +815,26 @@ class Session:
         self._ack(m.Ack(request.id, market=request.market))
 
     # --- administration ------------------------------------------------------------------------
-    def _require_administrator(self) -> None:
-        if not self._desk.administrator or self.wallet != self._desk.administrator:
+    def _require_administrator(self, request: m.Market | m.FeeTier) -> None:
+        """Raises BadRequest, also where the audit log does not take what is to be done."""
+        if not self._desk.administrator or self._who.signer != self._desk.administrator:
+            if self.wallet and not self._has_tried:  # once a connection, or it would fill the disk
+                self._has_tried = True
+                self._audited[request.id] = request
             raise BadRequest(Reject.NOT_ADMINISTRATOR)
+        if not self._audit(request, "asked"):
+            raise BadRequest(Reject.STOPPED, detail="the audit log cannot be written")
+        self._audited[request.id] = request
 
     def _set_fee_tier(self, request: m.FeeTier) -> None:
-        self._require_administrator()
+        self._require_administrator(request)
         account = self._desk.feed.account_of(bytes_of(request.wallet, ADDRESS_BYTES, "wallet"))
         if not account:
             raise BadRequest(Reject.NO_ACCOUNT, "wallet")
         self._submit(request, translate.set_fee_tier(account, request.tier))
 
     def _administer(self, request: m.Market) -> None:
-        self._require_administrator()
+        self._require_administrator(request)
         desk = self._desk
         if request.action != "list":
             market = desk.feed.market(request.market)
@@ -699,7 +869,9 @@ class Session:
         m.Query: _query,
         m.Subscribe: _subscribe,
         m.Unsubscribe: _unsubscribe,
-        m.Login: _login,
+        m.Login: _sign,
+        m.Authorise: _sign,
+        m.Revoke: _sign,
         m.Market: _administer,
         m.FeeTier: _set_fee_tier,
         m.Token: _token,

@@ -50,6 +50,7 @@ CLOSE_TICKS: Final = 3  # for a peer to read our last words: two seconds at leas
 assert PING_TICKS % HEARTBEAT_TICKS == 0
 
 WEBSOCKET_PATH: Final = "/ws"
+HangUp = Callable[[CloseCode, str], None]
 CODECS: Final = {codec.subprotocol: codec for codec in (wire.JSON, wire.MSGPACK)}
 
 log = logging.getLogger("compex.transport")
@@ -89,7 +90,7 @@ class Listener:
     def __init__(
         self,
         answer: Callable[[HttpRequest], HttpAnswer],
-        converse: Callable[[Outbox, Codec, str], Conversation],
+        converse: Callable[[Outbox, Codec, str, HangUp], Conversation],
         limits: m.Limits,
         counts: Counts,
         access: Access = OPEN_ACCESS,
@@ -104,9 +105,7 @@ class Listener:
         self.bytes_sent = 0
         self._slow_readers_closed = 0
         self._access = access
-        self._admissions = TokenBucket(
-            access.admissions_per_s, access.admissions_burst, counts.now_ns
-        )
+        self._admissions = TokenBucket(access.admissions_per_s, access.admissions_burst)
         self._tick_s = tick_s
         self.tick = 0
         self._server: asyncio.Server | None = None
@@ -215,7 +214,8 @@ class Listener:
 
     def admits(self) -> int:
         """0, or in how many seconds an upgrade may be tried again."""
-        retry_ms = 1_000 if self.is_draining else self._admissions.take()
+        now_ns = self.counts.now_ns()
+        retry_ms = 1_000 if self.is_draining else self._admissions.take(1, now_ns)
         return -(-retry_ms * NS_PER_MS // NS_PER_S)
 
     def allows(self, headers: Mapping[str, str]) -> bool:
@@ -447,6 +447,10 @@ class Connection(asyncio.Protocol):
             self._framing.close(code, reason)
             self._expect(CLOSE_TICKS)
 
+    def _hang_up(self, code: CloseCode, reason: str) -> None:
+        """Said by the session, within what it does."""
+        self._listener.soon(lambda: self.end(code, reason))
+
     def _leave(self) -> None:
         """No longer a websocket with a session."""
         session, self._session = self._session, None
@@ -525,7 +529,7 @@ class Connection(asyncio.Protocol):
             wake=self._wake,
             overflow=self._evict,
         )
-        session = listener.converse(outbox, codec, self.address)
+        session = listener.converse(outbox, codec, self.address, self._hang_up)
         self._framing = Framing(
             codec.opcode, listener.limits.frame_bytes, session.receive, self._say
         )

@@ -143,7 +143,7 @@ def reject_message(
     field: str | None = None,
     detail: str = "",
     retry_ms: int = 0,
-    scope: m.Scope = "",
+    scope: m.BudgetScope = "",
 ) -> m.Reject:
     """The reject of a request: the number's words, then what is known about this case."""
     words = f"{WORDS[reject]}: {detail}" if detail else WORDS[reject]

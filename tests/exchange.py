@@ -16,7 +16,9 @@ from engine.clock import ScriptedClock
 from engine.journal import Disk, Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.records import COMMAND_STRUCT, Command, CommandKind, Purse
+from gateway.audit import AUDIT_FILE, Audit
 from gateway.health import Health
+from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
@@ -132,7 +134,14 @@ class Conversation:
         self._encode = spelling.Encoder().encode
         self._decode = spelling.Decoder(m.ServerMessage).decode
         self.outbox = Outbox(desk.limits.outbound_bytes, wake=lambda: None, overflow=self._over)
-        self.session = Session(desk, self.outbox, codec, address)
+        self.closed: list[tuple[m.CloseCode, str]] = []
+        self.session = Session(
+            desk,
+            self.outbox,
+            codec,
+            address,
+            hang_up=lambda code, why: self.closed.append((code, why)),
+        )
         self.session.open()
         [hello] = self.heard()
         assert isinstance(hello, m.Hello)
@@ -158,10 +167,11 @@ class Conversation:
         self.session.receive(frame)
         return self.heard()
 
-    def login(self, trader: Wallet) -> m.Ack:
+    def login(self, trader: Wallet, key: Wallet | None = None) -> m.Ack:
         nonce = bytes.fromhex(self.hello.nonce[2:])
-        signature = trader.sign_login(DOMAIN, nonce)
+        signature = (key or trader).sign_login(DOMAIN, nonce, trader.address_bytes)
         request = m.Login(1, trader.address, self.hello.nonce, "0x" + signature.hex())
+        request.key = key.address if key is not None else ""
         [ack] = self.say(request)
         assert isinstance(ack, m.Ack), ack
         return ack
@@ -173,10 +183,12 @@ async def running_exchange(
     limits: m.Limits = DEFAULT_LIMITS,
     now_ns: Callable[[], int] = time.monotonic_ns,
     disk: Disk | None = None,
+    keys: Keys | None = None,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
     journal = Journal(directory / "journal", disk or SystemDisk())
     pipeline = Pipeline(journal, clock, quick_ns=patience(disk))
+    audit = Audit(directory / AUDIT_FILE)
     desk = open_desk(
         pipeline,
         load_catalog(),
@@ -184,6 +196,9 @@ async def running_exchange(
         administrator=ADMINISTRATOR.address_bytes,
         limits=limits,
         now_ns=now_ns,
+        time_ns=clock.now_ns,
+        keys=keys,
+        audit=audit,
     )
     await pipeline.start()
     exchange = Exchange(pipeline, desk, clock)
@@ -191,6 +206,7 @@ async def running_exchange(
         yield exchange
     finally:
         await exchange.stop()
+        audit.close()
 
 
 @asynccontextmanager

@@ -6,12 +6,14 @@ import pytest
 from compex_client.errors import WalletError
 from compex_client.wallet import (
     Domain,
+    SessionKey,
     Wallet,
     address_text,
     keccak256,
     login_digest,
     parse_hex,
     recover,
+    session_key_digest,
 )
 from eth_account import Account
 from eth_account.messages import encode_typed_data
@@ -22,8 +24,22 @@ secrets = st.integers(1, 2**256 - 2**130).map(lambda n: n.to_bytes(32, "big"))
 DIGEST = keccak256(b"anything")
 
 
-def typed_data(domain: Domain, wallet: str, nonce: bytes) -> dict[str, object]:
-    return {
+TYPES = {
+    "Login": [("wallet", "address"), ("nonce", "bytes32")],
+    "SessionKey": [
+        ("wallet", "address"), ("key", "address"), ("scopes", "uint8"), ("markets", "string[]"),
+        ("valid_from_s", "uint64"), ("valid_until_s", "uint64"), ("nonce", "uint64"),
+    ],
+    "Revocation": [("wallet", "address"), ("key", "address"), ("nonce", "uint64")],
+}  # fmt: skip
+
+
+def sign_elsewhere(
+    secret: bytes, domain: Domain, kind: str, message: dict[str, object]
+) -> tuple[bytes, str]:
+    """(signature, address), by the other implementation."""
+    account = Account.from_key(secret)
+    typed_data: dict[str, object] = {
         "types": {
             "EIP712Domain": [
                 {"name": "name", "type": "string"},
@@ -31,35 +47,84 @@ def typed_data(domain: Domain, wallet: str, nonce: bytes) -> dict[str, object]:
                 {"name": "chainId", "type": "uint256"},
                 {"name": "verifyingContract", "type": "address"},
             ],
-            "Login": [
-                {"name": "wallet", "type": "address"},
-                {"name": "nonce", "type": "bytes32"},
-            ],
+            kind: [{"name": name, "type": its_type} for name, its_type in TYPES[kind]],
         },
-        "primaryType": "Login",
+        "primaryType": kind,
         "domain": {
             "name": "compex",
             "version": "1",
             "chainId": domain.chain_id,
             "verifyingContract": address_text(domain.vault),
         },
-        "message": {"wallet": wallet, "nonce": nonce},
+        "message": message,
     }
+    signed = account.sign_message(encode_typed_data(full_message=typed_data))
+    return bytes(signed.signature), account.address
 
 
-@given(secrets, st.integers(1, 2**64), st.binary(min_size=20, max_size=20), st.binary(
-    min_size=32, max_size=32))  # fmt: skip
+addresses = st.binary(min_size=20, max_size=20)
+domains = st.builds(Domain, st.integers(1, 2**64), addresses)
+
+
+@given(secrets, domains, st.binary(min_size=32, max_size=32))
 def test_the_signature_is_the_one_eth_account_makes(
-    secret: bytes, chain_id: int, vault: bytes, nonce: bytes
+    secret: bytes, domain: Domain, nonce: bytes
 ) -> None:
-    ours, theirs = Wallet(secret), Account.from_key(secret)
-    domain = Domain(chain_id, vault)
-    assert ours.address == theirs.address
-    message = encode_typed_data(full_message=typed_data(domain, ours.address, nonce))
-    signature = theirs.sign_message(message).signature
-    assert ours.sign_login(domain, nonce) == bytes(signature)
-    digest = login_digest(domain, ours.address_bytes, nonce)
-    assert recover(digest, bytes(signature)) == ours.address_bytes
+    ours = Wallet(secret)
+    message: dict[str, object] = {"wallet": ours.address, "nonce": nonce}
+    signature, address = sign_elsewhere(secret, domain, "Login", message)
+    assert ours.address == address
+    assert ours.sign_login(domain, nonce) == signature
+    assert recover(login_digest(domain, ours.address_bytes, nonce), signature) == ours.address_bytes
+
+
+@given(
+    secrets,
+    domains,
+    addresses,
+    st.integers(0, 7),
+    st.lists(st.sampled_from(["H100SXM8IBUSEB", "a.b-c.x8|*|*|SPOT", "", "µ"]), max_size=4),
+    st.tuples(*[st.integers(0, 2**63 - 1)] * 3),
+)
+def test_an_authorisation_is_signed_as_eth_account_signs_it(
+    secret: bytes,
+    domain: Domain,
+    key: bytes,
+    scopes: int,
+    markets: list[str],
+    numbers: tuple[int, int, int],
+) -> None:
+    ours = Wallet(secret)
+    terms = SessionKey(ours.address_bytes, key, scopes, tuple(markets), *numbers)
+    message: dict[str, object] = {
+        **terms._asdict(), "wallet": ours.address, "key": address_text(key), "markets": markets,
+    }  # fmt: skip
+    signature, _ = sign_elsewhere(secret, domain, "SessionKey", message)
+    assert ours.sign_session_key(domain, terms) == signature
+    assert recover(session_key_digest(domain, terms), signature) == ours.address_bytes
+
+
+@given(secrets, domains, addresses, st.integers(0, 2**63 - 1))
+def test_a_revocation_is_signed_as_eth_account_signs_it(
+    secret: bytes, domain: Domain, key: bytes, nonce: int
+) -> None:
+    ours = Wallet(secret)
+    message: dict[str, object] = {
+        "wallet": ours.address, "key": address_text(key), "nonce": nonce,
+    }  # fmt: skip
+    signature, _ = sign_elsewhere(secret, domain, "Revocation", message)
+    assert ours.sign_revocation(domain, key, nonce) == signature
+
+
+@given(secrets, st.binary(min_size=32, max_size=32))
+def test_nobody_makes_another_signature_of_one(secret: bytes, digest: bytes) -> None:
+    """(r, n - s) with the other v recovers the same key; it is refused, as chains refuse it."""
+    signature = Wallet(secret).sign_digest(digest)
+    order = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
+    s = order - int.from_bytes(signature[32:64], "big")
+    twin = signature[:32] + s.to_bytes(32, "big") + bytes([55 - signature[64]])
+    with pytest.raises(WalletError, match="lower half"):
+        recover(digest, twin)
 
 
 def test_v_may_be_0_or_1_as_some_hardware_wallets_give_it() -> None:

@@ -132,6 +132,8 @@ def test_every_request_survives_the_wire() -> None:
                      m.Replace(27, "X", "sell", "1", "2", old_order_id=8), m.Quote(28, "X")]),
         m.Token(21, 60), m.Exclusive(18, [m.Leg("X", "1", "2")], 7, True),
         m.Basket(19, [m.Leg("X", "1", "2", "sell"), m.Leg("Y", "1", "2")]),
+        m.Authorise(21, "0x12", "0x34", 7, m.EXPIRES_S_MAX, m.ID_MAX, "0x56", 1, ["X", "*|*|*|*"]),
+        m.Revoke(22, "0x12", "0x34", m.ID_MAX, "0x56"),
     ]  # fmt: skip
     assert {type(x) for x in samples} == set(get_args(m.ClientMessage))
     for sample in samples:

@@ -5,13 +5,15 @@ import re
 import sys
 import time
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import msgspec
 import pytest
-from compex_client import Cancel, Leg, New, Quote, Rejected, connect
+from compex_client import Cancel, Client, Disconnected, Leg, New, Quote, Rejected, Scope, connect
 from compex_client import messages as m
+from compex_client.wallet import SessionKey
 
+from engine.rejects import Reject
 from tests.disks import HeldDisk
 from tests.exchange import (
     ADMINISTRATOR,
@@ -31,7 +33,8 @@ OF_SEVERAL = [row for row in ROWS if re.match(r"client\.(quote|block|exclusive|b
 LEVELS = [row for row in ROWS if row[0] in {"sequenced", "durable"}]
 IN_ONE_FRAME = [row for row in ROWS if row[1].startswith("client.batch")]
 CLOCK = [row for row in ROWS if row[1].startswith("client.clock")]
-NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK
+KEYS = [row for row in ROWS if re.match(r"client\.(authorise|revoke|keys|accounts)", row[1])]
+NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK + KEYS
 ORDERS = [row for row in ROWS if row not in NO_ORDERS]
 # What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
 # each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
@@ -201,6 +204,67 @@ async def test_what_is_sequenced_is_told_before_it_is_durable_and_acked_after(
             ack = await placing
             assert (ack.level, ack.sequence) == (level, notice.sequence)
             assert disk.syncs > syncs
+
+
+async def test_keys_are_let_in_bound_listed_and_put_out_as_the_rows_say(tmp_path: Path) -> None:
+    bot, examples = wallet(7), dict(KEYS)
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        await exchange.list_market()
+        owner = await exchange.open_account(1, cash_usdc6=10**9)
+        master = await exchange.open_account(2, cash_usdc6=10**9)
+        elsewhere = SYMBOL.replace("us-e", "eu-n")
+        await exchange.list_market(elsewhere)
+        names = {"bot": bot, "master": master, "market": TICKER, "Scope": Scope}
+
+        async with await connect(url, owner) as client, await connect(url, master) as of_master:
+
+            async def run(name: str, whose: Client = client) -> Any:
+                # The text of our own README, which this test is about.
+                return await eval(examples.pop(name), {"client": whose, **names})
+
+            await run("let a key trade")
+            async with await connect(url, owner.address, key=bot) as trader:
+                assert (await trader.place(TICKER, "buy", "1", "1")).level == "durable"
+                assert (await trader.balances()).held == "1"
+                for refused, code in (
+                    (trader.place(elsewhere, "buy", "1", "1"), Reject.MARKET_OUT_OF_SCOPE),
+                    (trader.withdraw("1"), Reject.OUT_OF_SCOPE),
+                ):
+                    with pytest.raises(Rejected) as caught:
+                        await refused
+                    assert caught.value.code == code
+                await run("let a key watch")  # which is less
+                with pytest.raises(Disconnected) as lost:
+                    await trader.ping()
+                assert lost.value.code == m.CloseCode.KEY_REVOKED
+            async with await connect(url, owner.address, key=bot) as watcher:
+                assert len(await watcher.open_orders()) == 1
+                with pytest.raises(Rejected):
+                    await watcher.cancel_all(TICKER)
+            assert [key.scopes for key in await run("list the keys")] == [Scope.READ]
+            await run("make a sub-account")
+            async with await connect(url, owner.address, key=master) as for_owner:
+                assert for_owner.account == 1 and (await for_owner.cancel_all()).count == 1
+            [sub] = await run("see for whom one may act", of_master)
+            assert (sub.wallet, sub.account) == (owner.address, 1)
+            assert (await run("put a key out")).count == 1
+            shelved = SessionKey(  # signed, and not shown to the exchange yet
+                owner.address_bytes, wallet(9).address_bytes, 7, (), 0, 2**32 - 1, START_NS // 1_000
+            )
+            signature = owner.sign_session_key(client.domain, shelved)
+            assert (await run("put all keys out")).count == 1
+            with pytest.raises(Rejected) as caught:
+                await client.send_authorisation(shelved, signature)
+            assert caught.value.code == Reject.NONCE_REPLAYED
+            for key in (bot, master):
+                with pytest.raises(Rejected) as caught:
+                    await connect(url, owner.address, key=key)
+                assert caught.value.code == Reject.KEY_REVOKED
+            exchange.clock.advance_to(START_NS + 10**9)
+            async with await connect(url) as anybody:  # the wallet is far away
+                await anybody.authorise(bot.address, wallet=owner)
+                assert (await anybody.revoke(wallet=owner)).count == 1
+    assert not examples
 
 
 async def test_a_market_is_called_indicated_and_uncrossed(tmp_path: Path) -> None:

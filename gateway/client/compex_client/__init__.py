@@ -7,7 +7,7 @@ login; `errors` is the tree of everything raised; `messages` is the wire, field 
 from compex_client.book import Book
 from compex_client.client import Client, ClockOffset, connect
 from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
-from compex_client.messages import Amend, Cancel, Leg, New, Quote, Replace
+from compex_client.messages import Amend, Cancel, Leg, New, Quote, Replace, Scope
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
@@ -25,6 +25,7 @@ __all__ = [
     "Quote",
     "Rejected",
     "Replace",
+    "Scope",
     "Stream",
     "StreamOverflow",
     "Wallet",

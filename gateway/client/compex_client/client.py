@@ -24,15 +24,26 @@ from compex_client.errors import (
     Disconnected,
     ProtocolViolation,
     Rejected,
+    WalletError,
 )
 from compex_client.streams import BookStream, Stream
-from compex_client.wallet import ADDRESS_BYTES, NONCE_BYTES, Domain, Wallet, parse_hex
+from compex_client.wallet import (
+    ADDRESS_BYTES,
+    EVERY_KEY,
+    NONCE_BYTES,
+    Domain,
+    SessionKey,
+    Wallet,
+    address_text,
+    parse_hex,
+)
 
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # further requests wait for replies
 FRAME_BYTES_MAX: Final = 64 << 20  # the largest snapshot accepted
 PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
 CLOCK_SAMPLES: Final = 8
+KEY_VALID_S: Final = 30 * 86_400  # of a session key for which no time is given
 
 Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
 PrivateMessage: TypeAlias = m.AccountSnapshot | m.Order | m.Fill | m.Transfer | m.Balance
@@ -54,15 +65,21 @@ class ClockOffset(NamedTuple):
 
 
 async def connect(
-    url: str, wallet: Wallet | None = None, *, session: int = 0, codec: Codec = "json"
+    url: str,
+    wallet: Wallet | str | None = None,
+    *,
+    key: Wallet | None = None,
+    session: int = 0,
+    codec: Codec = "json",
 ) -> "Client":
     """Open a connection and, with a wallet, log in; `async with await connect(...) as client`.
 
     `url` is the exchange's websocket, such as ws://127.0.0.1:8080/ws. Without a wallet only
-    public data may be read. `session`, 0 to 255, is a number of your own for the orders placed
-    here, so that `cancel_all` can mean just those. `codec` "msgpack" says the same in less bytes.
-    Raises Disconnected if there is no exchange, or none that speaks the codec; Rejected if the
-    login is refused.
+    public data may be read. With a `key` that the wallet has authorised, the wallet's address is
+    enough, and its secret stays elsewhere. `session`, 0 to 255, is a number of your own for the
+    orders placed here, so that `cancel_all` can mean just those. `codec` "msgpack" says the same in
+    less bytes. Raises Disconnected if there is no exchange, or none that speaks the codec; Rejected
+    if the login is refused.
     """
     wanted = _SUBPROTOCOLS.get(codec)
     try:
@@ -84,7 +101,7 @@ async def connect(
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             await client.start()
             if wallet is not None:
-                await client.login(wallet, session)
+                await client.login(wallet, session, key=key)
     except TimeoutError as error:
         await client.close()
         raise Disconnected(0, f"{url}: no greeting") from error
@@ -122,7 +139,8 @@ class Client:
         self._mending: set[asyncio.Task[None]] = set()
         self._tickers: dict[str, str] = {}
         self._nonce = ""
-        self.wallet: Wallet | None = None
+        self._key_nonce = 0  # of the last authorisation or revocation signed here
+        self.wallet: Wallet | None = None  # None, too, where only its address is known
         self.account = 0  # 0 until the wallet has made its first deposit
         self.aseq = 0  # of the last private message received
         self.last_heartbeat: m.Heartbeat | None = None
@@ -138,14 +156,28 @@ class Client:
         """What the server said first: limits, units, the EIP-712 domain."""
         return self._greeted.result()
 
-    async def login(self, wallet: Wallet, session: int = 0) -> m.Ack:
-        """Prove the ownership of the wallet; once per connection, by `connect` as a rule."""
-        domain = Domain(self.hello.chain_id, parse_hex(self.hello.vault, ADDRESS_BYTES))
-        signature = wallet.sign_login(domain, parse_hex(self._nonce, NONCE_BYTES))
+    @property
+    def domain(self) -> Domain:
+        """What signatures are for: this exchange's vault."""
+        return Domain(self.hello.chain_id, parse_hex(self.hello.vault, ADDRESS_BYTES))
+
+    async def login(
+        self, wallet: Wallet | str, session: int = 0, *, key: Wallet | None = None
+    ) -> m.Ack:
+        """Prove the ownership of the wallet, or of a key that may act for it; once per connection,
+        by `connect` as a rule."""
+        signer = key or wallet
+        if not isinstance(signer, Wallet):
+            raise WalletError("an address cannot sign; give the wallet's secret, or a key")
+        whose = wallet.address if isinstance(wallet, Wallet) else wallet
         nonce = self._nonce
-        proof = "0x" + signature.hex()
-        ack = await self._ask(lambda i: m.Login(i, wallet.address, nonce, proof, session))
-        self.wallet, self.account = wallet, ack.account
+        signature = signer.sign_login(
+            self.domain, parse_hex(nonce, NONCE_BYTES), parse_hex(whose, ADDRESS_BYTES)
+        )
+        proof, name = "0x" + signature.hex(), key.address if key is not None else ""
+        ack = await self._ask(lambda i: m.Login(i, whose, nonce, proof, session, name))
+        self.wallet = wallet if isinstance(wallet, Wallet) else None
+        self.account = ack.account
         return ack
 
     async def close(self) -> None:
@@ -324,6 +356,79 @@ class Client:
         `client_id` the same call may be repeated for ever and withdraws once."""
         a = _decimal(amount)
         return await self._ask(lambda i: m.Withdraw(i, a, client_id))
+
+    # --- keys ----------------------------------------------------------------------------------
+    async def authorise(
+        self,
+        key: str,
+        *,
+        wallet: Wallet | None = None,
+        scopes: int = m.Scope.READ | m.Scope.TRADE,
+        markets: Iterable[str] = (),
+        valid_s: int = KEY_VALID_S,
+    ) -> m.Ack:
+        """Let the key of this address act for the wallet that is logged in, or for `wallet`, so
+        many seconds from now; it replaces what the key was let do before. `messages.Authorise`
+        tells more."""
+        signer = self._signer(wallet)
+        now_us = await self._new_nonce()
+        terms = SessionKey(
+            wallet=signer.address_bytes,
+            key=parse_hex(key, ADDRESS_BYTES),
+            scopes=int(scopes),
+            markets=tuple(markets),
+            valid_from_s=0,
+            valid_until_s=now_us // 1_000_000 + valid_s,
+            nonce=now_us,
+        )
+        return await self.send_authorisation(terms, signer.sign_session_key(self.domain, terms))
+
+    async def send_authorisation(self, terms: SessionKey, signature: bytes) -> m.Ack:
+        """What a wallet signed elsewhere, by `Wallet.sign_session_key`; no login is needed."""
+        request = m.Authorise(
+            id=1,  # until it is sent
+            wallet=address_text(terms.wallet),
+            key=address_text(terms.key),
+            scopes=terms.scopes,
+            valid_until_s=terms.valid_until_s,
+            nonce=terms.nonce,
+            signature="0x" + signature.hex(),
+            valid_from_s=terms.valid_from_s,
+            markets=list(terms.markets),
+        )
+        return await self._ask(lambda i: msgspec.structs.replace(request, id=i))
+
+    async def revoke(self, key: str = "", *, wallet: Wallet | None = None) -> m.Ack:
+        """Put out a key, or all of them: of the wallet that is logged in or, from any connection,
+        of `wallet`. Their connections are closed; the ack has the `count` of keys put out. What was
+        signed before and not yet sent is out as well, if its nonce is of its time, as here."""
+        nonce = await self._new_nonce()
+        if wallet is None:
+            return await self._ask(lambda i: m.Revoke(i, key, nonce=nonce))
+        meant = parse_hex(key, ADDRESS_BYTES) if key else EVERY_KEY
+        proof = "0x" + wallet.sign_revocation(self.domain, meant, nonce).hex()
+        return await self._ask(lambda i: m.Revoke(i, key, wallet.address, nonce, proof))
+
+    async def keys(self) -> list[m.KeyInfo]:
+        """Which keys may act for this wallet, now or later."""
+        ack = await self._ask(lambda i: m.Query(i, "keys"))
+        return ack.keys or []
+
+    async def accounts(self) -> list[m.KeyInfo]:
+        """For which wallets the one who logged in here, wallet or key, may act."""
+        ack = await self._ask(lambda i: m.Query(i, "accounts"))
+        return ack.accounts or []
+
+    async def _new_nonce(self) -> int:
+        """The server's time in microseconds: greater than all before, from whichever machine."""
+        self._key_nonce = max(self._key_nonce + 1, (await self.ping()).time_us)
+        return self._key_nonce
+
+    def _signer(self, wallet: Wallet | None) -> Wallet:
+        signer = wallet or self.wallet
+        if signer is None:
+            raise WalletError("a wallet has to sign this; log in with its secret, or give it")
+        return signer
 
     # --- state ---------------------------------------------------------------------------------
     async def open_orders(self, market: str = "") -> list[m.OrderInfo]:

@@ -23,7 +23,7 @@ Unknown fields of a request are refused, so that a misspelt `post_only` cannot t
 fields of a reply are to be ignored, so that new ones can be added.
 """
 
-from enum import IntEnum
+from enum import IntEnum, IntFlag
 from typing import Annotated, Final, Literal, TypeAlias
 
 from msgspec import Meta, Struct
@@ -42,6 +42,7 @@ SIGNATURE_CHARS_MAX: Final = 132
 DECIMAL_CHARS_MAX: Final = 32
 TOKEN_SECONDS_MAX: Final = 86_400  # a day
 CHECKSUM_LEVELS: Final = 10  # of each side
+KEY_MARKETS_MAX: Final = 32
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
 OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
@@ -59,10 +60,11 @@ Level: TypeAlias = tuple[str, str]  # (price, qty): absolute quantity, "0" remov
 OrderState: TypeAlias = Literal["open", "filled", "cancelled"]
 Status: TypeAlias = Literal["open", "halted", "closed", "call"]
 AckLevel: TypeAlias = Literal["", "durable"]
-Scope: TypeAlias = Literal["", "connection", "account", "address"]  # whose budget
+BudgetScope: TypeAlias = Literal["", "connection", "account", "address"]  # whose
 Taking: TypeAlias = Literal["everything", "cancels", "nothing"]
-What: TypeAlias = Literal["orders", "order", "balances", "markets"]
+What: TypeAlias = Literal["orders", "order", "balances", "markets", "keys", "accounts"]
 MarketAction: TypeAlias = Literal["list", "halt", "resume", "close", "call", "uncross", "bands"]
+Scopes: TypeAlias = Annotated[int, Meta(ge=1, le=7)]  # a sum of `Scope`s
 TransferKind: TypeAlias = Literal[
     "deposit",
     "bond_deposit",
@@ -86,6 +88,16 @@ class CloseCode(IntEnum):
     INTERNAL_ERROR = 1011  # the server failed, or its websocket pings were not answered
     TRY_AGAIN_LATER = 1013  # as many connections as the server holds, or takes of one address
     SLOW_READER = 4001  # more than `hello.limits.outbound_bytes` wait for this reader
+    KEY_REVOKED = 4002  # the session key was revoked, or authorised anew for less
+    KEY_EXPIRED = 4003  # the session key's time is over
+
+
+class Scope(IntFlag):
+    """What a session key may do. Public data needs none, and none includes another."""
+
+    READ = 1  # the account's stream and questions about the account: a drop copy
+    TRADE = 2  # orders, quotes, amendments, cancels, declared capacity
+    WITHDRAW = 4  # to the wallet itself: the vault pays to no other address
 
 
 # --- client to server --------------------------------------------------------------------------
@@ -103,12 +115,60 @@ class Login(Request, tag="login"):
     login's reject carries the next nonce. Answered by an ack with `account` (0: no deposit yet).
     `session` is a number of the client's own choice: orders of this connection belong to it, over
     every reconnection, and `cancel_all` can mean just those.
+
+    With a `key` it is that key that signs, for the wallet that authorised it: a session key, or the
+    wallet of another account, whose sub-account this one then is. The connection may do what the
+    authorisation in force says, and is closed when that ends; the ack has it under `keys`.
     """
 
     wallet: Text
     nonce: Text
     signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS_MAX)]
     session: SessionNumber = 0
+    key: Text = ""
+
+
+class Authorise(Request, tag="authorise"):
+    """Let a key act for a wallet. The wallet's signature speaks, so anybody may send it.
+
+    `signature` is of the EIP-712 digest that `wallet.session_key_digest` defines over the other
+    fields: typed data `SessionKey`, in the domain of a login. `key` is an address: that of a key
+    which a bot made for itself, or of a wallet that shall have this one as a sub-account. `scopes`
+    is a sum of `Scope`s. `markets` says where the key may trade, as tickers, symbols, or symbols
+    with `*` for a whole field ("nv.h100-sxm-80g.x8.ib|*|*|SPOT", and "H|*" for any hour); none
+    means everywhere. What is read is of the whole account. The key is good from `valid_from_s` on
+    and before `valid_until_s`. `nonce` must be greater than any that this wallet used for this key
+    before, in an authorisation or a revocation: so an old authorisation never comes back.
+
+    It replaces the key's former authorisation, on open connections, too. Acked when it is on the
+    exchange's disk. The wallet needs an account, and may have 64 keys at a time.
+    """
+
+    wallet: Text
+    key: Text
+    scopes: Scopes
+    valid_until_s: UnixSeconds
+    nonce: Id
+    signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS_MAX)]
+    valid_from_s: UnixSeconds = 0
+    markets: Annotated[list[Text], Meta(max_length=KEY_MARKETS_MAX)] = []
+
+
+class Revoke(Request, tag="revoke"):
+    """Put out a wallet's authorisations: of one `key` or, without one, of all its keys.
+
+    By the wallet itself where it is logged in; or signed by it (typed data `Revocation`, the digest
+    is `wallet.revocation_digest`), then from any connection, with `wallet` and `nonce`. Out are
+    all with this `nonce` or a lower one, also those that the exchange has not seen yet; without a
+    signature it may be left out, and all that were seen are out in any case. A signed one is
+    refused if one with a higher nonce would stay in force. Connections of the keys are closed at
+    once; the ack, with the `count` of keys put out, comes when it is on the exchange's disk.
+    """
+
+    key: Text = ""
+    wallet: Text = ""
+    nonce: OptionalId = 0
+    signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS_MAX)] = ""
 
 
 class Subscribe(Request, tag="subscribe"):
@@ -284,7 +344,8 @@ class Replace(New, tag="replace"):
 
 class CancelAll(Request, tag="cancel_all"):
     """Cancel every open order of the account, in one market or, without one, in all; of one
-    side or, without one, of both; of one `session` or, without one, of all."""
+    side or, without one, of both; of one `session` or, without one, of all. A session key that is
+    for some markets only has to name one of them."""
 
     market: Text = ""
     side: Literal["", "buy", "sell"] = ""
@@ -330,7 +391,9 @@ class Withdraw(Request, tag="withdraw"):
 
 class Query(Request, tag="query"):
     """Read state: `orders` (open, optionally of one market), `order` (by one of its ids),
-    `balances`, `markets`. The answer is in the ack's field of the same name.
+    `balances`, `markets`; `keys`, those that may act for this wallet now or later; `accounts`,
+    the wallets for which the signer of this login may act. The answer is in the ack's field of the
+    same name.
     """
 
     what: What
@@ -397,6 +460,8 @@ class Token(Request, tag="token"):
 
 ClientMessage: TypeAlias = (
     Login
+    | Authorise
+    | Revoke
     | Subscribe
     | Unsubscribe
     | New
@@ -452,6 +517,9 @@ class Limits(Struct):
     batch_items: int = BATCH_ITEMS_MAX
     weights: dict[str, int] = {}
     records_per_token: int = 8
+    # For each address, whoever is there: logins, authorisations and signed revocations.
+    logins_per_s: int = 100
+    logins_burst: int = 1_000
 
 
 class Hello(Reply, tag="hello"):
@@ -518,6 +586,19 @@ class MarketInfo(Struct):
     until_s: int = 0  # of a call, as in MarketStatus
 
 
+class KeyInfo(Struct, omit_defaults=True):
+    """An authorisation as it stands: `key` may do this for `wallet`."""
+
+    wallet: str
+    key: str
+    scopes: int  # a sum of `Scope`s
+    markets: list[str]  # none: everywhere
+    valid_from_s: int
+    valid_until_s: int
+    nonce: int
+    account: int = 0  # of the wallet
+
+
 class Ack(Reply, tag="ack"):
     """The request was done; what it did is in the fields that apply to its kind.
 
@@ -532,7 +613,8 @@ class Ack(Reply, tag="ack"):
     client_id: int = 0
     dup: bool = False  # new: this client id was accepted before; this is that order's answer
     qty: str = ""  # cancel: removed from the book; amend: left open; capacity: as declared
-    count: int = 0  # cancel_all: orders cancelled; quote: levels; block, ...: legs filled
+    # cancel_all: orders cancelled; quote: levels; block, ...: legs filled; revoke: keys put out
+    count: int = 0
     partial: bool = False  # cancel_all: there are more; ask again
     account: int = 0  # login
     wallet: str = ""  # login
@@ -552,13 +634,16 @@ class Ack(Reply, tag="ack"):
     # Likewise of the account, of the address: where less than half of one of them is left.
     account_budget: tuple[int, int] | None = None
     address_budget: tuple[int, int] | None = None
+    keys: list[KeyInfo] | None = None  # query; login with a key: its own
+    accounts: list[KeyInfo] | None = None
 
 
 class Reject(Reply, tag="reject"):
     """The request was not done and nothing changed. `code` never changes its meaning.
 
     A refused login also carries what was checked: the EIP-712 `digest`, the wallet that the
-    signature `recovered` (if any), and the `nonce` for the next attempt.
+    signature `recovered` (if any), and the `nonce` for the next attempt. A refused authorisation
+    or revocation carries digest and wallet, too.
     """
 
     id: int  # 0 when the frame was too broken to tell
@@ -570,7 +655,7 @@ class Reject(Reply, tag="reject"):
     recovered: str = ""
     digest: str = ""
     nonce: str = ""
-    scope: Scope = ""  # RATE_LIMITED: whose budget has too little
+    scope: BudgetScope = ""  # RATE_LIMITED: whose budget has too little
 
 
 class ReplaceAck(Reply, tag="replace_ack"):

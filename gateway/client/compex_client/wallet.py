@@ -1,8 +1,11 @@
-"""A wallet: its key, its address, and the EIP-712 signature that logs in to the exchange.
+"""A wallet: its key, its address, and the EIP-712 signatures that log in to the exchange and let
+other keys do so.
 
-The login digest is defined here once, for both ends:
-domain {name: "compex", version: "1", chainId, verifyingContract: the vault}, primary type
-Login {address wallet, bytes32 nonce}. Invariant: a secret never appears in a repr or an error.
+The digests are defined here once, for both ends: domain {name: "compex", version: "1", chainId,
+verifyingContract: the vault}, and the primary types Login {address wallet, bytes32 nonce},
+SessionKey {address wallet, address key, uint8 scopes, string[] markets, uint64 valid_from_s,
+uint64 valid_until_s, uint64 nonce} and Revocation {address wallet, address key, uint64 nonce}.
+Invariant: a secret never appears in a repr or an error.
 
 Sources: EIP-712 (typed data), EIP-55 (address checksum), SEC 1 §4.1.6 (public key recovery).
 """
@@ -20,6 +23,7 @@ ADDRESS_BYTES: Final = 20
 NONCE_BYTES: Final = 32
 SECRET_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 65
+EVERY_KEY: Final = bytes(ADDRESS_BYTES)  # the `key` of a revocation of them all
 _SECP256K1_ORDER: Final = 0xFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFFEBAAEDCE6AF48A03BBFD25E8CD0364141
 
 
@@ -34,9 +38,16 @@ DOMAIN_FORM: Final = (
     "EIP712Domain(string name,string version,uint256 chainId,address verifyingContract)"
 )
 LOGIN_FORM: Final = "Login(address wallet,bytes32 nonce)"
-FORMS: Final = (LOGIN_FORM,)  # of everything that a wallet signs
+SESSION_KEY_FORM: Final = (
+    "SessionKey(address wallet,address key,uint8 scopes,string[] markets,"
+    "uint64 valid_from_s,uint64 valid_until_s,uint64 nonce)"
+)
+REVOCATION_FORM: Final = "Revocation(address wallet,address key,uint64 nonce)"
+FORMS: Final = (LOGIN_FORM, SESSION_KEY_FORM, REVOCATION_FORM)  # of everything that a wallet signs
 _DOMAIN_TYPE: Final = keccak256(DOMAIN_FORM.encode())
 _LOGIN_TYPE: Final = keccak256(LOGIN_FORM.encode())
+_SESSION_KEY_TYPE: Final = keccak256(SESSION_KEY_FORM.encode())
+_REVOCATION_TYPE: Final = keccak256(REVOCATION_FORM.encode())
 _NAME: Final = keccak256(DOMAIN_NAME.encode())
 _VERSION: Final = keccak256(DOMAIN_VERSION.encode())
 
@@ -57,23 +68,73 @@ class Domain(NamedTuple):
         )
 
 
+class SessionKey(NamedTuple):
+    """What a wallet signs to let a key act for it; `messages.Authorise` tells what it means."""
+
+    wallet: bytes  # 20 bytes
+    key: bytes  # 20 bytes: the address of the key
+    scopes: int
+    markets: tuple[str, ...]
+    valid_from_s: int
+    valid_until_s: int
+    nonce: int
+
+
+def _address_word(address: bytes) -> bytes:
+    assert len(address) == ADDRESS_BYTES
+    return address.rjust(32, b"\0")
+
+
+def _word(number: int) -> bytes:
+    return number.to_bytes(32, "big")
+
+
+def _typed_digest(domain: Domain, struct: bytes) -> bytes:
+    return keccak256(b"\x19\x01" + domain.separator() + keccak256(struct))
+
+
 def login_digest(domain: Domain, wallet: bytes, nonce: bytes) -> bytes:
     """The 32 bytes to sign: `wallet` is 20 bytes, `nonce` 32."""
-    assert len(wallet) == ADDRESS_BYTES and len(nonce) == NONCE_BYTES
-    login = keccak256(_LOGIN_TYPE + wallet.rjust(32, b"\0") + nonce)
-    return keccak256(b"\x19\x01" + domain.separator() + login)
+    assert len(nonce) == NONCE_BYTES
+    return _typed_digest(domain, _LOGIN_TYPE + _address_word(wallet) + nonce)
+
+
+def session_key_digest(domain: Domain, terms: SessionKey) -> bytes:
+    """The 32 bytes that the wallet signs. The markets must be valid text."""
+    markets = keccak256(b"".join(keccak256(market.encode()) for market in terms.markets))
+    return _typed_digest(
+        domain,
+        _SESSION_KEY_TYPE
+        + _address_word(terms.wallet)
+        + _address_word(terms.key)
+        + _word(terms.scopes)
+        + markets
+        + _word(terms.valid_from_s)
+        + _word(terms.valid_until_s)
+        + _word(terms.nonce),
+    )
+
+
+def revocation_digest(domain: Domain, wallet: bytes, key: bytes, nonce: int) -> bytes:
+    """The 32 bytes that the wallet signs; `key` may be EVERY_KEY."""
+    return _typed_digest(
+        domain, _REVOCATION_TYPE + _address_word(wallet) + _address_word(key) + _word(nonce)
+    )
 
 
 def recover(digest: bytes, signature: bytes) -> bytes:
     """The 20-byte address whose key made the signature r | s | v over a 32-byte digest.
 
-    `v` may be 0, 1, 27 or 28. Raises WalletError if no key can have made it.
+    `v` may be 0, 1, 27 or 28. Raises WalletError if no key can have made it, and for an `s` in the
+    upper half, which no wallet makes (EIP-2): so nobody can turn one signature into another.
     """
     if len(signature) != SIGNATURE_BYTES:
         raise WalletError(f"a signature has {SIGNATURE_BYTES} bytes, not {len(signature)}")
     parity = signature[64] - 27 if signature[64] >= 27 else signature[64]
     if parity not in {0, 1}:
         raise WalletError("the last byte of a signature is 0, 1, 27 or 28")
+    if int.from_bytes(signature[32:64], "big") > _SECP256K1_ORDER // 2:
+        raise WalletError("the s of a signature is in the lower half (EIP-2)")
     try:
         key = PublicKey.from_signature_and_message(
             signature[:64] + bytes([parity]), digest, hasher=None
@@ -137,8 +198,15 @@ class Wallet:
         raw = self._key.sign_recoverable(digest, hasher=None)
         return raw[:64] + bytes([27 + raw[64]])
 
-    def sign_login(self, domain: Domain, nonce: bytes) -> bytes:
-        return self.sign_digest(login_digest(domain, self.address_bytes, nonce))
+    def sign_login(self, domain: Domain, nonce: bytes, wallet: bytes = b"") -> bytes:
+        """For this wallet or, as a key that it authorised, for another."""
+        return self.sign_digest(login_digest(domain, wallet or self.address_bytes, nonce))
+
+    def sign_session_key(self, domain: Domain, terms: SessionKey) -> bytes:
+        return self.sign_digest(session_key_digest(domain, terms))
+
+    def sign_revocation(self, domain: Domain, key: bytes, nonce: int) -> bytes:
+        return self.sign_digest(revocation_digest(domain, self.address_bytes, key, nonce))
 
     def __repr__(self) -> str:
         return f"Wallet({self.address})"
