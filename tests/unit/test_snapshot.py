@@ -39,6 +39,7 @@ class Memory:
     """A keeper: how many events there were, and the sum of their sequences."""
 
     name: ClassVar[str] = "memory/1"
+    former: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         self.events = 0
