@@ -49,16 +49,17 @@ class Candle(NamedTuple):
         """Both as one that starts where this does."""
         if later is None:
             return self
-        lows = [x for x in (self.low_ticks, later.low_ticks) if x]
+        start_s, open_, high, low, close, volume_lots, notional_usdc6, trades = self
+        _, opens, higher, lower, closes, more_lots, more_usdc6, more = later
         return Candle(
-            self.start_s,
-            self.open_ticks or later.open_ticks,
-            max(self.high_ticks, later.high_ticks),
-            min(lows, default=0),
-            later.close_ticks or self.close_ticks,
-            self.volume_lots + later.volume_lots,
-            self.notional_usdc6 + later.notional_usdc6,
-            self.trades + later.trades,
+            start_s,
+            open_ or opens,
+            higher if higher > high else high,
+            lower if lower and (lower < low or not low) else low,
+            closes or close,
+            volume_lots + more_lots,
+            notional_usdc6 + more_usdc6,
+            trades + more,
         )
 
 
@@ -86,12 +87,10 @@ class Tape:
 
     def trade(self, time_s: int, price_ticks: int, qty_lots: int, *, block: bool) -> None:
         price = 0 if block else price_ticks
-        if not block:
-            self.last_ticks, self.last_lots = price_ticks, qty_lots
-        notional_usdc6 = price_ticks * qty_lots
-        one = Candle(
-            time_s - time_s % MINUTE_S, price, price, price, price, qty_lots, notional_usdc6, 1
-        )
+        if price:
+            self.last_ticks, self.last_lots = price, qty_lots
+        start_s = time_s - time_s % MINUTE_S
+        one = Candle(start_s, price, price, price, price, qty_lots, price_ticks * qty_lots, 1)
         running = self._running.get(MINUTE_S)
         self._running[MINUTE_S] = one if running is None else running.then(one)
 
@@ -191,17 +190,13 @@ class Tapes:
         """None before its first trade."""
         return self._tapes.get(instrument)
 
-    def is_over(self, now_s: int) -> bool:
-        """Whether it is another minute than at the last `roll`."""
-        return now_s // MINUTE_S != self._now_s // MINUTE_S
-
     def roll(self, now_s: int) -> Iterator[tuple[int, int, Candle]]:
         """It is so late: (instrument, interval, candle) of each that is over, smaller ones first.
 
         A day ends with an hour, an hour with a minute: the first interval that is not over ends
         the search.
         """
-        before_s, self._now_s = self._now_s, now_s
+        before_s, self._now_s = self._now_s, now_s - now_s % MINUTE_S
         for interval in INTERVALS_S:
             if now_s // interval == before_s // interval:
                 return
@@ -220,7 +215,7 @@ class Tapes:
 
     @property
     def now_s(self) -> int:
-        """Of the last `roll`."""
+        """The minute of the last `roll`."""
         return self._now_s
 
     def save(self) -> SavedTapes:

@@ -388,14 +388,14 @@ class Mirror:
         return order
 
     def _enqueue(self, order: OpenOrder) -> None:
-        for queue in self._queues(order):
-            queue.pop(order.order_id, None)
-            queue[order.order_id] = order
-
-    def _queues(self, order: OpenOrder) -> Iterator[dict[int, OpenOrder]]:
-        yield self.markets[order.instrument].queue
+        """Behind all others of its price."""
+        queue, order_id = self.markets[order.instrument].queue, order.order_id
+        queue.pop(order_id, None)
+        queue[order_id] = order
         if order.instrument in self.watched:
-            yield self._moves_of(order).queued
+            queued = self._moves_of(order).queued
+            queued.pop(order_id, None)
+            queued[order_id] = order
 
     def _moves_of(self, order: OpenOrder) -> Moves:
         moves = self._moves.get(order.instrument)
@@ -411,7 +411,9 @@ class Mirror:
 
     def moves(self) -> dict[int, Moves]:
         """What the command did to the orders of watched instruments; forgotten now."""
-        moves, self._moves = self._moves, {}
+        moves = self._moves
+        if moves:
+            self._moves = {}
         return moves
 
     def changes(self, sequence: int) -> Iterator[Change]:

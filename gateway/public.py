@@ -33,6 +33,7 @@ TICKER_EVERY_MS: Final[m.EveryMs] = 100
 CANDLES_EVERY_MS: Final[m.EveryMs] = 1000
 CANDLES_OF_S: Final[m.IntervalS] = 60
 US_PER_S: Final = 1_000_000
+US_PER_MINUTE: Final = 60 * US_PER_S
 
 
 class _Channel(NamedTuple):
@@ -74,14 +75,15 @@ class Public:
         self._tickers: dict[Topic, m.Ticker] = {}  # as last told
         self._sequence = 0
         self._time_us = 0
+        self._minute_us = -US_PER_MINUTE  # when the one began that it is in
 
     # --- what happened -------------------------------------------------------------------------
     def at(self, sequence: int, time_us: int) -> None:
         """A command begins to be told."""
         self._sequence, self._time_us = sequence, time_us
-        now_s = time_us // US_PER_S
-        if self._tapes.is_over(now_s):
-            self._begin_minute(now_s)
+        if not self._minute_us <= time_us < self._minute_us + US_PER_MINUTE:
+            self._minute_us = time_us - time_us % US_PER_MINUTE
+            self._begin_minute(time_us // US_PER_S)
 
     def _begin_minute(self, now_s: int) -> None:
         """Close the candles that are over; what is 24 hours old leaves the tickers."""
@@ -120,8 +122,8 @@ class Public:
         market.trades.append(trade)
         time_s = self._time_us // US_PER_S
         self._tapes.trade(instrument, time_s, event.price_ticks, event.qty_lots, block=block)
-        for topic in self._hub.topics("trades", instrument):
-            self._hub.gather(topic, lambda: trade)
+        if self._hub.has("trades"):
+            self._hub.gather(Topic("trades", instrument), lambda: trade)
         for topic in self._hub.topics("candles", instrument):
             self._hub.pace(topic, lambda t=topic: self._running_candle(t))
         self._pace_ticker(instrument)
@@ -140,7 +142,8 @@ class Public:
     def book(self, change: Change) -> None:
         """What one command did to one book."""
         instrument = change.market.instrument
-        self._hub.gather(Topic("book", instrument), lambda: _delta(change, self._time_us))
+        if self._hub.has("book"):
+            self._hub.gather(Topic("book", instrument), lambda: _delta(change, self._time_us))
         views = self._views.get(instrument)
         if views:
             for topic, view in list(views.items()):
@@ -161,6 +164,8 @@ class Public:
 
     def orders(self, moves: dict[int, Moves]) -> None:
         """What one command did to the orders of watched books."""
+        if not moves:
+            return
         for instrument, moved in moves.items():
             topic = Topic("orders", instrument)
             if not self._hub.wants(topic):
