@@ -4,6 +4,7 @@ random commands of every kind, at each message, and after a restart."""
 import asyncio
 from collections.abc import Callable, Coroutine
 from itertools import product
+from pathlib import Path
 from random import Random
 from typing import Any, Final
 
@@ -33,6 +34,7 @@ from gateway import wildcards
 from gateway.candles import DAY_S, KEPT, MINUTE_S, MINUTES_KEPT, Candle, Tapes
 from gateway.feed import Feed
 from gateway.wire import JSON, MSGPACK, BadRequest, Codec
+from tests.exchange import ADMINISTRATOR, TICKER, running_exchange, wallet
 from tests.frames import frames_in
 from tests.model.flow import LATE_MARKETS, Flow
 from tests.simulate.loop import VirtualLoop
@@ -510,3 +512,34 @@ def test_what_the_version_before_saved_is_read_with_the_queues_as_the_orders_cam
     for orders in reader.orders.values():
         for side in ("buy", "sell"):
             assert orders.levels(side) == second.market(orders.market).book.levels(side)
+
+
+@pytest.mark.parametrize(
+    ("in_call", "queue"), [(False, [(2, 3_000), (1, 1_000)]), (True, [(1, 1_000), (2, 5_000)])]
+)
+async def test_an_icebergs_next_part_goes_to_the_back_but_in_an_auction_it_stays(
+    tmp_path: Path, in_call: bool, queue: list[tuple[int, int]]
+) -> None:
+    """One offers 100 and shows 10, the other 50 behind it; somebody buys 30."""
+    async with running_exchange(tmp_path) as exchange:
+        instrument = await exchange.list_market()
+        for account in (1, 2, 3):
+            await exchange.open_account(account, cash_usdc6=10**12, bond_usdc6=10**12)
+            await exchange.declare(account, instrument, 10**8)
+        chief, first, second, buyer = (
+            exchange.converse(who) for who in (ADMINISTRATOR, *map(wallet, (101, 102, 103)))
+        )
+        reader = Reader(exchange.desk.feed, JSON)
+        reader.subscribe(channel="orders", market=TICKER)
+        if in_call:
+            chief.say(m.Market(2, "call", TICKER))
+        first.say(m.New(2, TICKER, "sell", "2.5", "100", display_qty="10"))
+        second.say(m.New(2, TICKER, "sell", "2.5", "50"))
+        buyer.say(m.New(2, TICKER, "buy", "2.5", "30"))
+        if in_call:
+            chief.say(m.Market(3, "uncross", TICKER))
+        await exchange.port.settled()
+        [mine], [others] = (exchange.desk.feed.open_orders(account) for account in (1, 2))
+        number = {mine.order_id: 1, others.order_id: 2}
+        shown = [(number[x.order_id], x.qty_lots) for x in reader.orders[TICKER].orders("sell")]
+        assert shown == queue
