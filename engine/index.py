@@ -93,6 +93,7 @@ class SpotIndex:
     """
 
     name: ClassVar[str] = "index/1"  # of what a snapshot keeps for it
+    former: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, catalog: Catalog, partition_ns: int = HOUR_PARTITION_NS) -> None:
         assert partition_ns > 0

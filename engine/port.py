@@ -100,6 +100,8 @@ class Keeper(Protocol):
 
     name: ClassVar[str]  # at most 40 letters, with the version of what is saved: of another
     # version nothing is given back
+    former: ClassVar[tuple[str, ...]]  # but of these, with something lost, where the commands that
+    # would make it whole are gone
 
     def save(self) -> bytes:
         """Called between two commands."""

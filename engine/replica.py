@@ -133,7 +133,8 @@ class Replica:
         return BEGINNING
 
     def _usable(self, directory: Path, begin: Mark) -> Iterator[Snapshot]:
-        """This build's, the newest first; where history is missing, then another build's, too."""
+        """This build's, the newest first; where history is missing, then another build's, too, and
+        those that keepers made in a former version."""
         others: list[Snapshot] = []
         for path in snapshot.paths(directory):
             try:
@@ -143,17 +144,26 @@ class Replica:
             except (SnapshotError, JournalError) as error:
                 log.warning("a snapshot is left aside: %s", error)
                 continue
-            if found.build == BUILD:
+            if found.build == BUILD and found.names >= self._names:
                 yield found
             elif begin != BEGINNING:
                 others.append(found)
         yield from others
 
+    @property
+    def _keepers(self) -> list[Keeper]:
+        return [listener.keeper for listener in self._listeners if listener.keeper is not None]
+
+    @property
+    def _names(self) -> set[str]:
+        """What a snapshot made now would keep."""
+        keepers = {keeper.name for keeper in self._keepers}
+        return {SEQUENCER, EXPIRIES, TIMETABLE, PUBLISHED, *keepers}
+
     def _check(self, found: Snapshot) -> None:
         """Raises SnapshotError unless everybody can go on from it."""
-        keepers = {listener.keeper.name for listener in self._listeners if listener.keeper}
-        wanted = {SEQUENCER, EXPIRIES, TIMETABLE, PUBLISHED, *keepers}
-        if missing := wanted - found.names:
+        known = found.names | {keeper.name for keeper in self._keepers if _kept_as(keeper, found)}
+        if missing := self._names - known:
             raise SnapshotError(f"{found.path}: nothing is kept in it for {sorted(missing)}")
         if not all(listener.may_miss(found.event_number) for listener in self._listeners):
             raise SnapshotError(f"{found.path}: somebody must still hear of events before it")
@@ -165,9 +175,8 @@ class Replica:
             self.expiries.load(kept[EXPIRIES])
             self.timetable.load(kept[TIMETABLE])
             self.published.load(kept[PUBLISHED], self.matcher.state)
-            for listener in self._listeners:
-                if listener.keeper is not None:
-                    listener.keeper.load(kept[listener.keeper.name])
+            for keeper in self._keepers:
+                keeper.load(kept[_kept_as(keeper, found)])
         except (ValueError, msgspec.MsgspecError) as error:
             # It is whole, so it was saved like this; what has taken over a part of it is of no use.
             raise JournalError(f"{found.path}: move it away, it cannot be read: {error}") from error
@@ -197,6 +206,11 @@ class Replica:
             ),
             default=self.event_number,
         )
+
+
+def _kept_as(keeper: Keeper, found: Snapshot) -> str:
+    """Under which of its names a snapshot has it, the newest one there is; "" if under none."""
+    return next((name for name in (keeper.name, *keeper.former) if name in found.names), "")
 
 
 def take_snapshot(directory: Path, disk: Disk, replica: Replica) -> Snapshot | None:

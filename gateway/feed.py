@@ -31,7 +31,7 @@ from gateway import translate
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
 from gateway.mirror import AccountState, MarketState, Mirror, SavedMirror
 from gateway.private import Private, topic_of
-from gateway.public import OF_ANY_MARKETS, OF_ONE_MARKET, Public
+from gateway.public import CHANNELS, Public, SavedPublic
 from gateway.wire import BadRequest
 
 _TRANSFERS: Final[dict[int, m.TransferKind]] = {
@@ -51,13 +51,15 @@ class _Saved(msgspec.Struct, array_like=True):
     time_us: int
     balances: dict[int, Balances]
     mirror: SavedMirror
+    public: SavedPublic = msgspec.field(default_factory=SavedPublic)
 
 
 class Feed:
     """`answer` is called with every event that may be a request's answer, before it is told;
     `done` when all events of a command are in the mirror."""
 
-    name: ClassVar[str] = "feed/1"  # of what a snapshot keeps for it
+    name: ClassVar[str] = "feed/2"  # of what a snapshot keeps for it
+    former: ClassVar[tuple[str, ...]] = ("feed/1",)  # has no candles and no queues
 
     def __init__(
         self,
@@ -70,9 +72,9 @@ class Feed:
         self._done = done
         self._catalog = catalog
         self.mirror: Final = Mirror(catalog)
-        self._hub = Hub()
+        self._hub = Hub(self.mirror.wildcards_covering)
         self.sent: Final = self._hub.sent
-        self._public = Public(self._hub, self.mirror)
+        self._public = Public(self._hub, self.mirror, catalog)
         self._private = Private(self._hub, self.mirror, source)
         self._sequence = 0  # of the command whose events are being applied
         self._time_us = 0
@@ -86,6 +88,7 @@ class Feed:
                 self._end_command()
                 self._sequence = event.sequence
                 self._time_us = translate.time_us(event.time_ns)
+                self._public.at(event.sequence, self._time_us)
             self._answer(event)
             self._apply(event, number)
         self._end_command()
@@ -107,7 +110,7 @@ class Feed:
                 order = self.mirror.hide(event, event.qty_lots)
                 self._private.order(order, event, EventKind.CONCEALED.name)
             case EventKind.REFRESHED:
-                order = self.mirror.hide(event, -event.qty_lots)
+                order = self.mirror.refresh(event)
                 self._private.order(order, event, EventKind.REFRESHED.name)
             case EventKind.WAITING:
                 self._private.order(self.mirror.wait(event), event, EventKind.WAITING.name)
@@ -155,7 +158,7 @@ class Feed:
     def _apply_to_market(self, event: Event) -> None:
         match event.kind:
             case EventKind.MARKET_LISTED:
-                self._public.status(self.mirror.list_market(event))
+                self._public.listed(self.mirror.list_market(event))
             case EventKind.MARKET_HALTED:
                 self._public.status(self.mirror.set_status(event, MarketStatus.HALTED))
             case EventKind.MARKET_RESUMED:
@@ -179,7 +182,8 @@ class Feed:
     # --- snapshots -----------------------------------------------------------------------------
     def save(self) -> bytes:
         """All that events made of it, but no listeners."""
-        found = _Saved(self._sequence, self._time_us, self._private.balances, self.mirror.save())
+        private, mirror, public = self._private.balances, self.mirror.save(), self._public.save()
+        found = _Saved(self._sequence, self._time_us, private, mirror, public)
         return msgspec.msgpack.encode(found)
 
     def load(self, saved: bytes) -> None:
@@ -187,6 +191,8 @@ class Feed:
         self._sequence, self._time_us = found.sequence, found.time_us
         self._private.balances = found.balances
         self.mirror.load(found.mirror)
+        self._public.load(found.public)
+        self._public.at(self._sequence, self._time_us)
 
     def _fill(self, event: Event, number: int) -> None:
         lots = event.qty_lots
@@ -197,7 +203,8 @@ class Feed:
 
     def _end_command(self) -> None:
         for change in self.mirror.changes(self._sequence):
-            self._public.book(change, self._time_us)
+            self._public.book(change)
+        self._public.orders(self.mirror.moves())
         self._done()
 
     def publish_index(self, index: m.Index) -> None:
@@ -206,27 +213,32 @@ class Feed:
         self._hub.flush()
 
     # --- for sessions --------------------------------------------------------------------------
-    def topic(self, channel: str, market: str, account: int) -> Topic:
+    def topic(self, request: m.Subscribe | m.Unsubscribe, account: int) -> Topic:
         """The topic a subscription means. Raises BadRequest."""
-        if channel == OWN_COMMANDS.channel:
+        if request.channel == OWN_COMMANDS.channel:
             return OWN_COMMANDS
-        if channel == "account":
+        if request.channel == "account":
             return topic_of(account)
-        return self._public.topic(channel, market)
+        return self._public.topic(request)
 
     @property
     def channels(self) -> list[str]:
         """What `topic` knows."""
-        return sorted({*OF_ONE_MARKET, *OF_ANY_MARKETS, "account", OWN_COMMANDS.channel})
+        return sorted({*CHANNELS, "account", OWN_COMMANDS.channel})
 
-    def subscribe(self, listener: Listener, topic: Topic) -> Iterable[m.ServerMessage]:
-        """Add the listener (again is harmless); what it must be sent first."""
-        self._hub.add(listener, topic)
+    def subscribe(
+        self, listener: Listener, topic: Topic, limit: int = 0
+    ) -> Iterable[m.ServerMessage]:
+        """Add the listener (again is harmless); what it must be sent first, of candles and index
+        rounds so many. Raises BadRequest."""
         if topic == OWN_COMMANDS:
-            return []
-        if topic.channel == "account":
-            return [self._private.snapshot(topic.of, self._time_us)]
-        return self._public.first(topic)
+            first: Iterable[m.ServerMessage] = []
+        elif topic.channel == "account":
+            first = [self._private.snapshot(topic.of, self._time_us)]
+        else:
+            first = self._public.first(topic, limit)
+        self._hub.add(listener, topic)
+        return first
 
     def unsubscribe(self, listener: Listener, topic: Topic) -> None:
         self._hub.remove(listener, topic)

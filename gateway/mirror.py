@@ -24,7 +24,7 @@ from compex_client.units import price_text, qty_text, usdc_text
 
 from engine.catalog import Catalog
 from engine.records import Event, MarketStatus, Side
-from gateway import translate
+from gateway import translate, wildcards
 from gateway.translate import SIDE_NAMES, STATUS_NAMES
 
 CLOSED_ORDERS_KEPT: Final = 256  # of each account, for questions about what became of them
@@ -54,6 +54,11 @@ class OpenOrder(msgspec.Struct, array_like=True, gc=False):
     def shown_lots(self) -> int:
         return self.left_lots - self.hidden_lots
 
+    @property
+    def is_on_book(self) -> bool:
+        """Of an order as a command leaves it."""
+        return self.state == "open" and not self.waits
+
     def shown(self) -> str:
         """As the wire has it: empty where all is shown."""
         return qty_text(self.shown_lots) if self.hidden_lots else ""
@@ -79,6 +84,8 @@ class MarketState(msgspec.Struct):
     closes_s: int = 0  # 0: it stays open
     until_s: int = 0  # in a call: when it is uncrossed; 0: by hand
     auction: m.Auction | None = None  # in a call: what it would come to
+    # Every order on the book: of each price, the first is the one that trades first.
+    queue: dict[int, OpenOrder] = msgspec.field(default_factory=dict[int, OpenOrder])
 
     def info(self) -> m.MarketInfo:
         return m.MarketInfo(
@@ -122,6 +129,13 @@ class Change(NamedTuple):
     asks: dict[int, int]
 
 
+class Moves(NamedTuple):
+    """What one command did to the orders of one book, for who asks for them by `watch`."""
+
+    touched: dict[int, OpenOrder]  # what they show may be other than before
+    queued: dict[int, OpenOrder]  # behind all others of their price, the later the further
+
+
 class AccountState(msgspec.Struct):
     """One account's open orders, oldest first, its lately closed ones, and its capacities."""
 
@@ -161,6 +175,7 @@ class _SavedMarket(msgspec.Struct, array_like=True):
     closes_s: int
     until_s: int
     auction: m.Auction | None
+    queue: list[int] = []  # order ids
 
 
 class _SavedAccount(msgspec.Struct, array_like=True):
@@ -195,6 +210,7 @@ def _saved_market(market: MarketState) -> _SavedMarket:
         closes_s=market.closes_s,
         until_s=market.until_s,
         auction=market.auction,
+        queue=list(market.queue),
     )
 
 
@@ -210,12 +226,17 @@ class Mirror:
         self._instrument_of: dict[str, int] = {}  # by ticker and symbol
         # Net change of the running command: (instrument, side, price_ticks) → lots.
         self._moved: dict[tuple[int, int, int], int] = {}
+        self.watched: set[int] = set()  # instruments of which `moves` shall tell
+        self._moves: dict[int, Moves] = {}
 
     # --- reading -------------------------------------------------------------------------------
     def market_named(self, name: str) -> MarketState | None:
         """By ticker or symbol; None unless it is listed."""
         instrument = self._instrument_of.get(name)
         return None if instrument is None else self.markets[instrument]
+
+    def wildcards_covering(self, instrument: int) -> tuple[str, ...]:
+        return wildcards.covering(self.markets[instrument].symbol)
 
     def account(self, account: int) -> AccountState:
         state = self.accounts.get(account)
@@ -299,6 +320,7 @@ class Mirror:
         state.orders[order.order_id] = order
         if order.client_id:
             state.by_client_id[order.client_id] = order
+        self._enqueue(order)
         self._move(order, order.qty_lots)
         return order
 
@@ -314,6 +336,7 @@ class Mirror:
             order.hidden_lots = 0
             order.state = end
             del state.orders[order_id]
+            self.markets[order.instrument].queue.pop(order_id, None)
             state.by_client_id.pop(order.client_id, None)
             state.closed.append(order)
         return order
@@ -325,6 +348,7 @@ class Mirror:
         self._move(order, -order.shown_lots)
         if event.reason:
             order.hidden_lots = 0
+            self._enqueue(order)
         else:
             cut = order.left_lots - event.qty_lots
             order.hidden_lots -= min(cut, order.hidden_lots)
@@ -342,20 +366,55 @@ class Mirror:
         self._move(order, -lots)
         return order
 
+    def refresh(self, event: Event) -> OpenOrder:
+        """An iceberg shows its next part, behind all others of its price; an auction takes the
+        whole of it where it stands."""
+        order = self.hide(event, -event.qty_lots)
+        if self.markets[order.instrument].status == MarketStatus.OPEN:
+            self._enqueue(order)
+        return order
+
     def wait(self, event: Event) -> OpenOrder:
         """The order is off the book until its condition holds."""
         order = self.hide(event, event.qty_lots)
         order.waits, order.stop_ticks = True, event.stop_ticks
+        self.markets[order.instrument].queue.pop(order.order_id, None)
         return order
 
     def trigger(self, event: Event) -> OpenOrder:
         order = self.hide(event, -event.qty_lots)
         order.waits, order.stop_ticks = False, 0
+        self._enqueue(order)
         return order
+
+    def _enqueue(self, order: OpenOrder) -> None:
+        """Behind all others of its price."""
+        queue, order_id = self.markets[order.instrument].queue, order.order_id
+        queue.pop(order_id, None)
+        queue[order_id] = order
+        if order.instrument in self.watched:
+            queued = self._moves_of(order).queued
+            queued.pop(order_id, None)
+            queued[order_id] = order
+
+    def _moves_of(self, order: OpenOrder) -> Moves:
+        moves = self._moves.get(order.instrument)
+        if moves is None:
+            moves = self._moves[order.instrument] = Moves({}, {})
+        return moves
 
     def _move(self, order: OpenOrder, lots: int) -> None:
         key = (order.instrument, order.side, order.price_ticks)
         self._moved[key] = self._moved.get(key, 0) + lots
+        if order.instrument in self.watched:
+            self._moves_of(order).touched[order.order_id] = order
+
+    def moves(self) -> dict[int, Moves]:
+        """What the command did to the orders of watched instruments; forgotten now."""
+        moves = self._moves
+        if moves:
+            self._moves = {}
+        return moves
 
     def changes(self, sequence: int) -> Iterator[Change]:
         """Apply the command's net moves to the books; one Change for each book that changed."""
@@ -407,6 +466,22 @@ class Mirror:
             state.closed.extend(found.closed)
             if any(found.wallet):
                 self.account_of[found.wallet] = found.account
+        self._load_queues(saved.markets)
+
+    def _load_queues(self, saved: list[_SavedMarket]) -> None:
+        """Of a snapshot that has none, the orders stand in the order in which they came: an
+        iceberg's or an amended one's place is then a guess, until it leaves."""
+        on_book = {
+            order.order_id: order
+            for state in self.accounts.values()
+            for order in state.orders.values()
+            if not order.waits
+        }
+        for market in saved:
+            queue = self.markets[market.instrument].queue
+            queue.update((order_id, on_book.pop(order_id)) for order_id in market.queue)
+        for order in sorted(on_book.values(), key=lambda order: order.time_us):
+            self.markets[order.instrument].queue[order.order_id] = order
 
     def _load_market(self, saved: _SavedMarket) -> None:
         ticker = self._catalog.ticker(saved.product)
@@ -452,6 +527,9 @@ class Mirror:
             with_ids = [x for x in state.orders.values() if x.client_id]
             assert state.by_client_id == {x.client_id: x for x in with_ids}
         levels: dict[tuple[int, int, int], int] = {}
+        queued = {x: order for market in self.markets.values() for x, order in market.queue.items()}
+        all_open = (x for state in self.accounts.values() for x in state.orders.values())
+        assert queued == {x.order_id: x for x in all_open if not x.waits}
         for instrument, market in self.markets.items():
             market.book.check_invariants(may_cross=market.status != MarketStatus.OPEN)
             for side, name in enumerate(SIDE_NAMES):

@@ -20,7 +20,7 @@ from engine.catalog import Catalog, window_hours
 from engine.rejects import Reject
 from gateway import translate
 from gateway.mirror import TRADES_KEPT, MarketState
-from gateway.public import ROUNDS_KEPT
+from gateway.public import INDEX_ROUNDS_KEPT
 from gateway.session import Desk
 from gateway.wire import BadRequest
 
@@ -28,7 +28,7 @@ QUERY_CHARS_MAX: Final = 1_024
 QUERY_FIELDS_MAX: Final = 16
 HOUR_S: Final = 3_600
 MARKET: Final = "/{market}"  # ends the path of a read of one market
-assert r.TRADES_MAX == TRADES_KEPT and r.ROUNDS_MAX == ROUNDS_KEPT
+assert r.TRADES_MAX == TRADES_KEPT and r.ROUNDS_MAX == INDEX_ROUNDS_KEPT
 
 _Entry = TypeVar("_Entry")
 

@@ -795,15 +795,15 @@ class Session:
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
         account = self._trader() if request.channel == "account" else 0
-        return self._desk.feed.topic(request.channel, request.market, account)
+        return self._desk.feed.topic(request, account)
 
     def _subscribe(self, request: m.Subscribe) -> None:
         topic = self._topic(request)
         full = len(self._topics) >= self._desk.limits.subscriptions
         if full and topic not in self._topics:
             raise BadRequest(Reject.TOO_MANY_SUBSCRIPTIONS)
+        first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic, request.limit)
         self._topics.add(topic)
-        first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic)
         self._ack(m.Ack(request.id, market=request.market))
         for message in first:
             self._say(message)

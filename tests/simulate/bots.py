@@ -13,6 +13,7 @@ from dataclasses import dataclass, field
 from typing import Any, Final, cast
 
 from compex_client import messages as m
+from compex_client.book import Book
 from compex_client.client import Client, PrivateMessage
 from compex_client.errors import Disconnected, Rejected
 from compex_client.streams import BookStream, Stream
@@ -133,7 +134,7 @@ class Bot:
         self.errands: dict[int, Errand] = {}
         self.cancelled: set[int] = set()  # order ids whose cancellation was acknowledged
         self.view = View()
-        self.books: list[BookStream] = []
+        self.books: list[BookStream[Book]] = []
         self.resting = False  # start nothing new
         self.account = 0
         self._chance = chance

@@ -12,6 +12,7 @@ from compex_client import Disconnected, Rejected, StreamOverflow, connect, error
 from compex_client import messages as m
 from compex_client.book import Book, checksum
 from compex_client.errors import BookOutOfStep, CompexClientError, ProtocolViolation
+from compex_client.order_book import OrderBook
 from compex_client.streams import Stream
 from hypothesis import given
 from hypothesis import strategies as st
@@ -52,6 +53,42 @@ def test_a_book_is_what_its_messages_say(
         assert book.best("buy") == (want_bids[0] if want_bids else None)
         book.check_invariants()
     assert book.seq == 9
+
+
+def test_an_order_book_keeps_its_queues_and_refuses_what_contradicts_it() -> None:
+    def packed(*orders: tuple[int, int, int]) -> int:
+        return zlib.crc32(b"".join(pack("<qqq", *order) for order in orders))
+
+    def fresh() -> OrderBook:
+        book = OrderBook("X")
+        crc = packed((1, 24_150, 100), (2, 24_150, 200), (3, 24_200, -300))
+        bids, asks = [(1, "2.415", "1"), (2, "2.415", "2")], [(3, "2.42", "3")]
+        book.apply_snapshot(m.OrdersSnapshot("X", 5, bids, asks, crc))
+        return book
+
+    book = fresh()
+    changes: list[m.OrderChange] = [
+        ("trade", 1, "buy", "2.415", "0.4"),
+        ("change", 2, "buy", "2.415", "1.5"),
+        ("remove", 1, "buy", "2.415", "1"),
+        ("add", 1, "buy", "2.415", "0.6"),
+    ]
+    crc = packed((2, 24_150, 150), (1, 24_150, 60), (3, 24_200, -300))
+    book.apply_delta(m.OrdersDelta("X", 5, 7, changes, crc, 0))
+    assert [(x.order_id, x.qty_lots) for x in book.orders("buy")] == [(2, 150), (1, 60)]
+    assert book.levels("buy") == [(24_150, 210)] and book.seq == 7
+    broken: list[tuple[int, m.OrderChange, bool]] = [
+        (4, ("change", 1, "buy", "2.415", "1"), True),
+        (5, ("add", 1, "buy", "2.415", "1"), True),
+        (5, ("remove", 9, "buy", "2.415", "1"), True),
+        (5, ("change", 1, "buy", "2.415", "0.00001"), True),
+        (5, ("change", 1, "buy", "2.415", "1"), False),
+    ]
+    for prev, change, right in broken:
+        book = fresh()
+        crc = book.checksum() if right else 0
+        with pytest.raises(BookOutOfStep):
+            book.apply_delta(m.OrdersDelta("X", prev, 7, [change], crc, 0))
 
 
 def test_the_checksum_is_over_the_bytes_the_protocol_says() -> None:
@@ -137,6 +174,26 @@ async def test_a_gap_or_a_wrong_checksum_is_mended_by_subscribing_again(
             await anext(stream)
         assert stream.resyncs == 1 and stream.synced
         assert stream.book.bids == [(10_000, 100)]
+
+
+async def test_a_gap_is_mended_with_the_choice_that_it_is_in_and_no_other_book_is_touched() -> None:
+    def chosen(message: m.BookSnapshot | m.BookDelta) -> m.BookSnapshot | m.BookDelta:
+        return msgspec.structs.replace(message, depth=5, every_ms=250)
+
+    async def script(connection: ServerConnection) -> None:
+        whole, cut = await hear(connection), await hear(connection)
+        await say(connection, m.Ack(whole.id), snapshot(5), m.Ack(cut.id), chosen(snapshot(5)))
+        await say(connection, delta(5, 6), chosen(delta(4, 6)))
+        again = await hear(connection)
+        assert again == m.Subscribe(again.id, "book", "X", 5, 250)
+        await say(connection, m.Ack(again.id), chosen(snapshot(9)), chosen(delta(9, 12)))
+
+    async with scripted(script) as url, await connect(url) as client:
+        opening = client.book("X"), client.book("X", depth=5, every_ms=250)
+        whole, cut = await asyncio.gather(*opening)
+        while cut.book.seq != 12:
+            await anext(cut)
+        assert (cut.resyncs, whole.resyncs, whole.book.seq) == (1, 0, 6)
 
 
 async def test_a_market_that_never_traded_is_mirrored_from_number_0() -> None:

@@ -39,6 +39,7 @@ class Memory:
     """A keeper: how many events there were, and the sum of their sequences."""
 
     name: ClassVar[str] = "memory/1"
+    former: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self) -> None:
         self.events = 0
@@ -300,6 +301,38 @@ def test_a_part_that_was_not_kept_makes_a_snapshot_useless(tmp_path: Path) -> No
     bare = take_snapshot(tmp_path, SystemDisk(), Replica(ScriptedClock(START_NS)))
     assert bare is not None
     assert a_replica()[0].restore(tmp_path) == BEGINNING
+
+
+class MemoryOfNow(Memory):
+    """Reads what the version before it saved, which has not counted something."""
+
+    name: ClassVar[str] = "memory/2"
+    former: ClassVar[tuple[str, ...]] = ("memory/1",)
+
+
+def test_a_former_version_serves_only_where_the_commands_before_it_are_gone(
+    tmp_path: Path,
+) -> None:
+    def now() -> tuple[Replica, Memory]:
+        replica, memory = Replica(ScriptedClock(START_NS)), MemoryOfNow()
+        replica.subscribe(memory.on_batch, keeper=memory)
+        return replica, memory
+
+    write_journal(tmp_path, drawn(16, 400), 8)
+    taken = take(tmp_path)
+    assert now()[0].restore(tmp_path) == BEGINNING, "with every command, nothing need be missing"
+    retain(tmp_path, 1, taken.event_number, history=False)
+    assert journal.oldest(tmp_path) != BEGINNING
+    replica, memory = now()
+    assert replica.restore(tmp_path) == taken.mark
+    assert memory.events == taken.event_number
+    end = taken.mark
+    for frame in journal.read(tmp_path, taken.mark):
+        replica.follow(frame)
+        end = frame.end
+    assert_same((replica, memory), restored(tmp_path))
+    saved = replica.save(tmp_path, SystemDisk(), end)
+    assert now()[0].restore(tmp_path) == saved.mark and "memory/2" in saved.names
 
 
 def test_history_is_removed_behind_what_stays(tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ import asyncio
 import re
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal
 
@@ -11,6 +12,7 @@ import msgspec
 import pytest
 from compex_client import Cancel, Client, Disconnected, Leg, New, Quote, Rejected, Scope, connect
 from compex_client import messages as m
+from compex_client.units import price_text
 from compex_client.wallet import SessionKey
 
 from engine.rejects import Reject
@@ -34,7 +36,10 @@ LEVELS = [row for row in ROWS if row[0] in {"sequenced", "durable"}]
 IN_ONE_FRAME = [row for row in ROWS if row[1].startswith("client.batch")]
 CLOCK = [row for row in ROWS if row[1].startswith("client.clock")]
 KEYS = [row for row in ROWS if re.match(r"client\.(authorise|revoke|keys|accounts)", row[1])]
-NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK + KEYS
+WATCHED = [
+    row for row in ROWS if re.match(r"client\.(book|orders|ticker|candles|trades|index)", row[1])
+]
+NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK + KEYS + WATCHED
 ORDERS = [row for row in ROWS if row not in NO_ORDERS]
 # What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
 # each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
@@ -64,6 +69,56 @@ OUTCOMES = {
     "cancelled": ("cancelled", "1.0000", "0", NO_BID, ALL_OFFERED),
     "replaced": ("open", "2.4200", "8", (24_200, 400), ALL_OFFERED),
 }
+
+
+# What each gives first, where six sells from 2.5 up have traded 8 GPU-hours at 2.4 and a round of
+# the index was told.
+ASKS = [(25_000 + 100 * i, 800) for i in range(6)]
+FIRST: dict[str, Callable[[Any], bool]] = {
+    "book": lambda book: book.asks == ASKS,
+    "best levels": lambda book: book.asks == ASKS[:5],
+    "conflated": lambda book: book.asks == ASKS,
+    "order by order": lambda book: book.levels("sell") == ASKS,
+    "ticker": lambda x: (x.last, x.ask, x.volume, x.index) == ("2.4000", "2.5000", "8", "2.4500"),
+    "whole class": lambda x: (x.market, x.high, x.every_ms) == (TICKER, "2.4000", 1000),
+    "candles": lambda x: (x.close, x.notional, x.trades, x.closed) == ("2.4000", "19.2", 1, False),
+    "trades": lambda x: (x.price, x.qty) == ("2.4000", "8"),
+    "index": lambda x: (x.price, x.round) == ("2.4500", 1),
+}
+
+
+def test_every_stream_of_a_market_has_its_example() -> None:
+    assert [name for name, _ in WATCHED] == list(FIRST)
+
+
+async def test_each_stream_of_the_readme_gives_what_its_row_says(tmp_path: Path) -> None:
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        await exchange.list_market()
+        maker = await exchange.open_account(1, bond_usdc6=10**9)
+        trader = await exchange.open_account(2, cash_usdc6=10**9)
+        await exchange.declare(1, 1, 10_000)
+        async with await connect(url, maker) as seller, await connect(url, trader) as client:
+            await seller.place(TICKER, "sell", "2.4", "8")
+            await client.place(TICKER, "buy", "2.4", "8")
+            for price_ticks, _ in ASKS:
+                await seller.place(TICKER, "sell", price_text(price_ticks), "8")
+            exchange.desk.feed.publish_index(m.Index(TICKER, "2.4500", "A", 1, 1))
+            streams: dict[str, Any] = {}
+            async with asyncio.timeout(RUN_S):
+                for name, example in WATCHED:
+                    # The text of our own README, which this test is about.
+                    names = {"client": client, "market": TICKER}
+                    streams[name] = await eval(example.replace("\\|", "|"), names)
+                    assert FIRST[name](await anext(streams[name])), name
+                await seller.place(TICKER, "sell", "2.45", "8")
+                for name in ("book", "best levels", "conflated", "order by order"):
+                    book = await anext(streams[name])
+                    while book.levels("sell")[0] != (24_500, 800):
+                        book = await anext(streams[name])
+                    assert streams[name].resyncs == 0
+                for name in ("ticker", "whole class"):
+                    while (await anext(streams[name])).ask != "2.4500":
+                        pass
 
 
 def test_every_kind_of_order_has_its_example() -> None:

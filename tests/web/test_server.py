@@ -11,6 +11,7 @@ import msgspec
 import pytest
 from compex_client import Client, Disconnected, Rejected, connect
 from compex_client import messages as m
+from compex_client.book import Book
 from compex_client.messages import CloseCode
 from compex_client.streams import BookStream
 from compex_client.units import parse_qty, qty_text
@@ -140,7 +141,7 @@ async def test_an_order_of_each_type_trades(
         assert heard[-1].left == qty_text(1_200 - sum(map(parse_qty, fills)))
 
 
-async def shows(book: BookStream, bids: list[tuple[int, int]]) -> None:
+async def shows(book: BookStream[Book], bids: list[tuple[int, int]]) -> None:
     async with asyncio.timeout(TOLD_S):
         while book.book.bids != bids:
             await anext(book)

@@ -18,6 +18,7 @@ from websockets.exceptions import ConnectionClosed, InvalidHandshake, InvalidURI
 from websockets.typing import Subprotocol
 
 from compex_client import messages as m
+from compex_client.book import Book
 from compex_client.errors import (
     BookOutOfStep,
     CompexClientError,
@@ -26,6 +27,7 @@ from compex_client.errors import (
     Rejected,
     WalletError,
 )
+from compex_client.order_book import OrderBook
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import (
     ADDRESS_BYTES,
@@ -51,6 +53,7 @@ Codec: TypeAlias = Literal["json", "msgpack"]
 # A batch is made of these, whose ids are given when it is sent, and has a result for each.
 BatchItem: TypeAlias = m.New | m.Cancel | m.Amend | m.Replace | m.Quote
 BatchResult: TypeAlias = m.Ack | m.Reject | m.ReplaceAck
+BookMessage: TypeAlias = m.BookSnapshot | m.BookDelta | m.OrdersSnapshot | m.OrdersDelta
 _Reply: TypeAlias = m.Ack | m.Pong | m.ReplaceAck | m.BatchAck
 _SUBPROTOCOLS: Final[dict[Codec, Subprotocol]] = {"msgpack": Subprotocol("compex.v1.msgpack")}
 _Private: Final = (m.AccountSnapshot, m.Order, m.Fill, m.Transfer, m.Balance)
@@ -62,6 +65,15 @@ class ClockOffset(NamedTuple):
 
     offset_us: int
     round_trip_us: int
+
+
+class _Choice(NamedTuple):
+    """Which book, and how much of it: its messages say so."""
+
+    channel: str
+    market: str
+    depth: m.Depth = 0
+    every_ms: m.EveryMs = 0
 
 
 async def connect(
@@ -135,7 +147,7 @@ class Client:
         self._reader: asyncio.Task[None] | None = None
         self._gone: Disconnected | ProtocolViolation | None = None
         self._streams: list[tuple[Callable[[m.ServerMessage], bool], Stream[Any]]] = []
-        self._books: dict[str, list[BookStream]] = {}
+        self._books: dict[_Choice, list[BookStream[Any]]] = {}
         self._mending: set[asyncio.Task[None]] = set()
         self._tickers: dict[str, str] = {}
         self._nonce = ""
@@ -556,66 +568,118 @@ class Client:
         return await self._ask(lambda i: m.FeeTier(i, wallet, tier))
 
     # --- streams -------------------------------------------------------------------------------
-    async def book(self, market: str) -> BookStream:
+    async def book(
+        self, market: str, *, depth: m.Depth = 0, every_ms: m.EveryMs = 0
+    ) -> BookStream[Book]:
         """The mirrored book of a market; its snapshot is applied when this returns.
 
-        A gap or a wrong checksum is mended by a new snapshot, counted in `resyncs`.
+        All of it after each change, or its best `depth` levels of each side, or what has changed
+        `every_ms`. A gap or a wrong checksum is mended by a new snapshot, counted in `resyncs`.
         """
         market = await self._ticker(market)
-        stream = BookStream(market)
-        self._books.setdefault(market, []).append(stream)
+        return await self._open_book(_Choice("book", market, depth, every_ms), Book(market))
+
+    async def orders(self, market: str) -> BookStream[OrderBook]:
+        """The mirrored book of a market order by order: the queue at every price. As `book`."""
+        market = await self._ticker(market)
+        return await self._open_book(_Choice("orders", market), OrderBook(market))
+
+    async def _open_book(self, choice: _Choice, book: Any) -> BookStream[Any]:
+        stream = BookStream[Any](book)
+        self._books.setdefault(choice, []).append(stream)
         try:
-            await self.subscribe("book", market)
+            await self._subscribe_to(choice)
             await anext(stream)
         except BaseException:
-            self._books[market].remove(stream)
+            self._books[choice].remove(stream)
             raise
         stream.changed()
         return stream
 
+    async def _subscribe_to(self, choice: _Choice) -> m.Ack:
+        channel, market, depth, every_ms = choice
+        return await self.subscribe(channel, market, depth=depth, every_ms=every_ms)
+
+    async def ticker(self, market: str = "", *, every_ms: m.EveryMs = 0) -> Stream[m.Ticker]:
+        """Last and best prices and the last 24 hours, of one market, of those that a wildcard
+        covers, or of all: now, and when they change, every 100 ms at most or as asked."""
+        paced = every_ms or 100
+        return await self._open_stream(
+            Stream[m.Ticker](),
+            await self._of_markets(m.Ticker, market, lambda x: x.every_ms == paced),
+            "ticker",
+            market,
+            every_ms=every_ms,
+        )
+
+    async def candles(
+        self,
+        market: str,
+        interval_s: m.IntervalS = 60,
+        *,
+        limit: int = 100,
+        every_ms: m.EveryMs = 0,
+    ) -> Stream[m.Candle]:
+        """Of an interval, the last `limit` that are closed, the running one as it changes (every
+        second or as asked), and each one's end."""
+        paced = every_ms or 1000
+
+        def wanted(candle: m.Candle) -> bool:
+            return candle.interval_s == interval_s and candle.every_ms == paced
+
+        return await self._open_stream(
+            Stream[m.Candle](),
+            await self._of_markets(m.Candle, market, wanted),
+            "candles",
+            market,
+            interval_s=interval_s,
+            every_ms=every_ms,
+            limit=limit,
+        )
+
+    async def _of_markets(
+        self, kind: type[Any], market: str, wanted: Callable[[Any], bool] = lambda _: True
+    ) -> Callable[[m.ServerMessage], bool]:
+        """Messages of this kind about one market or, by a wildcard or without one, about many.
+
+        Which of many is the server's to know: two streams of one kind by different wildcards each
+        have what both asked for.
+        """
+        ticker = "" if "*" in market else await self._ticker(market)
+        return lambda x: (
+            isinstance(x, kind) and ticker in {"", getattr(x, "market", "")} and wanted(x)
+        )
+
     async def trades(self, market: str = "") -> Stream[m.Trade]:
-        """Public trades of one market (its latest first) or of all from now on; each once."""
-        market = await self._ticker(market)
+        """Public trades of one market (its latest first), or from now on of those that a wildcard
+        covers, or of all; each once."""
         seen: dict[str, int] = {}
 
-        def wanted(message: m.ServerMessage) -> bool:
-            if not isinstance(message, m.Trade) or market not in {"", message.market}:
-                return False
-            newer = message.trade_id > seen.get(message.market, 0)
-            seen[message.market] = max(message.trade_id, seen.get(message.market, 0))
-            return newer
+        def is_newer(trade: m.Trade) -> bool:
+            newest = seen.get(trade.market, 0)
+            seen[trade.market] = max(trade.trade_id, newest)
+            return trade.trade_id > newest
 
+        wanted = await self._of_markets(m.Trade, market, is_newer)
         return await self._open_stream(Stream[m.Trade](), wanted, "trades", market)
 
     async def statuses(self, market: str = "") -> Stream[m.MarketStatus]:
-        """The status of one market or of all: now, and whenever it changes."""
-        market = await self._ticker(market)
-        return await self._open_stream(
-            Stream[m.MarketStatus](),
-            lambda x: isinstance(x, m.MarketStatus) and market in {"", x.market},
-            "status",
-            market,
-        )
+        """The status of one market, of those that a wildcard covers, or of all: now, and whenever
+        it changes."""
+        wanted = await self._of_markets(m.MarketStatus, market)
+        return await self._open_stream(Stream[m.MarketStatus](), wanted, "status", market)
 
     async def auctions(self, market: str = "") -> Stream[m.Auction]:
-        """What calls would come to, and came to: of one market or, without one, of all."""
-        ticker = await self._ticker(market) if market else ""
-        return await self._open_stream(
-            Stream[m.Auction](),
-            lambda x: isinstance(x, m.Auction) and ticker in {"", x.market},
-            "auction",
-            market,
-        )
+        """What calls would come to, and came to: of one market, of those that a wildcard covers,
+        or of all."""
+        wanted = await self._of_markets(m.Auction, market)
+        return await self._open_stream(Stream[m.Auction](), wanted, "auction", market)
 
-    async def index(self, market: str = "") -> Stream[m.Index]:
-        """Published spot prices of one market or of all: the latest, and each new one."""
-        market = await self._ticker(market)
-        return await self._open_stream(
-            Stream[m.Index](),
-            lambda x: isinstance(x, m.Index) and market in {"", x.market},
-            "index",
-            market,
-        )
+    async def index(self, market: str = "", *, limit: int = 1) -> Stream[m.Index]:
+        """Published spot prices of one market, of those that a wildcard covers, or of all: the
+        latest `limit` rounds, and each new one."""
+        wanted = await self._of_markets(m.Index, market)
+        return await self._open_stream(Stream[m.Index](), wanted, "index", market, limit=limit)
 
     async def private(self) -> Stream[PrivateMessage]:
         """Everything about the account, in order: a snapshot first, then what changes."""
@@ -652,13 +716,34 @@ class Client:
             Stream[m.Balance](), lambda x: isinstance(x, m.Balance), "account"
         )
 
-    async def subscribe(self, channel: str, market: str = "") -> m.Ack:
+    async def subscribe(
+        self,
+        channel: str,
+        market: str = "",
+        *,
+        depth: m.Depth = 0,
+        every_ms: m.EveryMs = 0,
+        interval_s: m.IntervalS = 0,
+        limit: int = 0,
+    ) -> m.Ack:
         """The raw request; the methods above both ask and deliver."""
-        return await self._ask(lambda i: m.Subscribe(i, channel, market))
+        return await self._ask(
+            lambda i: m.Subscribe(i, channel, market, depth, every_ms, interval_s, limit)
+        )
 
-    async def unsubscribe(self, channel: str, market: str = "") -> m.Ack:
+    async def unsubscribe(
+        self,
+        channel: str,
+        market: str = "",
+        *,
+        depth: m.Depth = 0,
+        every_ms: m.EveryMs = 0,
+        interval_s: m.IntervalS = 0,
+    ) -> m.Ack:
         """Tell the server to stop. Streams of the channel stay open, silent."""
-        return await self._ask(lambda i: m.Unsubscribe(i, channel, market))
+        return await self._ask(
+            lambda i: m.Unsubscribe(i, channel, market, depth, every_ms, interval_s)
+        )
 
     async def _open_stream(
         self,
@@ -666,12 +751,13 @@ class Client:
         wanted: Callable[[m.ServerMessage], bool],
         channel: str,
         market: str = "",
+        **choices: Any,
     ) -> Stream[Any]:
         entry = (wanted, stream)
         # Before the request: the first messages come right behind the ack.
         self._streams.append(entry)
         try:
-            await self.subscribe(channel, market)
+            await self.subscribe(channel, market, **choices)
         except BaseException:
             self._streams.remove(entry)
             raise
@@ -745,7 +831,7 @@ class Client:
                     future.set_result(message)
             case m.Reject():
                 self._refused(message)
-            case m.BookSnapshot() | m.BookDelta():
+            case m.BookSnapshot() | m.BookDelta() | m.OrdersSnapshot() | m.OrdersDelta():
                 self._apply(message)
             case m.Hello():
                 if self._greeted.done():
@@ -789,12 +875,17 @@ class Client:
                 )
             )
 
-    def _apply(self, message: m.BookSnapshot | m.BookDelta) -> None:
-        streams = [x for x in self._books.get(message.market, ()) if not x.over]
-        self._books[message.market] = streams
+    def _apply(self, message: BookMessage) -> None:
+        match message:
+            case m.BookSnapshot() | m.BookDelta():
+                choice = _Choice("book", message.market, message.depth, message.every_ms)
+            case _:
+                choice = _Choice("orders", message.market)
+        streams = [x for x in self._books.get(choice, ()) if not x.over]
+        self._books[choice] = streams
         for stream in streams:
             try:
-                if isinstance(message, m.BookSnapshot):
+                if isinstance(message, m.BookSnapshot | m.OrdersSnapshot):
                     stream.book.apply_snapshot(message)
                     stream.synced = True
                 elif not stream.synced:
@@ -804,16 +895,16 @@ class Client:
             except BookOutOfStep:
                 stream.resyncs += 1
                 stream.synced = False
-                self._mend(message.market)
+                self._mend(choice)
             else:
                 stream.changed()
 
-    def _mend(self, market: str) -> None:
+    def _mend(self, choice: _Choice) -> None:
         async def resubscribe() -> None:
             try:
-                await self.subscribe("book", market)
+                await self._subscribe_to(choice)
             except CompexClientError as error:
-                for stream in self._books.get(market, ()):
+                for stream in self._books.get(choice, ()):
                     stream.fail(error)
 
         task = asyncio.create_task(resubscribe())

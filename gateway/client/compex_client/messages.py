@@ -43,6 +43,7 @@ DECIMAL_CHARS_MAX: Final = 32
 TOKEN_SECONDS_MAX: Final = 86_400  # a day
 CHECKSUM_LEVELS: Final = 10  # of each side
 KEY_MARKETS_MAX: Final = 32
+FIRST_MAX: Final = 1000  # candles or index rounds that a subscription may begin with
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
 OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
@@ -65,6 +66,12 @@ Taking: TypeAlias = Literal["everything", "cancels", "nothing"]
 What: TypeAlias = Literal["orders", "order", "balances", "markets", "keys", "accounts"]
 MarketAction: TypeAlias = Literal["list", "halt", "resume", "close", "call", "uncross", "bands"]
 Scopes: TypeAlias = Annotated[int, Meta(ge=1, le=7)]  # a sum of `Scope`s
+Depth: TypeAlias = Literal[0, 1, 5, 10, 20, 50, 100]  # levels of each side; 0: all
+EveryMs: TypeAlias = Literal[0, 100, 250, 1000]  # 0: as often as the channel says
+IntervalS: TypeAlias = Literal[0, 60, 300, 900, 3600, 14400, 86400]
+FirstCount: TypeAlias = Annotated[int, Meta(ge=0, le=FIRST_MAX)]
+OrderAction: TypeAlias = Literal["add", "change", "remove", "trade"]
+OrderChange: TypeAlias = tuple[OrderAction, int, Side, str, str]  # order_id, side, price, qty
 TransferKind: TypeAlias = Literal[
     "deposit",
     "bond_deposit",
@@ -172,18 +179,42 @@ class Revoke(Request, tag="revoke"):
 
 
 class Subscribe(Request, tag="subscribe"):
-    """Ask for a channel. The ack comes first, then the snapshot where there is one.
+    """Ask for a channel. The ack comes first, then the snapshot where there is one. Asked again,
+    the snapshot comes again: that is how a gap is mended.
 
-    - `book`, with a market: one `book_snapshot`, then `book_delta`s. Asked again, it sends a
-      new snapshot: that is how a gap is mended.
-    - `trades`: of one market, its latest ones first, or of all markets, from now on.
-    - `status`, `index`, `auction`: of one market or, without one, of all; the present state first.
+    - `book`: one `book_snapshot`, then `book_delta`s: of the best `depth` levels of each side, or
+      of all; after every change, or one with the net change, `every_ms` at most.
+    - `orders`: the book order by order: one `orders_snapshot`, then `orders_delta`s.
+    - `trades`: of one market, its latest ones first, or of several, from now on.
+    - `ticker`: last and best prices and the last 24 hours, now and when they change, `every_ms`
+      (100 by default).
+    - `candles` of `interval_s` (60 by default): the last `limit` that are closed (100 by default)
+      and the running one, then each change of it, `every_ms` (1000 by default), and its end.
+    - `status`, `index`, `auction`: the present state first; of an index the last `limit` rounds (1
+      by default, 300 are kept).
     - `account`, after login: one `account_snapshot`, then the numbered private stream.
     - `sequenced`: from now on a `sequenced` for each command of this connection.
+
+    `market` is one market or several, those listed later among them: a symbol with `*` for whole
+    fields, such as "nv.h100-sxm-80g.x8.ib|*|*|SPOT", "*|us-e|*|*" or "*|*|*|H|*". "" means all, for
+    `trades`, `ticker`, `status`, `index` and `auction`; a wildcard for `book`, `orders` or
+    `candles` may cover 1000 markets when it is asked for. Who asks for a market twice, by itself
+    and by a wildcard, hears each message once; with other choices (`depth`, `every_ms`,
+    `interval_s`) it is another subscription, whose messages say the choice that they belong to.
+
+    What to do when a message seems to be missing: in `book` and `orders`, `prev` is not the last
+    `seq`, or `crc` disagrees: subscribe again, with the same choices, and leave out deltas until
+    the snapshot. `trades`, `candles`: subscribe again; what `trade_id` or `start_s` has told before
+    is told again. `ticker`, `status`, `index`, `auction`: every message is the whole state, the
+    next one mends it. `account`: `aseq` + 1 is missing: subscribe again.
     """
 
     channel: Text
     market: Text = ""
+    depth: Depth = 0
+    every_ms: EveryMs = 0
+    interval_s: IntervalS = 0
+    limit: FirstCount = 0
 
 
 class Unsubscribe(Request, tag="unsubscribe"):
@@ -191,6 +222,9 @@ class Unsubscribe(Request, tag="unsubscribe"):
 
     channel: Text
     market: Text = ""
+    depth: Depth = 0
+    every_ms: EveryMs = 0
+    interval_s: IntervalS = 0
 
 
 class New(Request, tag="new"):
@@ -720,21 +754,26 @@ class Heartbeat(Reply, tag="heartbeat"):
 
 
 class BookSnapshot(Reply, tag="book_snapshot"):
-    """The whole book, best levels first, as of `seq`; `crc` as in `book.checksum`."""
+    """The whole book, or its best `depth` levels of each side, best levels first, as of `seq`;
+    `crc` as in `book.checksum`. `depth` and `every_ms` are those of the subscription."""
 
     market: str
     seq: int
     bids: list[Level]
     asks: list[Level]
     crc: int
+    depth: Depth = 0
+    every_ms: EveryMs = 0
 
 
 class BookDelta(Reply, tag="book_delta"):
-    """What one command changed. `prev` is the `seq` of this market's message before: if it is
-    not the last one applied, a message is missing; subscribe again. `seq` is the command's
-    sequence. `crc` is of the book after this delta: CRC-32 over the top 10 levels of each side,
-    bids first, best first, each level as two little-endian int64: price in ticks of 0.0001, and
-    quantity in lots of 0.01, negative for an ask.
+    """What one command changed, or with `every_ms` all since the last message. `prev` is the `seq`
+    of this subscription's message before: if it is not the last one applied, a message is missing;
+    subscribe again. `seq` is the sequence of the last command that changed the book. With a
+    `depth`, a level that comes into view is told, and one that leaves it is removed. `crc` is of
+    what is held after this delta: CRC-32 over the top 10 levels of each side, bids first, best
+    first, each level as two little-endian int64: price in ticks of 0.0001, and quantity in lots of
+    0.01, negative for an ask.
     """
 
     market: str
@@ -744,6 +783,87 @@ class BookDelta(Reply, tag="book_delta"):
     asks: list[Level]
     crc: int
     time_us: int
+    depth: Depth = 0
+    every_ms: EveryMs = 0
+
+
+class OrdersSnapshot(Reply, tag="orders_snapshot"):
+    """Every resting order of a market that the book shows, as of `seq`, in the order in which they
+    would trade: (order_id, price, qty). Of an iceberg only the part that is shown; orders that wait
+    for a condition are not in it. `crc` as in `order_book.OrderBook.checksum`."""
+
+    market: str
+    seq: int
+    bids: list[tuple[int, str, str]]
+    asks: list[tuple[int, str, str]]
+    crc: int
+
+
+class OrdersDelta(Reply, tag="orders_delta"):
+    """What one command did to the orders of a market: (action, order_id, side, price, qty) each, to
+    be applied in this order. `prev`, `seq` as in BookDelta.
+
+    "add": behind all others of its price; so comes again what has lost its place, an amended order
+    or an iceberg's next part, after its "remove". "change": it shows so much now, where it stands.
+    "remove": it is gone, or not shown any more. "trade": so much of this resting order was traded
+    at this price; told for what it is, and to be left out when the queues are put together, as the
+    "change" or "remove" that follows from it comes, too. `crc` is of the first 10 orders of each
+    side after this: three little-endian int64 each, order_id, ticks, lots, negative for an ask.
+    """
+
+    market: str
+    prev: int
+    seq: int
+    changes: list[OrderChange]
+    crc: int
+    time_us: int
+
+
+class Ticker(Reply, tag="ticker"):
+    """One market at a glance. What there is not is "": no trade, nobody on a side, no index.
+
+    `volume`, `high`, `low` and `open` are of the last 24 hours, by the time of the commands, in
+    whole minutes. Block trades count as volume and set no price.
+    """
+
+    market: str
+    status: Status
+    volume: str
+    time_us: int
+    last: str = ""
+    last_qty: str = ""
+    bid: str = ""
+    bid_qty: str = ""
+    ask: str = ""
+    ask_qty: str = ""
+    open: str = ""
+    high: str = ""
+    low: str = ""
+    index: str = ""  # the last published spot price
+    every_ms: EveryMs = 0
+
+
+class Candle(Reply, tag="candle"):
+    """The trades of one interval, aligned to UTC, by the time of the commands.
+
+    An interval without a trade has no candle. Block trades count in `volume`, `notional` (USDC) and
+    `trades` and set no price; of a candle with nothing else the prices are "0". Without `closed` it
+    is the running one, and each of its messages stands for those before; it is closed when the
+    first command after its end is sequenced, in any market.
+    """
+
+    market: str
+    interval_s: IntervalS
+    start_s: int  # Unix seconds
+    open: str
+    high: str
+    low: str
+    close: str
+    volume: str
+    notional: str
+    trades: int
+    closed: bool = False
+    every_ms: EveryMs = 0
 
 
 class Trade(Reply, tag="trade"):
@@ -883,6 +1003,10 @@ ServerMessage: TypeAlias = (
     | Heartbeat
     | BookSnapshot
     | BookDelta
+    | OrdersSnapshot
+    | OrdersDelta
+    | Ticker
+    | Candle
     | Trade
     | Index
     | MarketStatus

@@ -10,10 +10,12 @@ from typing import Final, Generic, TypeVar
 
 from compex_client.book import Book
 from compex_client.errors import CompexClientError, StreamOverflow
+from compex_client.order_book import OrderBook
 
 STREAM_ITEMS_MAX: Final = 65_536  # unread items of one stream
 
 T = TypeVar("T")
+B = TypeVar("B", Book, OrderBook)
 
 
 class Stream(Generic[T]):
@@ -68,15 +70,15 @@ class Stream(Generic[T]):
         return self._items.popleft()
 
 
-class BookStream:
-    """An async iterator that gives the mirrored book after changes.
+class BookStream(Generic[B]):
+    """An async iterator that gives the mirrored book, by price or order by order, after changes.
 
     `book` is always the latest; several changes between two reads are given as one. Each
     iteration gives the same object, kept up to date in place.
     """
 
-    def __init__(self, market: str) -> None:
-        self.book: Final = Book(market)
+    def __init__(self, book: B) -> None:
+        self.book: Final = book
         self.synced = False  # false before the first snapshot, and while a gap is being mended
         self.resyncs = 0  # times that a gap or a wrong checksum was mended by a new snapshot
         self._changed = asyncio.Event()
@@ -100,10 +102,10 @@ class BookStream:
     def over(self) -> bool:
         return self._closed or self._error is not None
 
-    def __aiter__(self) -> "BookStream":
+    def __aiter__(self) -> "BookStream[B]":
         return self
 
-    async def __anext__(self) -> Book:
+    async def __anext__(self) -> B:
         await self._changed.wait()
         if self._closed:
             raise StopAsyncIteration
