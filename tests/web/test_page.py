@@ -138,7 +138,7 @@ async def test_the_page_shows_live_markets_and_follows_them(tmp_path: Path) -> N
         await page.resize(390, 844)
         assert await page.value("document.documentElement.scrollWidth <= 390")
         keep(await page.picture(), shots / "market-phone.png")
-        assert server.slow_readers_closed == 0
+        assert server.traffic().slow_readers_closed == 0
 
 
 async def test_the_list_is_searched_sorted_and_walked_by_keyboard(tmp_path: Path) -> None:
