@@ -529,16 +529,15 @@ class Connection(asyncio.Protocol):
             wake=self._wake,
             overflow=self._evict,
         )
-        session = listener.converse(outbox, codec, self.address, self._hang_up)
-        self._framing = Framing(
-            codec.opcode, listener.limits.frame_bytes, session.receive, self._say
-        )
-        self._http, self._outbox, self.deadline = None, outbox, 0
+        full = listener.joins(self)
+        session = None if full else listener.converse(outbox, codec, self.address, self._hang_up)
+        hear = session.receive if session is not None else _unheard
+        self._framing = Framing(codec.opcode, listener.limits.frame_bytes, hear, self._say)
+        self._http, self._outbox, self._session, self.deadline = None, outbox, session, 0
         outbox.push(response.serialize())
-        if full := listener.joins(self):
+        if session is None:
             self.end(CloseCode.TRY_AGAIN_LATER, full)
             return
-        self._session = session
         session.open()
         if rest:
             self._read_frames(rest)
@@ -576,6 +575,10 @@ class Connection(asyncio.Protocol):
         waiting = self._outbox.take()
         self._leave()
         self._write(b"".join([*waiting, frame]))
+
+
+def _unheard(_message: bytes | str) -> None:
+    """Of a websocket that is closed as soon as it is open."""
 
 
 def _handshake(asked: Asked) -> Response:
