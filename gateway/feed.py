@@ -229,16 +229,19 @@ class Feed:
     def subscribe(
         self, listener: Listener, topic: Topic, limit: int = 0
     ) -> Iterable[m.ServerMessage]:
-        """Add the listener (again is harmless); what it must be sent first, of candles and index
-        rounds so many. Raises BadRequest."""
-        if topic == OWN_COMMANDS:
-            first: Iterable[m.ServerMessage] = []
-        elif topic.channel == "account":
-            first = [self._private.snapshot(topic.of, self._time_us)]
-        else:
-            first = self._public.first(topic, limit)
+        """Add the listener (again is harmless); what it must be sent first. Raises BadRequest."""
+        first = self.first(topic, limit)
         self._hub.add(listener, topic)
         return first
+
+    def first(self, topic: Topic, limit: int = 0) -> Iterable[m.ServerMessage]:
+        """How things are: of candles and index rounds the last so many, 0 for as many as is usual.
+        Raises BadRequest."""
+        if topic == OWN_COMMANDS:
+            return []
+        if topic.channel == "account":
+            return [self._private.snapshot(topic.of, self._time_us)]
+        return self._public.first(topic, limit)
 
     def unsubscribe(self, listener: Listener, topic: Topic) -> None:
         self._hub.remove(listener, topic)
