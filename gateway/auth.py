@@ -8,7 +8,7 @@ of the table names is refused to every key. Sessions call it. The digests themse
 
 import hmac
 import re
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Final
 
 from compex_client import messages as m
@@ -61,11 +61,12 @@ SCOPE_OF: Final[dict[type[m.Request], Scope | None]] = {
     m.Market: None,
     m.FeeTier: None,
 }
+# The same as plain numbers, for every request: flags are slow. None is a bit that no key has.
+_NOBODYS: Final = 1 << 30
+_NEEDED: Final = {kind: _NOBODYS if need is None else need.value for kind, need in SCOPE_OF.items()}
 PUBLIC_CHANNELS: Final = frozenset({"book", "trades", "status", "index", "auction", "sequenced"})
 PUBLIC_QUESTIONS: Final = frozenset({"markets"})
-# Commands about no market, and about the market of an order that they name.
-_OF_NO_MARKET: Final = frozenset({CommandKind.WITHDRAW})
-_OF_AN_ORDER: Final = frozenset({CommandKind.CANCEL, CommandKind.AMEND})
+_OF_AN_ORDER: Final = (CommandKind.CANCEL, CommandKind.AMEND)  # they name it, and no market
 _TICKER: Final = re.compile(r"[A-Z0-9]+")
 # class | region | grade | SPOT, or a kind of window and its start: each a whole field, or *.
 _FIELD: Final = r"(?:\*|[A-Za-z0-9.-]+)"
@@ -126,6 +127,8 @@ class Identity:
         self.challenge: Final = Challenge(domain, random_bytes)
         self.wallet = b""  # 20 bytes once logged in
         self.key = b""  # 20 bytes if a key logged in for the wallet
+        self._covered_by: SessionKey | None = None
+        self._covered: dict[str, bool] = {}  # whether by that, by ticker
 
     @property
     def signer(self) -> bytes:
@@ -160,14 +163,14 @@ class Identity:
         terms = self.terms()
         if terms is None:
             return
-        needed = _scope_of(request)
-        if needed is None or needed & ~terms.scopes:
+        needed = _scopes_needed(request)
+        if needed & ~terms.scopes:
             raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(needed))
 
     def permit_command(
         self,
         command: Command,
-        parts: Iterable[Command],
+        parts: Sequence[Command],
         of_order: int,
         markets: Mapping[int, MarketState],
     ) -> None:
@@ -175,22 +178,33 @@ class Identity:
         sequenced. So no kind of request, however it names its markets, gets round it. `of_order`
         is the instrument of the order that the command names, 0 if that is not known."""
         terms = self.terms()
-        if terms is None or not terms.markets or command.kind in _OF_NO_MARKET:
+        if terms is None or not terms.markets or command.kind == CommandKind.WITHDRAW:
             return
         if command.kind in _OF_AN_ORDER:
             if not of_order:  # not even by guessing the id of one that is not told yet
                 raise BadRequest(Reject.UNKNOWN_ORDER)
             instruments = {of_order}
-        else:
+        elif parts:  # the head of some kinds names no market itself
             instruments = {command.instrument, *(part.instrument for part in parts)} - {0}
+        else:
+            instruments = {command.instrument}
         assert instruments, "a command is about markets"
         for instrument in instruments:
             if instrument == ALL_INSTRUMENTS:
                 words = "this would be about every market; name one"
                 raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", words)
             market = markets[instrument]
-            if not covers(terms.markets, market.ticker, market.symbol):
+            if not self._covers(terms, market):
                 raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", market.ticker)
+
+    def _covers(self, terms: SessionKey, market: MarketState) -> bool:
+        if terms is not self._covered_by:
+            self._covered_by, self._covered = terms, {}
+        known = self._covered.get(market.ticker)
+        if known is None:
+            known = covers(terms.markets, market.ticker, market.symbol)
+            self._covered[market.ticker] = known
+        return known
 
     def authorisation(self, request: m.Authorise) -> tuple[SessionKey, bytes]:
         """What a wallet signed, and its signature. Raises BadRequest."""
@@ -226,7 +240,7 @@ class Identity:
             if not self.wallet:
                 raise BadRequest(Reject.NOT_LOGGED_IN)
             if self.key:
-                raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(None))
+                raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(_NOBODYS))
             if request.wallet and bytes_of(request.wallet, 20, "wallet") != self.wallet:
                 raise BadRequest(Reject.WRONG_WALLET, "wallet")
             return Revocation(self.wallet, key, request.nonce, b"")
@@ -238,18 +252,16 @@ class Identity:
         return Revocation(wallet, key, request.nonce, signature)
 
 
-def _scope_of(request: m.ClientMessage) -> Scope | None:
-    match request:
-        case m.Subscribe() if request.channel in PUBLIC_CHANNELS:
-            return NOTHING
-        case m.Query() if request.what in PUBLIC_QUESTIONS:
-            return NOTHING
-        case _:
-            return SCOPE_OF.get(type(request))
+def _scopes_needed(request: m.ClientMessage) -> int:
+    if isinstance(request, m.Subscribe) and request.channel in PUBLIC_CHANNELS:
+        return 0
+    if isinstance(request, m.Query) and request.what in PUBLIC_QUESTIONS:
+        return 0
+    return _NEEDED.get(type(request), _NOBODYS)
 
 
-def _names(needed: Scope | None) -> str:
-    if needed is None:
+def _names(needed: int) -> str:
+    if needed == _NOBODYS:
         return "only the wallet itself may do this"
     return " and ".join(str(scope.name).lower() for scope in Scope if scope & needed)
 
