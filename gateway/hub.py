@@ -47,6 +47,10 @@ class Hub:
         if not listeners:
             self._listeners.pop(topic, None)
 
+    def has(self, topic: Topic) -> bool:
+        """Whether anybody listens."""
+        return topic in self._listeners
+
     def tell_now(self, topic: Topic, make: Make) -> None:
         """Private messages: each takes its place among the answers. Built only if wanted."""
         listeners = self._listeners.get(topic)

@@ -96,6 +96,11 @@ class Outbox:
         else:
             self._wake()
 
+    @property
+    def has_room(self) -> bool:
+        """For what can as well wait until the reader has taken what there is."""
+        return self._bytes * 4 < self._bytes_max
+
     def take(self) -> list[bytes]:
         """Everything queued, oldest first. Its bytes still count until `sent`."""
         frames = list(self._frames)

@@ -79,6 +79,7 @@ class GatewayServer:
             write_limit=WRITE_BUFFER_BYTES,
         )
         self._heart = asyncio.create_task(self._beat(), name="heartbeat")
+        self._desk.begin()
         self._desk.port.when_stopped(self._abandon)
 
     def _abandon(self, reason: str) -> None:
@@ -128,6 +129,7 @@ class GatewayServer:
         session = Session(self._desk, outbox)
         self._sessions.add(session)
         writer = asyncio.create_task(_write(connection, outbox, waiting))
+        code = 0
         try:
             session.open()
             while True:
@@ -136,10 +138,11 @@ class GatewayServer:
                     await connection.close(CloseCode.BINARY_FRAME, "text frames only")
                     break
                 session.receive(frame)
-        except ConnectionClosed:
-            pass
+        except ConnectionClosed as closed:
+            if closed.rcvd is not None and closed.rcvd_then_sent:
+                code = closed.rcvd.code
         finally:
-            session.close()
+            session.close(code)
             self._sessions.discard(session)
             writer.cancel()
             await asyncio.gather(writer, return_exceptions=True)

@@ -21,8 +21,11 @@ from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
+from gateway.absence import DEAD_MAN, DISCONNECT, Absence, Place
 from gateway.auth import Challenge, LoginRefused, bytes_of
 from gateway.feed import OWN_COMMANDS, Feed
+from gateway.history import History
+from gateway.history_file import FILL, LEASE, ArmedRow
 from gateway.hub import EVERY_MARKET, Topic
 from gateway.limits import (
     DEFAULT_LIMITS,
@@ -31,6 +34,8 @@ from gateway.limits import (
     Outbox,
     TokenBucket,
 )
+from gateway.mirror import CLOSED_ORDERS_KEPT
+from gateway.private import order_told
 from gateway.wire import BadRequest, Codec
 
 _NEVER_TERMINAL: Final = frozenset({
@@ -44,6 +49,7 @@ _NEVER_TERMINAL: Final = frozenset({
 })  # fmt: skip
 
 
+CLEAN_CLOSE: Final = 1000  # what a client says that leaves of its own accord
 # Requests that a client id makes safe to repeat.
 _NAMED: Final = (m.New, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket)
 
@@ -132,8 +138,20 @@ class Desk:
     now_ns: Callable[[], int]
     time_ns: Callable[[], int]
     random_bytes: Callable[[int], bytes]
+    history: History
+    absence: Absence
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     last_listed: int = 0  # the highest instrument number ever given out
+
+    def begin(self) -> None:
+        """Sessions may come: what was armed before the start runs from now on."""
+        self.history.start()
+        self.absence.start()
+
+    async def close(self) -> None:
+        """After the port: what it published last is kept, too."""
+        await self.absence.close()
+        await self.history.close()
 
     def next_instrument(self) -> int:
         """A number no market has; one refused listing leaves a gap, which is harmless."""
@@ -152,11 +170,20 @@ def open_desk(
     now_ns: Callable[[], int] = time.monotonic_ns,
     time_ns: Callable[[], int] = time.time_ns,
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
+    history: History | None = None,
 ) -> Desk:
-    """Put pending answers, feed and port together. Before the port starts, so that the feed
-    hears the journal's events first."""
+    """Put pending answers, feed, history and port together. Before the port starts, so that they
+    hear the journal's events first; without a history, private streams are kept in memory."""
     pending = Pending()
-    feed = Feed(port, catalog, pending.answer, pending.command_done)
+    history = History() if history is None else history
+    absence = Absence(port, history, now_ns)
+
+    def answer(event: Event) -> None:
+        pending.answer(event)
+        absence.answer(event)
+
+    feed = Feed(port, catalog, answer, pending.command_done, history)
+    port.subscribe(history.on_batch, history.has_room, heard=history.heard)  # behind the feed
     return Desk(
         port=port,
         catalog=catalog,
@@ -169,6 +196,8 @@ def open_desk(
         now_ns=now_ns,
         time_ns=time_ns,
         random_bytes=random_bytes,
+        history=history,
+        absence=absence,
     )
 
 
@@ -224,12 +253,18 @@ class Session:
     def send(self, frames: bytes) -> None:
         self._outbox.push(frames)
 
+    @property
+    def has_room(self) -> bool:
+        return self._outbox.has_room
+
     def heartbeat(self) -> None:
         now_us = translate.time_us(self._desk.time_ns())
         self._reply(self._desk.feed.heartbeat(now_us, self._account()))
 
-    def close(self) -> None:
-        """The connection is gone. Commands in flight go on; their replies are dropped."""
+    def close(self, code: int = 0) -> None:
+        """The connection is gone; `code` is the client's, if it has closed it itself. Commands in
+        flight go on; their replies are dropped."""
+        self._desk.absence.left(self, clean=code == CLEAN_CLOSE)
         self._outbox.close()
         for topic in self._topics:
             self._desk.feed.unsubscribe(self, topic)
@@ -276,6 +311,8 @@ class Session:
                 self._submit(request, translate.withdraw(request, self._trader()))
             case m.Query():
                 self._query(request)
+            case m.CancelOnDisconnect() | m.DeadMan():
+                self._arm(request)
             case m.Subscribe():
                 self._subscribe(request)
             case m.Unsubscribe():
@@ -452,11 +489,41 @@ class Session:
             self._tell_order(request.id, account, request.order_id, request.client_id)
 
     def _tell_order(self, request_id: int, account: int, order_id: int, client_id: int = 0) -> None:
-        found = self._desk.feed.account(account).find(order_id, client_id)
-        if found is None:
-            self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
-        else:
+        state = self._desk.feed.account(account)
+        found = state.find(order_id, client_id)
+        if found is not None:
             self._ack(m.Ack(request_id, order=self._desk.feed.mirror.order_info(found)))
+        elif client_id and len(state.closed) == CLOSED_ORDERS_KEPT:  # some may be forgotten
+            self._tell_kept_order(request_id, account, client_id)
+        else:
+            self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
+
+    def _tell_kept_order(self, request_id: int, account: int, client_id: int) -> None:
+        def answer(told: list[m.Order | m.Fill]) -> None:
+            order = order_told(told)
+            if order is None:
+                self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
+            else:
+                self._ack(m.Ack(request_id, order=order))
+
+        if not self._desk.history.ask_order(account, client_id, answer):
+            raise BadRequest(Reject.BUSY)
+
+    def _query_kept(self, request: m.Query) -> None:
+        """Fills or leases, from the account's kept stream."""
+        account, kind = self._trader(), FILL if request.what == "fills" else LEASE
+
+        def answer(found: list[m.ServerMessage]) -> None:
+            ack = m.Ack(request.id)
+            if kind == FILL:
+                ack.fills = [x for x in found if isinstance(x, m.Fill)]
+            else:
+                ack.leases = [x for x in found if isinstance(x, m.Lease)]
+            self._ack(ack)
+
+        after = max(0, request.from_aseq - 1)
+        if not self._desk.history.ask_kept(kind, account, after, request.limit, answer):
+            raise BadRequest(Reject.BUSY)
 
     def _query(self, request: m.Query) -> None:
         feed = self._desk.feed
@@ -473,6 +540,9 @@ class Session:
             case "order":
                 self._query_order(request)
                 return
+            case "fills" | "leases":
+                self._query_kept(request)
+                return
         self._ack(ack)
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
@@ -484,7 +554,13 @@ class Session:
         full = len(self._topics) >= self._desk.limits.subscriptions
         if full and topic not in self._topics:
             raise BadRequest(Reject.TOO_MANY_SUBSCRIPTIONS)
+        if request.from_aseq:
+            self._desk.feed.check_resume(topic, request.from_aseq)
         self._topics.add(topic)
+        if request.from_aseq:
+            self._ack(m.Ack(request.id, market=request.market))
+            self._desk.feed.resume(self, topic, request.from_aseq)
+            return
         first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic)
         self._ack(m.Ack(request.id, market=request.market))
         for message in first:
@@ -495,6 +571,26 @@ class Session:
         self._desk.feed.unsubscribe(self, topic)
         self._topics.discard(topic)
         self._ack(m.Ack(request.id, market=request.market))
+
+    # --- what happens when it goes silent ------------------------------------------------------
+    def _arm(self, request: m.CancelOnDisconnect | m.DeadMan) -> None:
+        account, number, absence = self._trader(), self.number, self._desk.absence
+        if request.scope == "session" and not number:
+            words = "log in with a session number, or mean the account"
+            raise BadRequest(Reject.INVALID_FIELD, "scope", words)
+
+        def done() -> None:
+            self._ack(m.Ack(request.id, armed=absence.armed(account, number)))
+
+        if isinstance(request, m.DeadMan):
+            what, ms, on_close = DEAD_MAN, request.timeout_ms, False
+            off = not ms
+        else:
+            what, ms, on_close, off = DISCONNECT, request.grace_ms, request.on_close, request.off
+        row = ArmedRow(account, number, what, request.scope, ms, int(on_close))
+        place = Place(account, number, what)
+        if not (absence.disarm(place, done) if off else absence.arm(self, row, done)):
+            raise BadRequest(Reject.BUSY)
 
     # --- administration ------------------------------------------------------------------------
     def _require_administrator(self) -> None:

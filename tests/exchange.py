@@ -17,6 +17,7 @@ from engine.journal import Disk, Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.records import COMMAND_STRUCT, Command, CommandKind, Purse
 from gateway.health import Health
+from gateway.history import History, Keep
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
@@ -52,6 +53,7 @@ class Exchange:
         if not self._stopped:
             self._stopped = True
             await self.port.close()
+            await self.desk.close()
 
     async def open_account(
         self, account: int, *, cash_usdc6: int = 0, bond_usdc6: int = 0
@@ -164,6 +166,7 @@ async def running_exchange(
     limits: m.Limits = DEFAULT_LIMITS,
     now_ns: Callable[[], int] = time.monotonic_ns,
     disk: Disk | None = None,
+    keep: Keep | None = None,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
     journal = Journal(directory / "journal", disk or SystemDisk())
@@ -175,8 +178,11 @@ async def running_exchange(
         administrator=ADMINISTRATOR.address_bytes,
         limits=limits,
         now_ns=now_ns,
+        history=History(directory / "history.sqlite3", keep),
     )
     await pipeline.start()
+    desk.history.check(pipeline.ready().event_number)
+    desk.begin()
     exchange = Exchange(pipeline, desk, clock)
     try:
         yield exchange

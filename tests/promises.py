@@ -38,6 +38,7 @@ BUDGETS: Final = {
     "conserved": Budget("money and capacity are conserved at every event", 1_000_000, 5_000),
     "booked": Budget("the ledger's books are sound, by its own SQL", 200_000, 2_500),
     "seeds": Budget("a node simulated with faults from a seed keeps its promises", 10_000, 50),
+    "resumed": Budget("cut off and resumed, a bot has its private history, once", 1_000, 30),
     "disk-errors": Budget("after any error of the disk nobody hears of anything", 36, 12),
 }
 

@@ -8,6 +8,7 @@ from compex_client.book import Book
 from compex_client.client import Client, connect
 from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
 from compex_client.messages import Leg
+from compex_client.resuming import Resuming
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
@@ -19,6 +20,7 @@ __all__ = [
     "Disconnected",
     "Leg",
     "Rejected",
+    "Resuming",
     "Stream",
     "StreamOverflow",
     "Wallet",

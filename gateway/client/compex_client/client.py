@@ -8,7 +8,7 @@ import asyncio
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Final, Literal, TypeAlias
+from typing import Any, Final, Literal, TypeAlias, get_args
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
@@ -32,8 +32,16 @@ PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
 
 Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
-PrivateMessage: TypeAlias = m.AccountSnapshot | m.Order | m.Fill | m.Transfer | m.Balance
-_Private: Final = (m.AccountSnapshot, m.Order, m.Fill, m.Transfer, m.Balance)
+PrivateMessage: TypeAlias = m.AccountSnapshot | m.Numbered | m.Balance | m.CaughtUp
+_Private: Final = (*m.NUMBERED, m.AccountSnapshot, m.Balance, m.CaughtUp)
+_KNOWN: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(m.ServerMessage))
+
+
+class _Unknown(msgspec.Struct):
+    """A message of a later protocol: of no use here, but that it may be numbered."""
+
+    t: str
+    aseq: int = 0
 
 
 async def connect(url: str, wallet: Wallet | None = None, *, session: int = 0) -> "Client":
@@ -94,6 +102,7 @@ class Client:
         self._books: dict[str, list[BookStream]] = {}
         self._mending: set[asyncio.Task[None]] = set()
         self._tickers: dict[str, str] = {}
+        self._resumed: dict[int, int] = {}  # from_aseq, by the request in flight
         self._nonce = ""
         self.wallet: Wallet | None = None
         self.account = 0  # 0 until the wallet has made its first deposit
@@ -256,6 +265,23 @@ class Client:
         session; the ack has `count`."""
         return await self._ask(lambda i: m.CancelAll(i, market, side, session))
 
+    async def cancel_on_disconnect(
+        self,
+        grace_ms: int = 0,
+        *,
+        scope: m.Scope = "session",
+        on_close: bool = False,
+        off: bool = False,
+    ) -> m.Ack:
+        """Have the open orders of this session, or of the account, cancelled when the connection
+        is lost for so long; the ack has what is `armed`. A `close` by the program cancels nothing
+        and disarms, unless `on_close` is set. `messages.CancelOnDisconnect` tells more."""
+        return await self._ask(lambda i: m.CancelOnDisconnect(i, grace_ms, scope, on_close, off))
+
+    async def dead_man(self, timeout_ms: int, *, scope: m.Scope = "session") -> m.Ack:
+        """Have the open orders cancelled once, unless this is called again in time; 0 disarms."""
+        return await self._ask(lambda i: m.DeadMan(i, timeout_ms, scope))
+
     async def declare_capacity(self, market: str, qty: Number) -> m.Ack:
         """Set the total GPU-hours the account can deliver under a market."""
         q = _decimal(qty)
@@ -278,6 +304,17 @@ class Client:
         if ack.order is None:
             raise ProtocolViolation("an order was asked for, and none is in the ack")
         return ack.order
+
+    async def kept_fills(self, from_aseq: int = 1, limit: int = 100) -> list[m.Fill]:
+        """The account's fills with numbers from that one on, oldest first, as far as they are
+        kept."""
+        ack = await self._ask(lambda i: m.Query(i, "fills", from_aseq=from_aseq, limit=limit))
+        return ack.fills or []
+
+    async def kept_leases(self, from_aseq: int = 1, limit: int = 100) -> list[m.Lease]:
+        """The same of its leases: every state that each has been in."""
+        ack = await self._ask(lambda i: m.Query(i, "leases", from_aseq=from_aseq, limit=limit))
+        return ack.leases or []
 
     async def balances(self) -> m.Balances:
         ack = await self._ask(lambda i: m.Query(i, "balances"))
@@ -430,10 +467,14 @@ class Client:
             market,
         )
 
-    async def private(self) -> Stream[PrivateMessage]:
-        """Everything about the account, in order: a snapshot first, then what changes."""
+    async def private(self, *, from_aseq: int = 0) -> Stream[PrivateMessage]:
+        """Everything about the account, in order: a snapshot first, then what changes.
+
+        With `from_aseq` no snapshot, but every message from that number on as it was, one
+        `CaughtUp`, and then what changes. Rejected (1020) if so old ones are not kept any more.
+        """
         return await self._open_stream(
-            Stream[PrivateMessage](), lambda x: isinstance(x, _Private), "account"
+            Stream[PrivateMessage](), lambda x: isinstance(x, _Private), "account", "", from_aseq
         )
 
     async def fills(self) -> Stream[m.Fill]:
@@ -465,9 +506,15 @@ class Client:
             Stream[m.Balance](), lambda x: isinstance(x, m.Balance), "account"
         )
 
-    async def subscribe(self, channel: str, market: str = "") -> m.Ack:
+    async def subscribe(self, channel: str, market: str = "", from_aseq: int = 0) -> m.Ack:
         """The raw request; the methods above both ask and deliver."""
-        return await self._ask(lambda i: m.Subscribe(i, channel, market))
+
+        def make(i: int) -> m.Subscribe:
+            if from_aseq:
+                self._resumed[i] = from_aseq
+            return m.Subscribe(i, channel, market, from_aseq)
+
+        return await self._ask(make)
 
     async def unsubscribe(self, channel: str, market: str = "") -> m.Ack:
         """Tell the server to stop. Streams of the channel stay open, silent."""
@@ -479,12 +526,13 @@ class Client:
         wanted: Callable[[m.ServerMessage], bool],
         channel: str,
         market: str = "",
+        from_aseq: int = 0,
     ) -> Stream[Any]:
         entry = (wanted, stream)
         # Before the request: the first messages come right behind the ack.
         self._streams.append(entry)
         try:
-            await self.subscribe(channel, market)
+            await self.subscribe(channel, market, from_aseq)
         except BaseException:
             self._streams.remove(entry)
             raise
@@ -527,12 +575,24 @@ class Client:
         try:
             while True:
                 frame = await self._socket.recv(decode=False)
-                self._dispatch(self._decoder.decode(frame))
+                self._take(frame)
         except ConnectionClosed as closed:
             self._end(_disconnected(closed))
         except (msgspec.DecodeError, ValueError, ProtocolViolation) as error:
             self._end(ProtocolViolation(f"a frame from the server: {error}"))
             await self._socket.close()
+
+    def _take(self, frame: bytes) -> None:
+        try:
+            message = self._decoder.decode(frame)
+        except msgspec.ValidationError:
+            unknown = msgspec.json.decode(frame, type=_Unknown)
+            if unknown.t in _KNOWN:
+                raise
+            if unknown.aseq == self.aseq + 1:
+                self.aseq = unknown.aseq  # it is numbered
+            return
+        self._dispatch(message)
 
     def _end(self, error: Disconnected | ProtocolViolation) -> None:
         self._gone = error
@@ -553,6 +613,8 @@ class Client:
     def _dispatch(self, message: m.ServerMessage) -> None:
         match message:
             case m.Ack() | m.Pong():
+                if from_aseq := self._resumed.pop(message.id, 0):
+                    self.aseq = from_aseq - 1
                 future = self._waiting.pop(message.id, None)
                 if future is not None and not future.done():
                     future.set_result(message)
@@ -568,10 +630,17 @@ class Client:
                 self.last_heartbeat = message
             case m.AccountSnapshot():
                 self.aseq, self.account = message.aseq, message.account
-            case m.Order() | m.Fill() | m.Transfer():
+            case (
+                m.Order()
+                | m.Fill()
+                | m.Transfer()
+                | m.OrderRejected()
+                | m.CancelledAll()
+                | m.Lease()
+            ):
                 self.aseq += 1
                 self._check_private(message.aseq)
-            case m.Balance():
+            case m.Balance() | m.CaughtUp():
                 self._check_private(message.aseq)
             case _:
                 pass
@@ -587,6 +656,7 @@ class Client:
 
     def _refused(self, reject: m.Reject) -> None:
         self._nonce = reject.nonce or self._nonce
+        self._resumed.pop(reject.id, None)
         future = self._waiting.pop(reject.id, None)
         if future is not None and not future.done():
             future.set_exception(
