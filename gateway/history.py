@@ -178,6 +178,11 @@ class History:
             self._file.write(self._in_hand, *self._heard)
             self._written()
 
+    @property
+    def is_written(self) -> bool:
+        """Whether the file has all that was heard."""
+        return not self._rows and not self._in_hand
+
     def has_room(self) -> bool:
         return len(self._rows) + len(self._in_hand) < ROWS_WAITING_MAX
 
