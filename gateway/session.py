@@ -279,7 +279,8 @@ class Session:
         self._reply(ack)
 
     def _refuse(self, request_id: int, bad: BadRequest) -> None:
-        reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail)
+        retry_ms = RETRY_MS.get(bad.reject, 0)
+        reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail, retry_ms)
         if isinstance(bad, LoginRefused):
             reject.digest, reject.recovered = bad.digest, bad.recovered
         if isinstance(bad, LoginRefused) or bad.reject is Reject.NONCE_REPLAYED:
