@@ -78,10 +78,13 @@ class Private:
         self._touched.add(account)
         topic, history = Topic("account", account), self._history
         lacks = history is not None and history.lacks(self.event_number)
-        if lacks or self._hub.has(topic):
-            message = make(state.aseq)
-            if history is not None and lacks:
-                history.put(account, self.event_number, message, client_id)
+        has_listeners = self._hub.has(topic)
+        if not (lacks or has_listeners):
+            return
+        message = make(state.aseq)
+        if history is not None and lacks:
+            history.put(account, self.event_number, message, client_id)
+        if has_listeners:
             self._hub.tell_now(topic, lambda: message)
 
     def order(self, order: OpenOrder, event: Event, reason: str = "") -> None:

@@ -6,6 +6,7 @@ here: whoever takes the number knows what may be.
 """
 
 import re
+from functools import lru_cache
 from typing import Final
 
 from compex_client.errors import NotADecimal, TooFine
@@ -15,6 +16,7 @@ QTY_DECIMALS: Final = 2
 USDC_DECIMALS: Final = 6
 PRICE_TICK: Final = "0.0001"
 QTY_LOT: Final = "0.01"
+TEXTS_KEPT: Final = 4_096  # the same few prices and quantities are spelled again and again
 
 # ASCII digits only: str.isdigit would let other scripts' digits pass.
 _DECIMAL: Final = re.compile(r"(-?)([0-9]{1,24})(?:\.([0-9]{1,24}))?")
@@ -52,12 +54,14 @@ def parse_usdc(text: str) -> int:
     return parse_scaled(text, USDC_DECIMALS)
 
 
+@lru_cache(TEXTS_KEPT)
 def price_text(price_ticks: int) -> str:
     """24150 → "2.4150": always four decimals."""
     assert price_ticks >= 0
     return f"{price_ticks // 10_000}.{price_ticks % 10_000:04d}"
 
 
+@lru_cache(TEXTS_KEPT)
 def qty_text(qty_lots: int) -> str:
     """1600 → "16", 50 → "0.5": no trailing zeros."""
     assert qty_lots >= 0
