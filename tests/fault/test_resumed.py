@@ -23,6 +23,7 @@ from compex_client import Disconnected
 from compex_client import messages as m
 from compex_client.client import Client
 from compex_client.units import price_text, qty_text
+from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import WebSocketException
 
@@ -125,11 +126,11 @@ def listen(story: Story, live: Conversation) -> None:
 
 async def one_connection(url: str, story: Story) -> None:
     """Connect, resume, listen; cut off after a random while, wherever that is."""
-    socket = None
+    sockets: list[ClientConnection] = []
 
     async def live() -> None:
-        nonlocal socket
         socket = await connect_socket(url, compression=None, max_size=None)
+        sockets.append(socket)
         client = Client(socket)
         await client.start()
         await client.login(wallet(100 + BOT), session=1)
@@ -139,13 +140,13 @@ async def one_connection(url: str, story: Story) -> None:
 
     living = asyncio.create_task(live())
     await asyncio.wait([living], timeout=story.random.random() * LONGEST_SECONDS)
-    if socket is not None:
+    for socket in sockets:
         socket.transport.abort()
     if not living.done():
         living.cancel()
     with contextlib.suppress(asyncio.CancelledError, Disconnected, WebSocketException, OSError):
         await living
-    if socket is not None:
+    for socket in sockets:
         await socket.wait_closed()
 
 

@@ -10,6 +10,8 @@ import msgspec
 import pytest
 from compex_client import Leg, Rejected, connect
 from compex_client import messages as m
+from compex_client.client import PrivateMessage
+from compex_client.streams import Stream
 
 from gateway.health import Health
 from gateway.server import GatewayServer
@@ -168,14 +170,17 @@ async def test_who_was_cut_off_resumes_reads_and_is_safe_as_the_rows_say(tmp_pat
             await client.place(TICKER, "buy", "2.5", "16")
             # The text of our own README, which this test is about.
             names = {"client": client}
-            stream, heard = await eval(resume, names), []
+            stream: Stream[PrivateMessage] = await eval(resume, names)
+            heard: list[PrivateMessage] = []
             while not heard or not isinstance(heard[-1], m.CaughtUp):
                 heard.append(await anext(stream))
             numbered = [m.Transfer, m.Order, m.Fill, m.Lease]
             assert [type(x) for x in heard] == [*numbered, m.CaughtUp]
             assert await eval(fills, names) == heard[2:3]
             assert await eval(leases, names) == heard[3:4]
-            armed = (await eval(disconnect, names)).armed + (await eval(dead_man, names)).armed
+            armed: list[m.Armed] = (await eval(disconnect, names)).armed + (
+                await eval(dead_man, names)
+            ).armed
             said = {(x.what, x.scope, x.ms) for x in armed}
             assert said == {
                 ("cancel_on_disconnect", "session", 5_000),
