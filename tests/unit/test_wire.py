@@ -129,6 +129,8 @@ def test_every_request_survives_the_wire() -> None:
         m.Quote(20, "X", [("1", "2")], [("3", "4")], 7, True, "cancel_both"),
         m.Exclusive(18, [m.Leg("X", "1", "2")], 7, True),
         m.Basket(19, [m.Leg("X", "1", "2", "sell"), m.Leg("Y", "1", "2")]),
+        m.CancelOnDisconnect(21, m.GRACE_MS_MAX, "account", True), m.DeadMan(22, 1_000),
+        m.Subscribe(23, "account", from_aseq=7), m.Query(24, "fills", from_aseq=7, limit=9),
     ]  # fmt: skip
     assert {type(x) for x in samples} == set(get_args(m.ClientMessage))
     for sample in samples:
