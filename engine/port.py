@@ -7,7 +7,7 @@ every event exactly once, in order, and only after the command behind it is dura
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from engine.records import Balances, Command, Event, EventArray
+from engine.records import Balances, Command, CommandArray, Event, EventArray
 
 JournalSpace: TypeAlias = Literal["enough", "low", "too_low"]
 MARK_BYTES_MIN: Final = 32 << 20  # of free bytes: the journal's next two segments
@@ -26,12 +26,17 @@ class Sequenced(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """Consecutive events, durable. Event i of the batch has the number first_number + i."""
+    """Consecutive events, durable. Event i of the batch has the number first_number + i.
+
+    `commands` are those of one group, with consecutive sequences; theirs these events are, or some
+    of theirs.
+    """
 
     first_number: int
     array: EventArray
     events: list[Event]
     replayed: bool  # from the journal at start, not live
+    commands: CommandArray
 
 
 class Market(NamedTuple):

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
+import numpy as np
 
 from engine import journal, snapshot
 from engine.clock import Clock
@@ -21,6 +22,7 @@ from engine.journal import BEGINNING, BUILD, Disk, Frame, Mark
 from engine.port import Batch, Keeper, Subscriber
 from engine.publish import Published
 from engine.records import (
+    COMMAND,
     Balances,
     CommandArray,
     EventArray,
@@ -64,6 +66,7 @@ class Replica:
         self.timetable = Timetable()
         self.published = Published()
         self.event_number = 0
+        self._commands: CommandArray = np.empty(0, COMMAND)
         self._listeners: list[_Listener] = []
         self._rooms: list[Callable[[], bool]] = []
 
@@ -96,11 +99,13 @@ class Replica:
             self.publish(part, replayed=True)
 
     def match(self, commands: CommandArray) -> Iterator[EventArray]:
+        """What is published next are their events, before others are matched."""
+        self._commands = commands
         return self.matcher.match(commands)
 
     def publish(self, array: EventArray, *, replayed: bool) -> None:
         events = decode_events(array)
-        batch = Batch(self.event_number + 1, array, events, replayed)
+        batch = Batch(self.event_number + 1, array, events, replayed, self._commands)
         self.event_number += len(events)
         self.published.apply(self.matcher.state, events)
         self.sequencer.answered(events)

@@ -33,6 +33,7 @@ from engine.records import ALL_INSTRUMENTS, Command, CommandKind
 from engine.rejects import Reject
 from gateway.keys import Keys, Revocation
 from gateway.mirror import MarketState
+from gateway.public import CHANNELS
 from gateway.wire import BadRequest
 
 NOTHING: Final = Scope(0)  # what everybody may do
@@ -44,6 +45,8 @@ SCOPE_OF: Final[dict[type[m.Request], Scope | None]] = {
     m.Ping: NOTHING,
     m.Token: Scope.READ,
     m.Batch: Scope.TRADE,
+    m.CancelOnDisconnect: Scope.TRADE,
+    m.DeadMan: Scope.TRADE,
     m.Replace: Scope.TRADE,
     m.Subscribe: Scope.READ,  # but for public channels
     m.Unsubscribe: NOTHING,
@@ -64,7 +67,7 @@ SCOPE_OF: Final[dict[type[m.Request], Scope | None]] = {
 # The same as plain numbers, for every request: flags are slow. None is a bit that no key has.
 _NOBODYS: Final = 1 << 30
 _NEEDED: Final = {kind: _NOBODYS if need is None else need.value for kind, need in SCOPE_OF.items()}
-PUBLIC_CHANNELS: Final = frozenset({"book", "trades", "status", "index", "auction", "sequenced"})
+PUBLIC_CHANNELS: Final = frozenset({*CHANNELS, "sequenced"})
 PUBLIC_QUESTIONS: Final = frozenset({"markets"})
 _OF_AN_ORDER: Final = (CommandKind.CANCEL, CommandKind.AMEND)  # they name it, and no market
 _TICKER: Final = re.compile(r"[A-Z0-9]+")

@@ -19,23 +19,24 @@ from engine.port import Batch, Source
 from engine.records import (
     Balances,
     CancelReason,
+    CommandArray,
     Event,
     EventKind,
-    FillNote,
     MarketStatus,
     Purse,
-    cost_usdc6,
+    decode_commands,
 )
 from engine.rejects import CatalogError, Reject
 from gateway import translate
+from gateway.history import History, Reader
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
+from gateway.leases import SavedLeases
 from gateway.mirror import AccountState, MarketState, Mirror, SavedMirror
 from gateway.private import Private, topic_of
 from gateway.public import CHANNELS, Public, SavedPublic
 from gateway.wire import BadRequest
 
 _TRANSFERS: Final[dict[int, m.TransferKind]] = {
-    EventKind.ESCROW_CONFIRMED: "escrow",
     EventKind.WITHDRAWAL_RESERVED: "withdrawal_reserved",
     EventKind.WITHDRAWAL_CONFIRMED: "withdrawal_done",
     EventKind.WITHDRAWAL_CANCELLED: "withdrawal_cancelled",
@@ -46,12 +47,16 @@ _TRANSFERS: Final[dict[int, m.TransferKind]] = {
 OWN_COMMANDS: Final = Topic("sequenced", EVERY_MARKET)  # told by the session itself
 
 
+_OF_COMMANDS: Final = frozenset({EventKind.REJECTED, EventKind.CANCEL_ALL_DONE})
+
+
 class _Saved(msgspec.Struct, array_like=True):
     sequence: int
     time_us: int
     balances: dict[int, Balances]
     mirror: SavedMirror
     public: SavedPublic = msgspec.field(default_factory=SavedPublic)
+    leases: SavedLeases = msgspec.field(default_factory=SavedLeases)
 
 
 class Feed:
@@ -67,6 +72,7 @@ class Feed:
         catalog: Catalog,
         answer: Callable[[Event], None],
         done: Callable[[], None],
+        history: History | None = None,
     ) -> None:
         self._answer = answer
         self._done = done
@@ -75,7 +81,7 @@ class Feed:
         self._hub = Hub(self.mirror.wildcards_covering)
         self.sent: Final = self._hub.sent
         self._public = Public(self._hub, self.mirror, catalog)
-        self._private = Private(self._hub, self.mirror, source)
+        self._private = Private(self._hub, self.mirror, source, history)
         self._sequence = 0  # of the command whose events are being applied
         self._time_us = 0
         source.subscribe(self.on_batch, keeper=self)
@@ -90,10 +96,22 @@ class Feed:
                 self._time_us = translate.time_us(event.time_ns)
                 self._public.at(event.sequence, self._time_us)
             self._answer(event)
+            self._private.event_number = number
             self._apply(event, number)
+            if event.kind in _OF_COMMANDS:
+                self._tell_of_command(event, batch.commands)
         self._end_command()
         self._hub.flush()
         self._private.settle_balances(self._time_us)
+
+    def _tell_of_command(self, event: Event, commands: CommandArray) -> None:
+        """What says too little without the command behind it."""
+        place = event.sequence - int(commands["sequence"][0])
+        [command] = decode_commands(commands[place : place + 1])
+        if event.kind == EventKind.REJECTED:
+            self._private.rejected(event, command)
+        else:
+            self._private.cancelled_all(event, command)
 
     def _apply(self, event: Event, number: int) -> None:
         match event.kind:
@@ -135,9 +153,10 @@ class Feed:
                 bond = event.side == Purse.BOND
                 kind = "bond_deposit" if bond else "deposit"
                 self._private.transfer(event, kind, event.account, event.amount_usdc6)
+            case EventKind.ESCROW_CONFIRMED:
+                self._private.escrowed(event)
             case (
-                EventKind.ESCROW_CONFIRMED
-                | EventKind.WITHDRAWAL_RESERVED
+                EventKind.WITHDRAWAL_RESERVED
                 | EventKind.WITHDRAWAL_CONFIRMED
                 | EventKind.WITHDRAWAL_CANCELLED
                 | EventKind.EXIT_CONFIRMED
@@ -146,14 +165,9 @@ class Feed:
                     event, _TRANSFERS[event.kind], event.account, event.amount_usdc6
                 )
             case EventKind.FILL_VOIDED:
-                market = self.mirror.markets[event.instrument]
-                bond_usdc6 = market.bond_usdc6_per_lot * event.qty_lots
-                paid_usdc6 = cost_usdc6(event.price_ticks, event.qty_lots, event.taker_fee_ppm)
-                self._private.transfer(event, "fill_voided", event.account, paid_usdc6)
-                if not event.reason & FillNote.RESOLD:
-                    self._private.transfer(event, "fill_voided", event.counter_account, bond_usdc6)
+                self._private.voided(event)
             case _:
-                pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
+                pass  # ACCOUNT_CLOSED only counts; see _OF_COMMANDS for what is not here
 
     def _apply_to_market(self, event: Event) -> None:
         match event.kind:
@@ -182,14 +196,21 @@ class Feed:
     # --- snapshots -----------------------------------------------------------------------------
     def save(self) -> bytes:
         """All that events made of it, but no listeners."""
-        private, mirror, public = self._private.balances, self.mirror.save(), self._public.save()
-        found = _Saved(self._sequence, self._time_us, private, mirror, public)
+        found = _Saved(
+            self._sequence,
+            self._time_us,
+            self._private.balances,
+            self.mirror.save(),
+            self._public.save(),
+            self._private.leases.buyers,
+        )
         return msgspec.msgpack.encode(found)
 
     def load(self, saved: bytes) -> None:
         found = msgspec.msgpack.decode(saved, type=_Saved)
         self._sequence, self._time_us = found.sequence, found.time_us
         self._private.balances = found.balances
+        self._private.leases.buyers = found.leases
         self.mirror.load(found.mirror)
         self._public.load(found.public)
         self._public.at(self._sequence, self._time_us)
@@ -198,7 +219,7 @@ class Feed:
         lots = event.qty_lots
         maker = self.mirror.take(event.counter_account, event.counter_order_id, lots, "filled")
         taker = self.mirror.take(event.account, event.order_id, lots, "filled")
-        self._private.fill(maker, taker, event, number)
+        self._private.fill(maker, taker, event)
         self._public.trade(event, number)
 
     def _end_command(self) -> None:
@@ -231,6 +252,8 @@ class Feed:
     ) -> Iterable[m.ServerMessage]:
         """Add the listener (again is harmless); what it must be sent first. Raises BadRequest."""
         first = self.first(topic, limit)
+        if topic.channel == "account":
+            self._private.leave(listener, topic)
         self._hub.add(listener, topic)
         return first
 
@@ -243,8 +266,21 @@ class Feed:
             return [self._private.snapshot(topic.of, self._time_us)]
         return self._public.first(topic, limit)
 
+    def resume(self, reader: Reader, topic: Topic, from_aseq: int) -> None:
+        """Tell the account's stream from that number on; `check_resume` comes first."""
+        self._private.resume(reader, topic.of, from_aseq, lambda: self._time_us)
+
+    def check_resume(self, topic: Topic, from_aseq: int) -> None:
+        """Raises BadRequest unless the topic can be told from that number on."""
+        if topic.channel != "account":
+            raise BadRequest(Reject.INVALID_FIELD, "from_aseq", "only an account's stream is kept")
+        self._private.check_resume(topic.of, from_aseq)
+
     def unsubscribe(self, listener: Listener, topic: Topic) -> None:
-        self._hub.remove(listener, topic)
+        if topic.channel == "account":
+            self._private.leave(listener, topic)
+        else:
+            self._hub.remove(listener, topic)
 
     def market(self, name: str) -> MarketState:
         """A listed market by ticker or symbol. Raises BadRequest."""

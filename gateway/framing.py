@@ -113,6 +113,14 @@ class Framing:
             protocol.send_close(code, words)
             self._send(protocol)
 
+    @property
+    def peer_code(self) -> int:
+        """The code with which the peer has closed by itself; 0 if it has not."""
+        protocol = self._protocol
+        if protocol is None or protocol.close_rcvd is None or not protocol.close_rcvd_then_sent:
+            return 0
+        return protocol.close_rcvd.code
+
     # --- messages ------------------------------------------------------------------------------
     def _message(self, payload: bytes) -> None:
         if self._kind == Opcode.BINARY:

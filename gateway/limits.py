@@ -333,6 +333,11 @@ class Outbox:
         elif len(self._frames) == 1:
             self._wake()
 
+    @property
+    def has_room(self) -> bool:
+        """For what can as well wait until the reader has taken what there is."""
+        return self._bytes * 4 < self._bytes_max
+
     def take(self) -> list[bytes]:
         """Everything queued, oldest first. Its bytes still count until `sent`."""
         frames, self._frames = self._frames, []

@@ -28,7 +28,7 @@ from compex_client.wallet import Domain, Wallet
 from engine.catalog import load_catalog
 from engine.clock import Clock
 from engine.index import SpotIndex
-from engine.journal import Journal, SystemDisk
+from engine.journal import BEGINNING, Journal, SystemDisk, oldest
 from engine.pipeline import Pipeline
 from engine.port import SpaceMarks
 from engine.rejects import CompexError
@@ -36,6 +36,7 @@ from engine.replay import warm_up
 from gateway import translate
 from gateway.audit import AUDIT_FILE, Audit
 from gateway.health import Health
+from gateway.history import History, Keep
 from gateway.keys import KEYS_FILE
 from gateway.keys import Keys as SessionKeys
 from gateway.server import GatewayServer
@@ -153,6 +154,8 @@ class Node:
         self.engine = Pipeline(
             journal, self.clock, SpaceMarks(marks.free_bytes_low, marks.free_bytes_too_low)
         )
+        history = self._open_history(journal.directory)
+        self._stack.push_async_callback(history.close)  # behind the engine, to have its last events
         self._stack.push_async_callback(self.engine.close)
         self.engine.when_stopped(lambda why: log.error("the engine has stopped: %s", why))
         self.desk = open_desk(
@@ -164,7 +167,9 @@ class Node:
             time_ns=self.clock.now_ns,
             keys=keys,
             audit=audit,
+            history=history,
         )
+        self._stack.push_async_callback(self.desk.absence.close)
         self.index = SpotIndex(catalog, partition_ns) if partition_ns else SpotIndex(catalog)
         wanted = self.settings.settlement
         self.settlement = await Settlement.open(
@@ -182,9 +187,20 @@ class Node:
         )
         self._stack.push_async_callback(self.settlement.close)
         await self.engine.start()
+        history.check(self.engine.ready().event_number)
         self._snapshots = Snapshots(
             self.directory / "journal", self.settings.journal, self.engine
         )  # fmt: skip
+
+    def _open_history(self, journal: Path) -> History:
+        """Where the journal's beginning is gone, a lost file begins anew where the start does."""
+        gateway = self.settings.gateway
+        return History(
+            self.directory / "history.sqlite3",
+            Keep(gateway.private_messages_kept, gateway.private_days_kept),
+            time_ns=self.clock.now_ns,
+            from_anywhere=oldest(journal) != BEGINNING,
+        )
 
     def _administrator(self) -> bytes:
         configured = _address(self.settings.gateway.administrator)

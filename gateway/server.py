@@ -53,6 +53,7 @@ class GatewayServer:
 
     async def start(self) -> None:
         await self._listener.start(self._host, self._port)
+        self._desk.begin()
         self._desk.port.when_stopped(self._abandon)
 
     def _abandon(self, reason: str) -> None:

@@ -23,11 +23,14 @@ from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import WORDS, CatalogError, Refused, Reject
 from gateway import translate, wire
+from gateway.absence import DEAD_MAN, DISCONNECT, Absence, Place
 from gateway.audit import Audit
 from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
 from gateway.bulk import Gathering, ItemReply, Told, levels_in
 from gateway.counts import Counts
 from gateway.feed import OWN_COMMANDS, Feed
+from gateway.history import History
+from gateway.history_file import FILL, LEASE, ArmedRow
 from gateway.hub import EVERY_MARKET, Topic
 from gateway.keys import Keys
 from gateway.limits import (
@@ -40,6 +43,8 @@ from gateway.limits import (
     Tariff,
     spend,
 )
+from gateway.mirror import CLOSED_ORDERS_KEPT
+from gateway.private import order_told
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
@@ -63,6 +68,7 @@ _CLOSE_OF: Final = {
     Reject.KEY_REVOKED: m.CloseCode.KEY_REVOKED,
     Reject.KEY_EXPIRED: m.CloseCode.KEY_EXPIRED,
 }
+CLEAN_CLOSE: Final = 1000  # what a client says that leaves of its own accord
 # Requests that a client id makes safe to repeat.
 _NAMED: Final = frozenset({m.New, m.Replace, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket})
 
@@ -166,10 +172,21 @@ class Desk:
     counts: Counts
     tariff: Tariff
     budgets: Budgets
-    resume_messages: int = 0  # so many of an account's stream can be sent again
+    history: History
+    absence: Absence
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     closing: m.Closing | None = None  # told to everybody: no request is taken any more
     last_listed: int = 0  # the highest instrument number ever given out
+
+    def begin(self) -> None:
+        """Sessions may come: what was armed before the start runs from now on."""
+        self.history.start()
+        self.absence.start()
+
+    async def close(self) -> None:
+        """After the port: what it published last is kept, too."""
+        await self.absence.close()
+        await self.history.close()
 
     def next_instrument(self) -> int:
         """A number no market has; one refused listing leaves a gap, which is harmless."""
@@ -190,11 +207,21 @@ def open_desk(
     random_bytes: Callable[[int], bytes] = secrets.token_bytes,
     keys: Keys | None = None,
     audit: Audit | None = None,
+    history: History | None = None,
 ) -> Desk:
-    """Put pending answers, feed and port together. Before the port starts, so that the feed
-    hears the journal's events first. Without `keys` they are kept in memory alone."""
+    """Put pending answers, feed, history and port together. Before the port starts, so that they
+    hear the journal's events first. Without `keys` they are kept in memory alone; so are private
+    streams without a history."""
     pending = Pending()
-    feed = Feed(port, catalog, pending.answer, pending.command_done)
+    history = History() if history is None else history
+    absence = Absence(port, history, now_ns)
+
+    def answer(event: Event) -> None:
+        pending.answer(event)
+        absence.answer(event)
+
+    feed = Feed(port, catalog, answer, pending.command_done, history)
+    port.subscribe(history.on_batch, history.has_room, heard=history.heard)  # behind the feed
     counts = Counts(now_ns, feed.sent)
     port.when_committed(counts.group)
     return Desk(
@@ -216,6 +243,8 @@ def open_desk(
         counts=counts,
         tariff=Tariff(limits),
         budgets=Budgets(limits, now_ns),
+        history=history,
+        absence=absence,
     )
 
 
@@ -273,7 +302,7 @@ class Session:
                 limits=desk.limits,
                 subprotocol=self.codec.subprotocol,
                 channels=desk.feed.channels,
-                resume_messages=desk.resume_messages,
+                resume_messages=desk.history.messages_kept,
                 taking="nothing" if ready.stopped else "everything" if all_taken else "cancels",
                 stopped=ready.stopped,
             )
@@ -308,6 +337,10 @@ class Session:
     def send(self, frames: bytes) -> None:
         self._outbox.push(frames)
 
+    @property
+    def has_room(self) -> bool:
+        return self._outbox.has_room
+
     def heartbeat(self) -> None:
         try:
             self._who.terms()
@@ -317,8 +350,10 @@ class Session:
         now_us = translate.time_us(self._desk.time_ns())
         self._say(self._desk.feed.heartbeat(now_us, self._account()))
 
-    def close(self) -> None:
-        """The connection is gone. Commands in flight go on; their replies are dropped."""
+    def close(self, code: int = 0) -> None:
+        """The connection is gone; `code` is the client's, if it has closed it itself. Commands in
+        flight go on; their replies are dropped."""
+        self._desk.absence.left(self, clean=code == CLEAN_CLOSE)
         self._outbox.close()
         self._leave()
         if self._is_open:
@@ -379,7 +414,8 @@ class Session:
                 ack.address_budget = budget.left(now_ns)
 
     def _refuse(self, request_id: int, bad: BadRequest) -> None:
-        reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail)
+        retry_ms = RETRY_MS.get(bad.reject, 0)
+        reject = wire.reject_message(request_id, bad.reject, bad.field, bad.detail, retry_ms)
         if isinstance(bad, SignatureRefused):
             reject.digest, reject.recovered = bad.digest, bad.recovered
         if isinstance(bad, LoginRefused) or bad.reject is Reject.NONCE_REPLAYED:
@@ -762,11 +798,41 @@ class Session:
             self._tell_order(request.id, account, request.order_id, request.client_id)
 
     def _tell_order(self, request_id: int, account: int, order_id: int, client_id: int = 0) -> None:
-        found = self._desk.feed.account(account).find(order_id, client_id)
-        if found is None:
-            self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
-        else:
+        state = self._desk.feed.account(account)
+        found = state.find(order_id, client_id)
+        if found is not None:
             self._ack(m.Ack(request_id, order=self._desk.feed.mirror.order_info(found)))
+        elif client_id and len(state.closed) == CLOSED_ORDERS_KEPT:  # some may be forgotten
+            self._tell_kept_order(request_id, account, client_id)
+        else:
+            self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
+
+    def _tell_kept_order(self, request_id: int, account: int, client_id: int) -> None:
+        def answer(told: list[m.Order | m.Fill]) -> None:
+            order = order_told(told)
+            if order is None:
+                self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
+            else:
+                self._ack(m.Ack(request_id, order=order))
+
+        if not self._desk.history.ask_order(account, client_id, answer):
+            raise BadRequest(Reject.BUSY)
+
+    def _query_kept(self, request: m.Query) -> None:
+        """Fills or leases, from the account's kept stream."""
+        account, kind = self._trader(), FILL if request.what == "fills" else LEASE
+
+        def answer(found: list[m.ServerMessage]) -> None:
+            ack = m.Ack(request.id)
+            if kind == FILL:
+                ack.fills = [x for x in found if isinstance(x, m.Fill)]
+            else:
+                ack.leases = [x for x in found if isinstance(x, m.Lease)]
+            self._ack(ack)
+
+        after = max(0, request.from_aseq - 1)
+        if not self._desk.history.ask_kept(kind, account, after, request.limit, answer):
+            raise BadRequest(Reject.BUSY)
 
     def _query(self, request: m.Query) -> None:
         feed = self._desk.feed
@@ -791,6 +857,9 @@ class Session:
                 self._check_login()
                 found = self._desk.keys.of_signer(self._who.signer, self._who.now_s())
                 ack.accounts = [self._key_info(terms) for terms in found]
+            case "fills" | "leases":
+                self._query_kept(request)
+                return
         self._ack(ack)
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
@@ -802,6 +871,12 @@ class Session:
         full = len(self._topics) >= self._desk.limits.subscriptions
         if full and topic not in self._topics:
             raise BadRequest(Reject.TOO_MANY_SUBSCRIPTIONS)
+        if request.from_aseq:
+            self._desk.feed.check_resume(topic, request.from_aseq)
+            self._topics.add(topic)
+            self._ack(m.Ack(request.id, market=request.market))
+            self._desk.feed.resume(self, topic, request.from_aseq)
+            return
         first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic, request.limit)
         self._topics.add(topic)
         self._ack(m.Ack(request.id, market=request.market))
@@ -813,6 +888,26 @@ class Session:
         self._desk.feed.unsubscribe(self, topic)
         self._topics.discard(topic)
         self._ack(m.Ack(request.id, market=request.market))
+
+    # --- what happens when it goes silent ------------------------------------------------------
+    def _arm(self, request: m.CancelOnDisconnect | m.DeadMan) -> None:
+        account, number, absence = self._trader(), self.number, self._desk.absence
+        if request.scope == "session" and not number:
+            words = "log in with a session number, or mean the account"
+            raise BadRequest(Reject.INVALID_FIELD, "scope", words)
+
+        def done() -> None:
+            self._ack(m.Ack(request.id, armed=absence.armed(account, number)))
+
+        if isinstance(request, m.DeadMan):
+            what, ms, on_close = DEAD_MAN, request.timeout_ms, False
+            off = not ms
+        else:
+            what, ms, on_close, off = DISCONNECT, request.grace_ms, request.on_close, request.off
+        row = ArmedRow(account, number, what, request.scope, ms, int(on_close))
+        place = Place(account, number, what)
+        if not (absence.disarm(place, done) if off else absence.arm(self, row, done)):
+            raise BadRequest(Reject.BUSY)
 
     # --- administration ------------------------------------------------------------------------
     def _require_administrator(self, request: m.Market | m.FeeTier) -> None:
@@ -867,6 +962,8 @@ class Session:
         m.Capacity: _capacity,
         m.Withdraw: _withdraw,
         m.Query: _query,
+        m.CancelOnDisconnect: _arm,
+        m.DeadMan: _arm,
         m.Subscribe: _subscribe,
         m.Unsubscribe: _unsubscribe,
         m.Login: _sign,

@@ -52,6 +52,17 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
             "empty: one made at the first start, its key in administrator.key",
         ),
     ] = ""
+    private_messages_kept: Annotated[
+        int,
+        Meta(
+            ge=1_000,
+            le=1 << 40,
+            description="of each account's stream, so that who was cut off can resume it",
+        ),
+    ] = 100_000
+    private_days_kept: Annotated[
+        int, Meta(ge=0, le=36_500, description="older ones are not kept; 0: whatever their age")
+    ] = 0
 
     connections: Annotated[
         int, Meta(ge=1, le=1_000_000, description="websockets held at once; one more gets 1013")

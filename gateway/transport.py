@@ -80,7 +80,7 @@ class Conversation(Protocol):
     def codec(self) -> Codec: ...
     def receive(self, frame: bytes | str) -> None: ...
     def heartbeat(self) -> None: ...
-    def close(self) -> None: ...
+    def close(self, code: int, /) -> None: ...
 
 
 class Listener:
@@ -455,7 +455,7 @@ class Connection(asyncio.Protocol):
         """No longer a websocket with a session."""
         session, self._session = self._session, None
         if session is not None:
-            session.close()
+            session.close(self._framing.peer_code if self._framing is not None else 0)
             self._listener.leaves(self)
         if self._outbox is not None:
             self._outbox.close()

@@ -18,6 +18,7 @@ from engine.pipeline import Pipeline
 from engine.records import COMMAND_STRUCT, Command, CommandKind, Purse
 from gateway.audit import AUDIT_FILE, Audit
 from gateway.health import Health
+from gateway.history import History, Keep
 from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
@@ -55,6 +56,7 @@ class Exchange:
         if not self._stopped:
             self._stopped = True
             await self.port.close()
+            await self.desk.close()
 
     async def open_account(
         self, account: int, *, cash_usdc6: int = 0, bond_usdc6: int = 0
@@ -184,6 +186,7 @@ async def running_exchange(
     now_ns: Callable[[], int] = time.monotonic_ns,
     disk: Disk | None = None,
     keys: Keys | None = None,
+    keep: Keep | None = None,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
     journal = Journal(directory / "journal", disk or SystemDisk())
@@ -199,8 +202,11 @@ async def running_exchange(
         time_ns=clock.now_ns,
         keys=keys,
         audit=audit,
+        history=History(directory / "history.sqlite3", keep),
     )
     await pipeline.start()
+    desk.history.check(pipeline.ready().event_number)
+    desk.begin()
     exchange = Exchange(pipeline, desk, clock)
     try:
         yield exchange

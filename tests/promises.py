@@ -40,6 +40,7 @@ BUDGETS: Final = {
     "booked": Budget("the ledger's books are sound, by its own SQL", 200_000, 2_500),
     "seeds": Budget("a node simulated with faults from a seed keeps its promises", 10_000, 50),
     "hostile": Budget("hostile frames end in a numbered reject or a close", 1_000_000, 20_000),
+    "resumed": Budget("cut off and resumed, a bot has its private history, once", 1_000, 30),
     "disk-errors": Budget("after any error of the disk nobody hears of anything", 36, 12),
 }
 

@@ -100,7 +100,7 @@ class View:
                 self.snapshots += 1
                 self.orders = {order.order_id: order.left for order in message.orders}
                 self.balances = message.balances
-            case m.Balance():
+            case m.Balance() | m.CaughtUp():
                 assert message.aseq == self.aseq
                 self.balances = message.balances
                 return
@@ -180,7 +180,10 @@ class Bot:
             if errand.is_unknown or self._is_curious(errand):
                 await errand.clear_up(client, self._random.random() < 0.5)
                 self._say(f"errand {errand.client_id}: {_outcome(errand)}")
-        listener = asyncio.ensure_future(self._listen(await client.private()))
+        resumes = self.view.snapshots > 0 and self._random.random() < 0.5
+        from_aseq = self.view.aseq + 1 if resumes else 0
+        stream = await client.private(from_aseq=from_aseq)
+        listener = asyncio.ensure_future(self._listen(stream))
         try:
             self.books = [await client.book(ticker) for ticker in TICKERS]
             await self._declare(client)

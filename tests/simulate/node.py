@@ -28,6 +28,7 @@ from engine.replay import verify
 from engine.replica import Replica, retain, take_snapshot
 from gateway import translate
 from gateway.feed import Feed
+from gateway.history import History
 from gateway.limits import DEFAULT_LIMITS
 from gateway.session import open_desk
 from settlement.errors import SettlementError
@@ -151,6 +152,8 @@ class Life:
         self.links: list[Link] = []
         self.engine: Pipeline
         self.settlement: Settlement | None = None
+        self._history: History | None = None
+        self._history_path = machine.directory.with_name("history.sqlite3")
         self.ended = ""  # why it cannot go on by itself
         self.is_open = False
         self.has_opened = False
@@ -183,10 +186,12 @@ class Life:
         self.engine = Pipeline(self._journal, clock, quick_ns=machine.quick_ns())
         self.engine.subscribe(self._hear, heard=self._heard)
         self.engine.when_stopped(self._stopped)
+        self._history = History(self._history_path)
         self.desk = open_desk(
             self.engine, CATALOG, DOMAIN, administrator=ADMINISTRATOR.address_bytes,
             limits=LIMITS, now_ns=machine.loop.now_ns, time_ns=clock.now_ns,
             random_bytes=machine.login.random.randbytes,
+            history=self._history,
         )  # fmt: skip
         chain = cast("Any", machine.chain)
         self.settlement = await Settlement.open(
@@ -199,10 +204,12 @@ class Life:
             machine.database.connect,
         )
         await self.engine.start()
+        self._history.check(self.engine.ready().event_number)
         self._check_recovered()
         await self._set_up()
         with contextlib.suppress(SettlementError):  # then it starts late
             await self.settlement.turn()
+        self.desk.begin()
         self.is_open = self.has_opened = True
 
     async def _set_up(self) -> None:
@@ -249,7 +256,10 @@ class Life:
             link.cut(node_is_gone=True)
         self._machine.database.end()
         self._machine.disk.crash(power=power)
+        on_disk = self._history_path.read_bytes() if power and self._history else b""
         await self._forget()
+        if on_disk:  # what was not brought there is lost
+            self._history_path.write_bytes(on_disk)
 
     async def stop(self) -> None:
         """As an operator would end it."""
@@ -261,6 +271,7 @@ class Life:
         if self.settlement is not None:
             await self.settlement.close()
         await self.engine.close()
+        await self.desk.close()
         self._machine.database.end()
         self._machine.disk.crash(power=False)
         await self._forget()
@@ -270,6 +281,8 @@ class Life:
             task.cancel()
         await asyncio.gather(*self.tasks, return_exceptions=True)
         self._journal.close()
+        if self._history is not None:
+            await self._history.abandon()
         for task in self.tasks:
             broken = None if task.cancelled() else task.exception()
             if broken is not None:

@@ -20,6 +20,7 @@ from websockets.asyncio.server import ServerConnection, serve
 
 from gateway.limits import DEFAULT_LIMITS
 
+BALANCES = m.Balances(*["0"] * 8)
 levels = st.dictionaries(st.integers(1, 60), st.integers(0, 5), max_size=40)
 
 
@@ -237,7 +238,7 @@ async def test_a_request_in_flight_when_the_connection_ends_is_not_said_to_have_
             await client.balances()
 
 
-@pytest.mark.parametrize("frame", ["{", "[]", '{"t":"news"}', '{"t":"ack"}'])
+@pytest.mark.parametrize("frame", ["{", "[]", '{"t":5}', '{"t":"ack"}'])
 async def test_what_is_no_message_of_a_server_ends_the_connection(frame: str) -> None:
     async def script(connection: ServerConnection) -> None:
         await hear(connection)
@@ -252,8 +253,7 @@ async def test_a_missing_private_message_ends_the_connection() -> None:
     async def script(connection: ServerConnection) -> None:
         first = await hear(connection)
         transfer = m.Transfer(4, "deposit", "1", 1, 1, 1)
-        balances = m.Balances(*["0"] * 8)
-        start = m.AccountSnapshot(2, 1, "0x", balances, [], [], 1)
+        start = m.AccountSnapshot(2, 1, "0x", BALANCES, [], [], 1)
         await say(connection, m.Ack(first.id), start, transfer)
 
     async with scripted(script) as url, await connect(url) as client:
@@ -270,6 +270,40 @@ async def test_a_new_kind_of_message_field_does_not_disturb_an_old_client() -> N
 
     async with scripted(script) as url, await connect(url) as client:
         assert await client.markets() == []
+
+
+async def test_a_new_kind_of_message_is_passed_over_and_counts_if_it_is_numbered() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        start = m.AccountSnapshot(2, 1, "0x", BALANCES, [], [], 1)
+        await say(connection, m.Ack(first.id), start)
+        for more in ("", ',"aseq":2', ',"aseq":3', ',"aseq":3'):
+            await connection.send(f'{{"t":"news","mood":"fine"{more}}}')
+        await say(connection, m.Transfer(4, "deposit", "1", 1, 1, 1), m.Balance(4, BALANCES, 1))
+
+    async with scripted(script) as url, await connect(url) as client:
+        private = await client.private()
+        heard = [await anext(private) for _ in range(3)]
+        assert [type(x) for x in heard] == [m.AccountSnapshot, m.Transfer, m.Balance]
+        assert client.aseq == 4
+
+
+async def test_who_resumes_counts_from_the_number_it_named() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        assert isinstance(first, m.Subscribe) and first.from_aseq == 7
+        transfer = m.Transfer(7, "deposit", "1", 1, 1, 1)
+        await say(connection, m.Ack(first.id), transfer, m.CaughtUp(7, BALANCES, 1))
+        again = await hear(connection)
+        await say(connection, m.Reject(again.id, 1020, "HISTORY_GONE", "gone", "from_aseq"))
+
+    async with scripted(script) as url, await connect(url) as client:
+        private = await client.private(from_aseq=7)
+        heard = [await anext(private) for _ in range(2)]
+        assert [type(x) for x in heard] == [m.Transfer, m.CaughtUp]
+        with pytest.raises(Rejected, match="1020"):
+            await client.private(from_aseq=1)
+        assert client.aseq == 7
 
 
 async def test_a_stream_read_too_slowly_ends_and_says_so() -> None:

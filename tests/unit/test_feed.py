@@ -71,6 +71,9 @@ class Mirrored:
                         shown = message.shown or message.left
                         hidden_lots = parse_qty(message.left) - parse_qty(shown)
                         self.hidden_lots[message.order_id] = hidden_lots
+                case m.Lease() | m.OrderRejected() | m.CancelledAll():
+                    assert message.aseq == self.aseq + 1
+                    self.aseq = message.aseq
                 case m.Balance():
                     assert message.aseq == self.aseq
                     self.balances = message.balances

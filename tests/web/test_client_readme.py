@@ -12,10 +12,14 @@ import msgspec
 import pytest
 from compex_client import Cancel, Client, Disconnected, Leg, New, Quote, Rejected, Scope, connect
 from compex_client import messages as m
+from compex_client.client import PrivateMessage
+from compex_client.streams import Stream
 from compex_client.units import price_text
 from compex_client.wallet import SessionKey
 
 from engine.rejects import Reject
+from gateway.health import Health
+from gateway.server import GatewayServer
 from tests.disks import HeldDisk
 from tests.exchange import (
     ADMINISTRATOR,
@@ -31,6 +35,7 @@ README = Path(__file__).parents[2] / "gateway" / "client" / "README.md"
 RUN_S = 60.0
 HOUR, HOURLY_SUFFIX = "H|2026-12-01T14", "H2026120114"  # what only a window can show
 ROWS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
+EXAMPLES = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
 OF_SEVERAL = [row for row in ROWS if re.match(r"client\.(quote|block|exclusive|basket)", row[1])]
 LEVELS = [row for row in ROWS if row[0] in {"sequenced", "durable"}]
 IN_ONE_FRAME = [row for row in ROWS if row[1].startswith("client.batch")]
@@ -39,7 +44,8 @@ KEYS = [row for row in ROWS if re.match(r"client\.(authorise|revoke|keys|account
 WATCHED = [
     row for row in ROWS if re.match(r"client\.(book|orders|ticker|candles|trades|index)", row[1])
 ]
-NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK + KEYS + WATCHED
+AWAY = [row for row in ROWS if re.match(r"client\.(private|kept|cancel_on|dead_man)", row[1])]
+NO_ORDERS = OF_SEVERAL + LEVELS + IN_ONE_FRAME + CLOCK + KEYS + WATCHED + AWAY
 ORDERS = [row for row in ROWS if row not in NO_ORDERS]
 # What each of several comes to where a seller offers 16 GPU-hours at 2.5 (2.45 elsewhere, and in
 # each of three hours): (count, amount, what is left of the offers here, elsewhere, in the hours).
@@ -322,6 +328,75 @@ async def test_keys_are_let_in_bound_listed_and_put_out_as_the_rows_say(tmp_path
     assert not examples
 
 
+async def test_who_was_cut_off_resumes_reads_and_is_safe_as_the_rows_say(tmp_path: Path) -> None:
+    resume, fills, leases, disconnect, dead_man = (example for _, example in AWAY)
+    async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
+        await exchange.list_market()
+        maker = await exchange.open_account(1, bond_usdc6=10**9)
+        trader = await exchange.open_account(2, cash_usdc6=10**9)
+        await exchange.declare(1, 1, 10_000)
+        async with (
+            await connect(url, maker) as seller,
+            await connect(url, trader, session=3) as client,
+            asyncio.timeout(RUN_S),
+        ):
+            await seller.place(TICKER, "sell", "2.5", "16")
+            await client.place(TICKER, "buy", "2.5", "16")
+            # The text of our own README, which this test is about.
+            names = {"client": client}
+            stream: Stream[PrivateMessage] = await eval(resume, names)
+            heard: list[PrivateMessage] = []
+            while not heard or not isinstance(heard[-1], m.CaughtUp):
+                heard.append(await anext(stream))
+            numbered = [m.Transfer, m.Order, m.Fill, m.Lease]
+            assert [type(x) for x in heard] == [*numbered, m.CaughtUp]
+            assert await eval(fills, names) == heard[2:3]
+            assert await eval(leases, names) == heard[3:4]
+            armed: list[m.Armed] = (await eval(disconnect, names)).armed + (
+                await eval(dead_man, names)
+            ).armed
+            said = {(x.what, x.scope, x.ms) for x in armed}
+            assert said == {
+                ("cancel_on_disconnect", "session", 5_000),
+                ("dead_man", "session", 60_000),
+            }
+
+
+async def test_the_readmes_history_goes_on_after_the_server_was_away(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _, example = EXAMPLES
+    names: dict[str, Any] = {}
+    exec(example, names)
+    said = ""
+
+    async def until_said(words: str) -> None:
+        nonlocal said
+        async with asyncio.timeout(RUN_S):
+            while words not in said:
+                await asyncio.sleep(0.01)
+                said += capsys.readouterr().out
+
+    async with running_exchange(tmp_path) as exchange:
+        trader = await exchange.open_account(2, cash_usdc6=10**9)
+        async with running_server(exchange) as (first, url):
+            port = first.address[1]
+            watching = asyncio.create_task(names["watch"](url, trader.export_secret(), 0))
+            await until_said("1 Transfer(")
+        exchange.deposit(2, 5)
+        await exchange.port.settled()
+        second = GatewayServer(exchange.desk, Health(exchange.port), port=port)
+        await second.start()
+        await until_said("2 Transfer(")
+        exchange.deposit(2, 6)
+        await until_said("3 Transfer(")
+        watching.cancel()
+        await asyncio.gather(watching, return_exceptions=True)
+        await second.stop()
+    numbers = [line.split()[0] for line in said.splitlines()]
+    assert numbers == ["1", "2", "3"]
+
+
 async def test_a_market_is_called_indicated_and_uncrossed(tmp_path: Path) -> None:
     async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
         await exchange.list_market()
@@ -354,7 +429,7 @@ async def test_a_market_is_called_indicated_and_uncrossed(tmp_path: Path) -> Non
 
 
 async def test_the_readmes_example_trades(tmp_path: Path) -> None:
-    [example] = re.findall(r"```python\n(.*?)```", README.read_text("utf-8"), re.DOTALL)
+    example, _ = EXAMPLES
     script = tmp_path / "first.py"
     script.write_text(example, "utf-8")
     async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):

@@ -9,6 +9,7 @@ from compex_client.client import Client, ClockOffset, connect
 from compex_client.errors import CompexClientError, Disconnected, Rejected, StreamOverflow
 from compex_client.messages import Amend, Cancel, Leg, New, Quote, Replace, Scope
 from compex_client.order_book import OrderBook
+from compex_client.resuming import Resuming
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
@@ -27,6 +28,7 @@ __all__ = [
     "Quote",
     "Rejected",
     "Replace",
+    "Resuming",
     "Scope",
     "Stream",
     "StreamOverflow",

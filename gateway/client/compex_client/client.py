@@ -9,7 +9,7 @@ import time
 from collections.abc import Callable, Iterable
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
@@ -48,7 +48,7 @@ CLOCK_SAMPLES: Final = 8
 KEY_VALID_S: Final = 30 * 86_400  # of a session key for which no time is given
 
 Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
-PrivateMessage: TypeAlias = m.AccountSnapshot | m.Order | m.Fill | m.Transfer | m.Balance
+PrivateMessage: TypeAlias = m.AccountSnapshot | m.Numbered | m.Balance | m.CaughtUp
 Codec: TypeAlias = Literal["json", "msgpack"]
 # A batch is made of these, whose ids are given when it is sent, and has a result for each.
 BatchItem: TypeAlias = m.New | m.Cancel | m.Amend | m.Replace | m.Quote
@@ -56,7 +56,15 @@ BatchResult: TypeAlias = m.Ack | m.Reject | m.ReplaceAck
 BookMessage: TypeAlias = m.BookSnapshot | m.BookDelta | m.OrdersSnapshot | m.OrdersDelta
 _Reply: TypeAlias = m.Ack | m.Pong | m.ReplaceAck | m.BatchAck
 _SUBPROTOCOLS: Final[dict[Codec, Subprotocol]] = {"msgpack": Subprotocol("compex.v1.msgpack")}
-_Private: Final = (m.AccountSnapshot, m.Order, m.Fill, m.Transfer, m.Balance)
+_Private: Final = (*m.NUMBERED, m.AccountSnapshot, m.Balance, m.CaughtUp)
+_KNOWN: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(m.ServerMessage))
+
+
+class _Unknown(msgspec.Struct):
+    """A message of a later protocol: of no use here, but that it may be numbered."""
+
+    t: str
+    aseq: int = 0
 
 
 class ClockOffset(NamedTuple):
@@ -139,6 +147,7 @@ class Client:
         self._is_text = codec == "json"
         spelling = msgspec.json if self._is_text else msgspec.msgpack
         self._decode: Callable[[bytes], m.ServerMessage] = spelling.Decoder(m.ServerMessage).decode
+        self._decode_unknown: Callable[[bytes], _Unknown] = spelling.Decoder(_Unknown).decode
         self._encode: Callable[[m.ClientMessage], bytes] = spelling.Encoder().encode
         self._greeted: asyncio.Future[m.Hello] = asyncio.get_running_loop().create_future()
         self._waiting: dict[int, asyncio.Future[_Reply]] = {}
@@ -150,6 +159,7 @@ class Client:
         self._books: dict[_Choice, list[BookStream[Any]]] = {}
         self._mending: set[asyncio.Task[None]] = set()
         self._tickers: dict[str, str] = {}
+        self._resumed: dict[int, int] = {}  # from_aseq, by the request in flight
         self._nonce = ""
         self._key_nonce = 0  # of the last authorisation or revocation signed here
         self.wallet: Wallet | None = None  # None, too, where only its address is known
@@ -358,6 +368,23 @@ class Client:
         session; the ack has `count`."""
         return await self._ask(lambda i: m.CancelAll(i, market, side, session))
 
+    async def cancel_on_disconnect(
+        self,
+        grace_ms: int = 0,
+        *,
+        scope: m.CancelScope = "session",
+        on_close: bool = False,
+        off: bool = False,
+    ) -> m.Ack:
+        """Have the open orders of this session, or of the account, cancelled when the connection
+        is lost for so long; the ack has what is `armed`. A `close` by the program cancels nothing
+        and disarms, unless `on_close` is set. `messages.CancelOnDisconnect` tells more."""
+        return await self._ask(lambda i: m.CancelOnDisconnect(i, grace_ms, scope, on_close, off))
+
+    async def dead_man(self, timeout_ms: int, *, scope: m.CancelScope = "session") -> m.Ack:
+        """Have the open orders cancelled once, unless this is called again in time; 0 disarms."""
+        return await self._ask(lambda i: m.DeadMan(i, timeout_ms, scope))
+
     async def declare_capacity(self, market: str, qty: Number) -> m.Ack:
         """Set the total GPU-hours the account can deliver under a market."""
         q = _decimal(qty)
@@ -453,6 +480,17 @@ class Client:
         if ack.order is None:
             raise ProtocolViolation("an order was asked for, and none is in the ack")
         return ack.order
+
+    async def kept_fills(self, from_aseq: int = 1, limit: int = 100) -> list[m.Fill]:
+        """The account's fills with numbers from that one on, oldest first, as far as they are
+        kept."""
+        ack = await self._ask(lambda i: m.Query(i, "fills", from_aseq=from_aseq, limit=limit))
+        return ack.fills or []
+
+    async def kept_leases(self, from_aseq: int = 1, limit: int = 100) -> list[m.Lease]:
+        """The same of its leases: every state that each has been in."""
+        ack = await self._ask(lambda i: m.Query(i, "leases", from_aseq=from_aseq, limit=limit))
+        return ack.leases or []
 
     async def balances(self) -> m.Balances:
         ack = await self._ask(lambda i: m.Query(i, "balances"))
@@ -681,10 +719,17 @@ class Client:
         wanted = await self._of_markets(m.Index, market)
         return await self._open_stream(Stream[m.Index](), wanted, "index", market, limit=limit)
 
-    async def private(self) -> Stream[PrivateMessage]:
-        """Everything about the account, in order: a snapshot first, then what changes."""
+    async def private(self, *, from_aseq: int = 0) -> Stream[PrivateMessage]:
+        """Everything about the account, in order: a snapshot first, then what changes.
+
+        With `from_aseq` no snapshot, but every message from that number on as it was, one
+        `CaughtUp`, and then what changes. Rejected (1020) if so old ones are not kept any more.
+        """
         return await self._open_stream(
-            Stream[PrivateMessage](), lambda x: isinstance(x, _Private), "account"
+            Stream[PrivateMessage](),
+            lambda x: isinstance(x, _Private),
+            "account",
+            from_aseq=from_aseq,
         )
 
     async def fills(self) -> Stream[m.Fill]:
@@ -725,11 +770,16 @@ class Client:
         every_ms: m.EveryMs = 0,
         interval_s: m.IntervalS = 0,
         limit: int = 0,
+        from_aseq: int = 0,
     ) -> m.Ack:
         """The raw request; the methods above both ask and deliver."""
-        return await self._ask(
-            lambda i: m.Subscribe(i, channel, market, depth, every_ms, interval_s, limit)
-        )
+
+        def make(i: int) -> m.Subscribe:
+            if from_aseq:
+                self._resumed[i] = from_aseq
+            return m.Subscribe(i, channel, market, depth, every_ms, interval_s, limit, from_aseq)
+
+        return await self._ask(make)
 
     async def unsubscribe(
         self,
@@ -800,12 +850,24 @@ class Client:
         try:
             while True:
                 frame = await self._socket.recv(decode=False)
-                self._dispatch(self._decode(frame))
+                self._take(frame)
         except ConnectionClosed as closed:
             self._end(_disconnected(closed))
         except (msgspec.DecodeError, ValueError, ProtocolViolation) as error:
             self._end(ProtocolViolation(f"a frame from the server: {error}"))
             await self._socket.close()
+
+    def _take(self, frame: bytes) -> None:
+        try:
+            message = self._decode(frame)
+        except msgspec.ValidationError:
+            unknown = self._decode_unknown(frame)
+            if unknown.t in _KNOWN:
+                raise
+            if unknown.aseq == self.aseq + 1:
+                self.aseq = unknown.aseq  # it is numbered
+            return
+        self._dispatch(message)
 
     def _end(self, error: Disconnected | ProtocolViolation) -> None:
         self._gone = error
@@ -826,6 +888,8 @@ class Client:
     def _dispatch(self, message: m.ServerMessage) -> None:
         match message:
             case m.Ack() | m.Pong() | m.ReplaceAck() | m.BatchAck():
+                if from_aseq := self._resumed.pop(message.id, 0):
+                    self.aseq = from_aseq - 1
                 future = self._waiting.pop(message.id, None)
                 if future is not None and not future.done():
                     future.set_result(message)
@@ -841,10 +905,17 @@ class Client:
                 self.last_heartbeat = message
             case m.AccountSnapshot():
                 self.aseq, self.account = message.aseq, message.account
-            case m.Order() | m.Fill() | m.Transfer():
+            case (
+                m.Order()
+                | m.Fill()
+                | m.Transfer()
+                | m.OrderRejected()
+                | m.CancelledAll()
+                | m.Lease()
+            ):
                 self.aseq += 1
                 self._check_private(message.aseq)
-            case m.Balance():
+            case m.Balance() | m.CaughtUp():
                 self._check_private(message.aseq)
             case _:
                 pass
@@ -860,6 +931,7 @@ class Client:
 
     def _refused(self, reject: m.Reject) -> None:
         self._nonce = reject.nonce or self._nonce
+        self._resumed.pop(reject.id, None)
         future = self._waiting.pop(reject.id, None)
         if future is not None and not future.done():
             future.set_exception(

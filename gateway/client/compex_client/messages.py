@@ -20,7 +20,15 @@ to a `batch`, a `batch_ack`). An order's ack precedes its fills. What the engine
 did is acked when it is on the exchange's disk, which the ack's `level` says: "durable". Who
 subscribes to `sequenced` is also told, before that, when a command has its place in the order.
 Unknown fields of a request are refused, so that a misspelt `post_only` cannot trade; unknown
-fields of a reply are to be ignored, so that new ones can be added.
+fields of a reply are to be ignored, so that new ones can be added. So are messages whose `t` is
+unknown; one that has an `aseq` above the last one's by one is numbered and counts.
+
+What happens to an account is numbered by `aseq`, from 1 without a gap: `order`, `fill`, `lease`,
+`transfer`, `order_rejected`, `cancelled_all`. The numbers follow from the exchange's journal alone,
+so they are the same after every restart, and the messages are kept: who was cut off subscribes to
+`account` with `from_aseq` and hears each of them again, exactly as it was. An exchange that is
+upgraded to number more of what happens numbers its whole journal anew; its `build` in `hello` says
+so, and a number noted under another build is to be followed by a snapshot.
 """
 
 from enum import IntEnum, IntFlag
@@ -36,6 +44,9 @@ BLOCK_HOURS_MAX: Final = 168  # a week
 QUOTE_LEVELS_MAX: Final = 168  # of both sides together
 LEGS_MAX: Final = 32
 BATCH_ITEMS_MAX: Final = 64
+KEPT_MAX: Final = 1_000  # fills or leases in one answer
+GRACE_MS_MAX: Final = 600_000
+DEAD_MAN_MS_MAX: Final = 3_600_000
 FEE_TIER_MAX: Final = 15
 TEXT_CHARS_MAX: Final = 128  # a symbol, a channel, a nonce
 SIGNATURE_CHARS_MAX: Final = 132
@@ -50,6 +61,9 @@ OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
 UnixSeconds: TypeAlias = Annotated[int, Meta(ge=0, le=EXPIRES_S_MAX)]
 Ppm: TypeAlias = Annotated[int, Meta(ge=0, le=1_000_000)]
 FeeTierNumber: TypeAlias = Annotated[int, Meta(ge=0, le=FEE_TIER_MAX)]
+GraceMs: TypeAlias = Annotated[int, Meta(ge=0, le=GRACE_MS_MAX)]
+DeadManMs: TypeAlias = Annotated[int, Meta(ge=0, le=DEAD_MAN_MS_MAX)]
+KeptCount: TypeAlias = Annotated[int, Meta(ge=1, le=KEPT_MAX)]
 SessionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=SESSION_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 Decimal: TypeAlias = Annotated[str, Meta(max_length=DECIMAL_CHARS_MAX)]
@@ -63,7 +77,14 @@ Status: TypeAlias = Literal["open", "halted", "closed", "call"]
 AckLevel: TypeAlias = Literal["", "durable"]
 BudgetScope: TypeAlias = Literal["", "connection", "account", "address"]  # whose
 Taking: TypeAlias = Literal["everything", "cancels", "nothing"]
-What: TypeAlias = Literal["orders", "order", "balances", "markets", "keys", "accounts"]
+What: TypeAlias = Literal[
+    "orders", "order", "balances", "markets", "keys", "accounts", "fills", "leases"
+]
+ArmedWhat: TypeAlias = Literal["cancel_on_disconnect", "dead_man"]
+CancelScope: TypeAlias = Literal["session", "account"]
+CancelCause: TypeAlias = Literal["request", "disconnect", "dead_man"]
+LeaseRole: TypeAlias = Literal["buyer", "operator", "reseller"]
+LeaseState: TypeAlias = Literal["pending", "escrowed", "voided"]
 MarketAction: TypeAlias = Literal["list", "halt", "resume", "close", "call", "uncross", "bands"]
 Scopes: TypeAlias = Annotated[int, Meta(ge=1, le=7)]  # a sum of `Scope`s
 Depth: TypeAlias = Literal[0, 1, 5, 10, 20, 50, 100]  # levels of each side; 0: all
@@ -192,7 +213,10 @@ class Subscribe(Request, tag="subscribe"):
       and the running one, then each change of it, `every_ms` (1000 by default), and its end.
     - `status`, `index`, `auction`: the present state first; of an index the last `limit` rounds (1
       by default, 300 are kept).
-    - `account`, after login: one `account_snapshot`, then the numbered private stream.
+    - `account`, after login: one `account_snapshot`, then the numbered private stream. With
+      `from_aseq` there is no snapshot: every message from that number on comes as it was sent or
+      would have been, then one `caught_up`, then the stream goes on. HISTORY_GONE, with the oldest
+      number there is, if so old ones are not kept any more.
     - `sequenced`: from now on a `sequenced` for each command of this connection.
 
     `market` is one market or several, those listed later among them: a symbol with `*` for whole
@@ -215,6 +239,7 @@ class Subscribe(Request, tag="subscribe"):
     every_ms: EveryMs = 0
     interval_s: IntervalS = 0
     limit: FirstCount = 0
+    from_aseq: OptionalId = 0  # of `account`; at most one above the last there is
 
 
 class Unsubscribe(Request, tag="unsubscribe"):
@@ -424,16 +449,49 @@ class Withdraw(Request, tag="withdraw"):
 
 
 class Query(Request, tag="query"):
-    """Read state: `orders` (open, optionally of one market), `order` (by one of its ids),
-    `balances`, `markets`; `keys`, those that may act for this wallet now or later; `accounts`,
-    the wallets for which the signer of this login may act. The answer is in the ack's field of the
-    same name.
+    """Read state: `orders` (open, optionally of one market), `order` (by one of its ids; by
+    `client_id` also long after it closed), `balances`, `markets`; `keys`, those that may act for
+    this wallet now or later; `accounts`, the wallets for which the signer of this login may act.
+    The answer is in the ack's field of the same name. `fills` and `leases` give at most `limit` of
+    the account's kept messages, oldest first, from the number `from_aseq` on; of a lease they give
+    every state it has been in.
     """
 
     what: What
     market: Text = ""
     order_id: OptionalId = 0
     client_id: OptionalId = 0
+    from_aseq: OptionalId = 0
+    limit: KeptCount = 100
+
+
+class CancelOnDisconnect(Request, tag="cancel_on_disconnect"):
+    """Cancel the open orders of this connection's `session`, or of the whole account, when the
+    connection is lost and no other one of the same account and session number has sent this
+    request `grace_ms` later. A crash of the exchange loses every connection.
+
+    A connection that the client itself closes, with 1000, cancels nothing, unless
+    `on_close` asks for that, too; and then nothing is armed any more. A session number of 0 is no
+    session: it can only mean the account. `off` disarms. The ack says what is `armed` now, and
+    that outlives the exchange's own crashes.
+    """
+
+    grace_ms: GraceMs = 0
+    scope: CancelScope = "session"
+    on_close: bool = False
+    off: bool = False
+
+
+class DeadMan(Request, tag="dead_man"):
+    """Cancel the open orders of this connection's `session`, or of the whole account, unless this
+    request is sent again within `timeout_ms`; 0 disarms. It happens once: then it is disarmed.
+
+    It does not depend on the connection, and after a restart of the exchange the whole time runs
+    again. The ack says what is `armed` now; a `cancelled_all` tells when it has happened.
+    """
+
+    timeout_ms: DeadManMs
+    scope: CancelScope = "session"
 
 
 class Market(Request, tag="market"):
@@ -511,6 +569,8 @@ ClientMessage: TypeAlias = (
     | Capacity
     | Withdraw
     | Query
+    | CancelOnDisconnect
+    | DeadMan
     | Market
     | FeeTier
     | Ping
@@ -633,6 +693,15 @@ class KeyInfo(Struct, omit_defaults=True):
     account: int = 0  # of the wallet
 
 
+class Armed(Struct, omit_defaults=True):
+    """What cancels open orders by itself: after so long without a connection, or a request."""
+
+    what: ArmedWhat
+    scope: CancelScope
+    ms: int
+    on_close: bool = False
+
+
 class Ack(Reply, tag="ack"):
     """The request was done; what it did is in the fields that apply to its kind.
 
@@ -670,6 +739,9 @@ class Ack(Reply, tag="ack"):
     address_budget: tuple[int, int] | None = None
     keys: list[KeyInfo] | None = None  # query; login with a key: its own
     accounts: list[KeyInfo] | None = None
+    fills: "list[Fill] | None" = None
+    leases: "list[Lease] | None" = None
+    armed: list[Armed] | None = None  # of this connection's account and session
 
 
 class Reject(Reply, tag="reject"):
@@ -934,6 +1006,8 @@ class Order(Reply, tag="order"):
     shown: str = ""  # as in OrderInfo; a fill takes from what is shown
     stop: str = ""
     waiting: bool = False
+    expires_s: int = 0
+    session: int = 0
 
 
 class Fill(Reply, tag="fill"):
@@ -970,6 +1044,59 @@ class Transfer(Reply, tag="transfer"):
     time_us: int
 
 
+class OrderRejected(Reply, tag="order_rejected"):
+    """Private: a request of this account, on whichever connection, was refused by the exchange
+    after it had its place in the order; `request` is its `t`. Numbered by `aseq`. What the
+    exchange refuses at once, for its form or a limit, has no place in the order and is not here."""
+
+    aseq: int
+    request: str
+    code: int
+    reason: str
+    message: str
+    sequence: int
+    time_us: int
+    client_id: int = 0
+    order_id: int = 0  # amend, cancel
+
+
+class CancelledAll(Reply, tag="cancelled_all"):
+    """Private: a cancel-all is done, whoever's: asked for ("request"), a lost connection's or a
+    dead man's switch's. The `count` orders it cancelled were told before. Numbered by `aseq`."""
+
+    aseq: int
+    cause: CancelCause
+    count: int
+    sequence: int
+    time_us: int
+    session: int = 0  # just its orders; 0: all sessions'
+    partial: bool = False  # there are more; of a lost connection or a dead man, more follow
+
+
+class Lease(Reply, tag="lease"):
+    """Private: hours were bought or sold, or the state of that has changed. Numbered by `aseq`.
+
+    "pending": traded, and not yet known to be in escrow. "escrowed": the vault holds its money, in
+    the settled `batch`. Escrow is confirmed by amount, for all that a buyer has in one batch; which
+    leases those are is known for sure where that is all that was pending. Otherwise the oldest are
+    meant whose costs make just that amount, and `assumed` says that others could make it as well;
+    where none do, nothing is said until the amounts fit again. "voided": undone, also after an
+    assumption that was wrong, which is then made anew of another lease.
+    """
+
+    aseq: int
+    lease_id: int  # the `trade_id` of the fill
+    market: str
+    role: LeaseRole  # a "reseller" had bought these hours; who delivers them stays the same
+    qty: str
+    price: str
+    state: LeaseState
+    sequence: int
+    time_us: int
+    batch: int = 0
+    assumed: bool = False
+
+
 class Balance(Reply, tag="balance"):
     """Private: the money as of `aseq`, sent after the messages that changed it. It is state,
     not history, so it takes no number of its own."""
@@ -988,6 +1115,15 @@ class AccountSnapshot(Reply, tag="account_snapshot"):
     balances: Balances
     orders: list[OrderInfo]
     capacities: list[tuple[str, str]]  # (market, declared total qty)
+    time_us: int
+
+
+class CaughtUp(Reply, tag="caught_up"):
+    """Private: a subscription `from_aseq` has sent everything up to `aseq`; what follows is new.
+    Takes no number of its own."""
+
+    aseq: int
+    balances: Balances
     time_us: int
 
 
@@ -1014,6 +1150,12 @@ ServerMessage: TypeAlias = (
     | Order
     | Fill
     | Transfer
+    | OrderRejected
+    | CancelledAll
+    | Lease
     | Balance
     | AccountSnapshot
+    | CaughtUp
 )
+Numbered: TypeAlias = Order | Fill | Transfer | OrderRejected | CancelledAll | Lease
+NUMBERED: Final = (Order, Fill, Transfer, OrderRejected, CancelledAll, Lease)

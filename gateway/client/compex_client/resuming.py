@@ -1,0 +1,69 @@
+"""The account's numbered messages over every reconnection: each once, in order, without a gap.
+
+Invariant: whatever becomes of connections, and of the exchange, what `Resuming` gives is numbered
+`from_aseq`, `from_aseq` + 1, ... It decides nothing about orders: what to do about those is the
+program's. For a program that trades, or a drop copy beside it.
+"""
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Final
+
+from compex_client import messages as m
+from compex_client.client import Client, PrivateMessage
+from compex_client.errors import Disconnected, StreamOverflow
+from compex_client.streams import Stream
+
+RETRY_SECONDS: Final = (0.1, 5.0)  # between two attempts to connect: at first, and at most
+
+
+class Resuming:
+    """An async iterator; `connect` opens a logged-in client each time one is needed.
+
+    Ends by raising Rejected: a login that is refused, or messages that are not kept any more.
+    """
+
+    def __init__(self, connect: Callable[[], Awaitable[Client]], *, from_aseq: int = 1) -> None:
+        self._connect = connect
+        self._stream: Stream[PrivateMessage] | None = None
+        self.next_aseq = from_aseq
+        self.client: Client | None = None  # None while there is no connection
+        self.connections = 0
+        self.balances: m.Balances | None = None  # as last told
+
+    def __aiter__(self) -> "Resuming":
+        return self
+
+    async def __anext__(self) -> m.Numbered:
+        while True:
+            stream = self._stream or await self._open()
+            try:
+                message = await anext(stream)
+            except (Disconnected, StreamOverflow):
+                await self.close()
+                continue
+            if isinstance(message, m.Balance | m.CaughtUp):
+                self.balances = message.balances
+            elif not isinstance(message, m.AccountSnapshot):
+                self.next_aseq = message.aseq + 1
+                return message
+
+    async def _open(self) -> Stream[PrivateMessage]:
+        wait, longest = RETRY_SECONDS
+        while True:
+            try:
+                self.client = await self._connect()
+                self._stream = await self.client.private(from_aseq=self.next_aseq)
+            except Disconnected:
+                await self.close()
+                await asyncio.sleep(wait)
+                wait = min(longest, wait * 2)
+            else:
+                self.connections += 1
+                return self._stream
+
+    async def close(self) -> None:
+        """The connection; the next message opens another one."""
+        client, self.client, self._stream = self.client, None, None
+        if client is not None:
+            await client.close()
