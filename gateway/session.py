@@ -11,8 +11,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, get_args
+from typing import Any, ClassVar, Final, get_args
 
+import msgspec
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import ADDRESS_BYTES, Domain, address_text
@@ -54,7 +55,7 @@ _REJECTED: Final = int(EventKind.REJECTED)
 _NAMED: Final = frozenset({m.New, m.Replace, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket})
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True):  # made in a third of a tuple's time
     """A request waiting for the engine's terminal event: of the command it became or, if it is
     about an order that has no number yet, of that order's."""
 
@@ -247,8 +248,12 @@ class Session:
                 self._refuse(request_id, bad)
             return
         requests, cancels = self._desk.tariff.of(request)
-        if not self._is_limited(request.id, requests, cancels):
-            self._do(request, self._directly)
+        if self._is_limited(request.id, requests, cancels):
+            return
+        try:
+            self._HANDLERS[type(request)](self, request)
+        except BadRequest as bad:
+            self._refuse(request.id, bad)
 
     def send(self, frames: bytes) -> None:
         self._outbox.push(frames)
@@ -313,7 +318,7 @@ class Session:
 
     # --- requests ------------------------------------------------------------------------------
     def _do(self, request: m.ClientMessage, told: Told) -> None:
-        """Its reply goes there, now or when it is known."""
+        """Part of a request: its reply goes there, now or when it is known."""
         before, self._told = self._told, told
         try:
             self._HANDLERS[type(request)](self, request)

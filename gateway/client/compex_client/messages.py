@@ -79,7 +79,7 @@ class CloseCode(IntEnum):
 
     GOING_AWAY = 1001  # the node is shutting down; connect again
     PROTOCOL_ERROR = 1002  # not the websocket protocol
-    BINARY_FRAME = 1003  # text frames only
+    BINARY_FRAME = 1003  # text frames only or, under the subprotocol msgpack, binary ones only
     INVALID_UTF8 = 1007
     FRAME_TOO_LARGE = 1009  # over `hello.limits.frame_bytes`
     INTERNAL_ERROR = 1011  # the server failed, or its websocket pings were not answered
