@@ -251,7 +251,7 @@ class Session:
         if self._is_limited(request.id, requests, cancels):
             return
         try:
-            self._HANDLERS[type(request)](self, request)
+            self._handle(request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
 
@@ -317,11 +317,16 @@ class Session:
         return True
 
     # --- requests ------------------------------------------------------------------------------
+    def _handle(self, request: m.ClientMessage) -> None:
+        """Every request comes through here, and so does every item of a batch: whether it may is
+        to be asked here."""
+        self._HANDLERS[type(request)](self, request)
+
     def _do(self, request: m.ClientMessage, told: Told) -> None:
         """Part of a request: its reply goes there, now or when it is known."""
         before, self._told = self._told, told
         try:
-            self._HANDLERS[type(request)](self, request)
+            self._handle(request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
         finally:
