@@ -50,10 +50,6 @@ SMALL_COMMANDS: Final = 64  # more than these take the kernel as long as the dis
 SPACE_SECONDS: Final = 0.25  # between two looks at how full the journal's disk is
 
 
-def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
-    return command.kind == _MASS_QUOTE and not parts
-
-
 class Pipeline:
     """One shard of the exchange. Implements `port.Port`."""
 
@@ -124,7 +120,8 @@ class Pipeline:
             raise Refused(Reject.STOPPED)
         if self._queued_bytes >= QUEUE_COMMANDS_MAX * _RECORD_BYTES:
             raise Refused(Reject.BUSY)
-        if command.kind not in LESSENING and not _pulls_quotes(command, parts):
+        pulls_quotes = command.kind == _MASS_QUOTE and not parts
+        if not pulls_quotes and command.kind not in LESSENING:
             if not self._replica.has_room():
                 raise Refused(Reject.BUSY)
             if self._space.state == "too_low":

@@ -7,15 +7,13 @@ every event exactly once, in order, and only after the command behind it is dura
 from collections.abc import Callable, Sequence
 from typing import ClassVar, Final, Literal, NamedTuple, Protocol, TypeAlias
 
-import msgspec
-
 from engine.records import Balances, Command, Event, EventArray
 
 JournalSpace: TypeAlias = Literal["enough", "low", "too_low"]
 MARK_BYTES_MIN: Final = 32 << 20  # of free bytes: the journal's next two segments
 
 
-class Sequenced(msgspec.Struct, frozen=True):
+class Sequenced(NamedTuple):
     """The place a command got in the total order.
 
     For a repeated client id with the same body, `duplicate` is true, `sequence` is the first
