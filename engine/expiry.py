@@ -48,6 +48,8 @@ class Expiries:
         One that was filled meanwhile is answered UNKNOWN_ORDER, and nothing changes.
         """
         commands: list[Command] = []
+        if not self._expiry_s:
+            return commands
         while self._times and self._times[0][0] * SECOND_NS <= now_ns:
             _, order_id, account = self._times.pop(0)
             del self._expiry_s[order_id]

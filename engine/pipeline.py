@@ -45,15 +45,11 @@ QUEUE_COMMANDS_MAX: Final = 1 << 16
 # at risk.
 LESSENING: Final = frozenset(map(int, (CommandKind.CANCEL, CommandKind.CANCEL_ALL)))
 _MASS_QUOTE: Final = int(CommandKind.MASS_QUOTE)
-QUEUE_BYTES_MAX: Final = QUEUE_COMMANDS_MAX * COMMAND.itemsize
+_RECORD_BYTES: Final = COMMAND.itemsize
 EXPIRY_SECONDS: Final = 0.1  # between two looks at whose time has come, when nothing is sent
 QUICK_NS: Final = 500_000  # a write that took longer is not waited for here
 SMALL_COMMANDS: Final = 64  # more than these take the kernel as long as the disk
 SPACE_SECONDS: Final = 0.25  # between two looks at how full the journal's disk is
-
-
-def _pulls_quotes(command: Command, parts: Sequence[Command]) -> bool:
-    return command.kind == _MASS_QUOTE and not parts
 
 
 def _nobody(_commands: int, _commit_ns: int, _match_ns: int, _publish_ns: int, /) -> None:
@@ -132,9 +128,10 @@ class Pipeline:
     def submit(self, command: Command, parts: Sequence[Command] = ()) -> Sequenced:
         if self._stopped:
             raise Refused(Reject.STOPPED)
-        if self._queued_bytes >= QUEUE_BYTES_MAX:
+        if self._queued_bytes >= QUEUE_COMMANDS_MAX * _RECORD_BYTES:
             raise Refused(Reject.BUSY)
-        if command.kind not in LESSENING and not _pulls_quotes(command, parts):
+        pulls_quotes = command.kind == _MASS_QUOTE and not parts
+        if not pulls_quotes and command.kind not in LESSENING:
             if not self._replica.has_room():
                 raise Refused(Reject.BUSY)
             if self._space.state == "too_low":

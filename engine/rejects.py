@@ -30,8 +30,6 @@ class Reject(IntEnum):
     MARKET_OUT_OF_SCOPE = 1018
     TOO_MANY_KEYS = 1019
     HISTORY_GONE = 1020
-    BATCH_ABORTED = 1021
-    TOO_MANY_CONNECTIONS = 1022
     # 2xxx: the order
     PRICE_OUT_OF_RANGE = 2001
     PRICE_NOT_ON_TICK = 2002
@@ -121,8 +119,6 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.MARKET_OUT_OF_SCOPE: "the session key is not for this market",
     Reject.TOO_MANY_KEYS: "this wallet has as many session keys as it may",
     Reject.HISTORY_GONE: "the account's stream is not kept as far back as that",
-    Reject.BATCH_ABORTED: "another item of the batch was refused, and it is all or none",
-    Reject.TOO_MANY_CONNECTIONS: "this wallet has as many connections as it may",
     Reject.PRICE_OUT_OF_RANGE: "the price must be above zero and at most 1677.7214",
     Reject.PRICE_NOT_ON_TICK: "the price is not a multiple of 0.0001",
     Reject.QTY_OUT_OF_RANGE: "the quantity must be above zero and at most 10000000",

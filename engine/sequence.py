@@ -63,6 +63,8 @@ def _body(command: Command, stamped: bytes) -> bytes:
     session they came from, as who was cut off asks again from another one."""
     if command.kind == _CANCEL_ALL:
         return body_of(stamped[_BODY_OFFSET:])  # its session says whose orders
+    if len(stamped) == _SIZE and not stamped[_SESSION]:
+        return stamped[_BODY_OFFSET:]
     if len(stamped) == _SIZE:
         return stamped[_BODY_OFFSET:_SESSION] + _NO_SESSION + stamped[_SESSION + 1 :]
     bodies = [

@@ -67,6 +67,8 @@ class Timetable:
     def due(self, now_ns: int) -> list[Command]:
         """The commands whose time has come, earliest first."""
         commands: list[Command] = []
+        if not self._at_ns:
+            return commands
         while self._times and self._times[0][0] <= now_ns:
             _, step, instrument = self._times.pop(0)
             del self._at_ns[step, instrument]

@@ -60,37 +60,34 @@ class TokenBucket:
     Every `now_ns` is of one clock, which never runs backwards. All is O(1).
     """
 
-    __slots__ = ("_full_at", "_rate_per_s", "_size")
+    __slots__ = ("full_at", "rate_per_s", "size")
 
     def __init__(self, rate_per_s: int, burst: int) -> None:
         assert rate_per_s > 0 and burst > 0
-        self._rate_per_s = rate_per_s
-        self._size = burst * NS_PER_S
-        self._full_at = 0
+        self.rate_per_s: Final = rate_per_s
+        self.size: Final = burst * NS_PER_S
+        self.full_at = 0
 
     def take(self, tokens: int, now_ns: int) -> int:
         """Take them and say 0; or none, and the milliseconds (rounded up) until they are there."""
-        now = now_ns * self._rate_per_s
-        full_at = (self._full_at if self._full_at > now else now) + tokens * NS_PER_S
-        missing = full_at - now - self._size
+        now = now_ns * self.rate_per_s
+        full_at = (self.full_at if self.full_at > now else now) + tokens * NS_PER_S
+        missing = full_at - now - self.size
         if missing > 0:
-            return -(-missing // (self._rate_per_s * NS_PER_MS))
-        self._full_at = full_at
+            return -(-missing // (self.rate_per_s * NS_PER_MS))
+        self.full_at = full_at
         return 0
 
     def give_back(self, tokens: int) -> None:
         """What was taken at the same time."""
-        self._full_at -= tokens * NS_PER_S
+        self.full_at -= tokens * NS_PER_S
 
     def left(self, now_ns: int) -> int:
-        taken = self._full_at - now_ns * self._rate_per_s
-        return (self._size - taken if taken > 0 else self._size) // NS_PER_S
-
-    def is_half_empty(self, now_ns: int) -> bool:
-        return 2 * (self._full_at - now_ns * self._rate_per_s) > self._size
+        taken = self.full_at - now_ns * self.rate_per_s
+        return (self.size - taken if taken > 0 else self.size) // NS_PER_S
 
     def is_full(self, now_ns: int) -> bool:
-        return self._full_at <= now_ns * self._rate_per_s
+        return self.full_at <= now_ns * self.rate_per_s
 
 
 class Budget:
@@ -125,7 +122,11 @@ class Budget:
 
     def is_scarce(self, now_ns: int) -> bool:
         """Less than half of one of them is left."""
-        return self.requests.is_half_empty(now_ns) or self.cancels.is_half_empty(now_ns)
+        one, other = self.requests, self.cancels
+        return (
+            2 * (one.full_at - now_ns * one.rate_per_s) > one.size
+            or 2 * (other.full_at - now_ns * other.rate_per_s) > other.size
+        )
 
     def is_full(self, now_ns: int) -> bool:
         """As good as a new one."""

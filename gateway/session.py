@@ -12,8 +12,9 @@ import time
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
-from typing import Any, ClassVar, Final, NamedTuple, get_args
+from typing import Any, ClassVar, Final, get_args
 
+import msgspec
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import ADDRESS_BYTES, Domain, SessionKey, address_text
@@ -73,7 +74,7 @@ CLEAN_CLOSE: Final = 1000  # what a client says that leaves of its own accord
 _NAMED: Final = frozenset({m.New, m.Replace, m.Withdraw, m.Quote, m.Block, m.Exclusive, m.Basket})
 
 
-class Asked(NamedTuple):
+class Asked(msgspec.Struct, frozen=True):  # made in a third of a tuple's time
     """A request waiting for the engine's terminal event: of the command it became or, if it is
     about an order that has no number yet, of that order's."""
 
@@ -329,7 +330,7 @@ class Session:
         requests, cancels = self._desk.tariff.of(request)
         if self._is_limited(request.id, requests, cancels):
             return
-        self._do(request, self._directly)
+        self._attempt(request)
         if begin_ns:
             counts.decode.took(decoded_ns - begin_ns)
             counts.sequence.took(counts.now_ns() - decoded_ns)
@@ -445,17 +446,25 @@ class Session:
         return True
 
     # --- requests ------------------------------------------------------------------------------
-    def _do(self, request: m.ClientMessage, told: Told) -> None:
-        """Its reply goes there, now or when it is known."""
-        before, self._told = self._told, told
+    def _handle(self, request: m.ClientMessage) -> None:
+        """Every request comes through here, and so does every item of a batch."""
+        if self._who.key:
+            self._who.permit(request)
+        self._HANDLERS[type(request)](self, request)
+
+    def _attempt(self, request: m.ClientMessage) -> None:
         try:
-            if self._who.key:
-                self._who.permit(request)
-            self._HANDLERS[type(request)](self, request)
+            self._handle(request)
         except BadRequest as bad:
             self._refuse(request.id, bad)
             if bad.reject in _CLOSE_OF and self._who.key:
                 self.key_ended(_CLOSE_OF[bad.reject])
+
+    def _do(self, request: m.ClientMessage, told: Told) -> None:
+        """Part of a request: its reply goes there, now or when it is known."""
+        before, self._told = self._told, told
+        try:
+            self._attempt(request)
         finally:
             self._told = before
 
@@ -507,7 +516,7 @@ class Session:
             told(cancelled)
             return
         assert cancelled is None or isinstance(cancelled, m.Ack)
-        if not self._is_open:
+        if not self._is_open or self._ended:
             return  # who is cut off must not have an order placed afterwards
 
         def replaced(order: m.ServerMessage) -> None:

@@ -137,13 +137,17 @@ def new_order(message: m.New, account: int, instrument: int, session: int = 0) -
     kind = message.type
     lots = qty_lots(message.qty)
     terms = stop = 0
-    if message.min_qty or message.display_qty or message.stop or kind != "limit":
-        stop, terms = _stop_and_terms(message)
     flags = _POST_ONLY if message.post_only else 0
     if message.all_or_none:
         flags |= _ALL_OR_NONE
-    if kind in {"market", "stop"}:
-        flags |= _MARKET
+    if kind == "limit" and not message.protection:
+        ticks = price_ticks(message.price)
+    else:
+        ticks = _limit_or_protection(message)
+    if kind != "limit" or message.min_qty or message.display_qty or message.stop:
+        stop, terms = _stop_and_terms(message)
+        if kind in {"market", "stop"}:
+            flags |= _MARKET
     if message.resale and message.side == "buy":
         raise BadRequest(Reject.INVALID_FIELD, "resale", "hours are sold again, not bought")
     return Command(
@@ -151,7 +155,7 @@ def new_order(message: m.New, account: int, instrument: int, session: int = 0) -
         0,
         message.client_id,
         stop or terms,
-        _limit_or_protection(message),
+        ticks,
         lots,
         message.expires_s,
         account,

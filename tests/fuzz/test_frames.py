@@ -40,6 +40,7 @@ BUDGET = settings(
 )
 DECODER_REJECTS = {Reject.MALFORMED_FRAME, Reject.UNKNOWN_MESSAGE, Reject.INVALID_FIELD}
 REJECTS = {reject.value for reject in Reject}
+REPLIES = (m.Ack, m.Reject, m.Pong, m.ReplaceAck, m.BatchAck)
 
 # --- frames ------------------------------------------------------------------------------------
 ids = st.integers(-2, 4) | st.sampled_from([2**53 - 1, 2**53, 2**63, 2**64, 10**400, 1.5, "1"])
@@ -86,6 +87,13 @@ objects = st.fixed_dictionaries(
 def plausible(draw: st.DrawFn) -> bytes:
     """A request with every field of its kind, mostly well formed: it often reaches the engine."""
     kind = draw(st.sampled_from(get_args(m.ClientMessage)))
+    return _dump(_body(draw, kind))
+
+
+ITEMS = (m.New, m.Cancel, m.Amend, m.Replace, m.Quote)
+
+
+def _body(draw: st.DrawFn, kind: Any) -> dict[str, Any]:
     good: dict[str, st.SearchStrategy[Any]] = {
         "id": st.integers(1, 2**53 - 1),
         "market": st.sampled_from([TICKER, SYMBOL, "NOSUCH"]),
@@ -97,6 +105,14 @@ def plausible(draw: st.DrawFn) -> bytes:
         "lot": decimals,
         "client_id": st.integers(0, 5),
         "order_id": st.integers(0, 40) | st.integers(0, 2**53 - 1),
+        "old_client_id": st.integers(0, 5),
+        "old_order_id": st.sampled_from([0, 0, 0, 1, 2**53 - 1]),
+        "stop": st.sampled_from(["", "", "", "1"]),
+        "all_or_none": st.booleans(),
+        "resale": st.sampled_from([False, False, True]),
+        "bids": st.lists(st.tuples(decimals, decimals), max_size=3),
+        "asks": st.lists(st.tuples(decimals, decimals), max_size=3),
+        "sent_us": st.integers(0, 2**53 - 1),
         "tif": st.sampled_from(["gtc", "gtt", "ioc", "fok"]),
         "type": st.sampled_from(["limit", "limit", "market"]),
         "protection": st.sampled_from(["", "", "0", "0.05"]),
@@ -117,8 +133,11 @@ def plausible(draw: st.DrawFn) -> bytes:
         "action": st.sampled_from(["list", "halt", "resume"]),
         "channel": st.sampled_from(["book", "trades", "account", "status", "index", "x"]),
     }
+    if kind is m.Batch:
+        kinds = draw(st.lists(st.sampled_from(ITEMS), min_size=1, max_size=5))
+        good["items"] = st.just([_body(draw, item) for item in kinds])
     body = {name: draw(good.get(name, texts)) for name in kind.__struct_fields__}
-    return _dump({"t": kind.__struct_config__.tag, **body})
+    return {"t": kind.__struct_config__.tag, **body}
 
 
 @st.composite
@@ -139,25 +158,43 @@ def mutated(draw: st.DrawFn) -> bytes:
     return bytes(frame)
 
 
+def _in_msgpack(frame: bytes) -> bytes:
+    """The same said in the other codec, or cut off where it cannot be."""
+    try:
+        return msgspec.msgpack.encode(json.loads(frame))
+    except (ValueError, OverflowError, RecursionError):
+        return frame
+
+
 frames = st.binary(max_size=200) | objects | plausible() | mutated()
 
 
 # --- claims ------------------------------------------------------------------------------------
-@settings(BUDGET, max_examples=600)
-@given(frames)
-def test_any_bytes_decode_to_a_request_or_a_numbered_refusal(frame: bytes) -> None:
+def _decodes_or_is_refused(codec: wire.Codec, spelling: Any, frame: bytes) -> None:
     refused: BadRequest | None = None
     request: m.ClientMessage | None = None
     try:
-        request = wire.JSON.decode(frame)
+        request = codec.decode(frame)
     except BadRequest as bad:
         refused = bad
     if refused is None:
-        assert wire.JSON.decode(msgspec.json.encode(request)) == request
+        assert codec.decode(spelling.encode(request)) == request
         return
     assert refused.reject in DECODER_REJECTS
-    assert 0 <= wire.JSON.request_id(frame) <= m.ID_MAX
-    wire.encode(wire.reject_message(0, refused.reject, refused.field, refused.detail))
+    assert 0 <= codec.request_id(frame) <= m.ID_MAX
+    codec.encode(wire.reject_message(0, refused.reject, refused.field, refused.detail))
+
+
+@settings(BUDGET, max_examples=600)
+@given(frames)
+def test_any_bytes_decode_to_a_request_or_a_numbered_refusal(frame: bytes) -> None:
+    _decodes_or_is_refused(wire.JSON, msgspec.json, frame)
+
+
+@settings(BUDGET, max_examples=300)
+@given(frames.map(_in_msgpack) | st.binary(max_size=200))
+def test_so_do_any_bytes_in_msgpack(frame: bytes) -> None:
+    _decodes_or_is_refused(wire.MSGPACK, msgspec.msgpack, frame)
 
 
 async def _converse(exchange: Exchange, batch: list[tuple[int, bytes]]) -> None:
@@ -167,10 +204,10 @@ async def _converse(exchange: Exchange, batch: list[tuple[int, bytes]]) -> None:
     for speaker, frame in batch:
         speakers[speaker].session.receive(frame)
         asked[speaker] += 1
-    for _ in range(3):  # a cancel that waits for its order is submitted when that is answered
+    for _ in range(4):  # a change that waits for its order is submitted when that is answered
         await exchange.port.settled()
     for count, speaker in zip(asked, speakers, strict=True):
-        answers = [x for x in speaker.heard() if isinstance(x, m.Ack | m.Reject | m.Pong)]
+        answers = [x for x in speaker.heard() if isinstance(x, REPLIES)]
         speaker.session.close()
         assert len(answers) == count, "every request has exactly one reply"
         for answer in answers:
