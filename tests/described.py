@@ -1,7 +1,7 @@
 """Whether everything that goes over the wire in tests is as the published documents describe it.
 
-`watch()` stands at the three doors that everything passes, a session's `receive`, an outbox's
-`push` and the routes' `answer`, in whatever test; what contradicts the documents is kept in
+`watch()` stands at the doors that everything passes, a session's `receive` and `_reply`, a codec's
+`encode` and the routes' `answer`, in whatever test; what contradicts the documents is kept in
 `violations`, and the test that was running fails by it. Of each type the first `EVERY_FIRST`
 messages of a process are checked, then one of `ONE_OF`: a check takes some 10 µs, and long
 profiles send millions.
@@ -15,12 +15,12 @@ from weakref import WeakKeyDictionary
 
 import fastjsonschema
 import msgspec
+from compex_client import messages as m
 
 from gateway.documents import REPLIES, REQUESTS, TOLD, asyncapi, in_draft_7, replies_to, tag_of
 from gateway.http import HttpAnswer, HttpRequest, Routes, http_document
-from gateway.limits import Outbox
-from gateway.session import BUILD, Desk, Session
-from gateway.wire import BadRequest, Opcode
+from gateway.session import BUILD, Session
+from gateway.wire import BadRequest, Codec, Opcode
 from tests.frames import frames_in
 
 EVERY_FIRST: Final = 300
@@ -29,7 +29,7 @@ Check = Callable[[Any], Any]
 
 violations: list[str] = []
 _seen: Counter[str] = Counter()
-_asked: WeakKeyDictionary[Outbox, dict[int, set[str]]] = WeakKeyDictionary()
+_asked: WeakKeyDictionary[Session, dict[int, set[str]]] = WeakKeyDictionary()
 
 
 class Described:
@@ -98,24 +98,26 @@ def _received(session: Session, frame: bytes | str) -> None:
     except BadRequest:
         return
     tag = tag_of(type(request))
-    _asked[session._outbox].setdefault(request.id, set()).add(tag)
+    _asked.setdefault(session, {}).setdefault(request.id, set()).add(tag)
     if _is_due(tag):
         decode = _decode[session.codec.opcode]
         _check(lambda: described.message(tag), decode(frame))
 
 
-def _pushed(outbox: Outbox, frames: bytes) -> None:
-    if outbox not in _asked:
-        return  # no session's
-    for opcode, payload in frames_in(frames):
-        message = _decode[opcode](payload)
-        tag = str(message["t"])
-        if _is_due(tag):
-            _check(lambda tag=tag: described.message(tag), message)
-        if described.is_reply(tag) and message["id"]:
-            asked = _asked[outbox].get(message["id"], set())
-            if asked and not any(tag in described.replies[x] for x in asked):
-                violations.append(f"{tag} answers {asked}, which no document says")
+def _encoded(frame: bytes) -> None:
+    [(opcode, payload)] = frames_in(frame)
+    message = _decode[opcode](payload)
+    tag = str(message["t"])
+    if _is_due(tag):
+        _check(lambda: described.message(tag), message)
+
+
+def _replied(session: Session, message: m.ServerMessage) -> None:
+    tag = tag_of(type(message))
+    if described.is_reply(tag):
+        asked = _asked.get(session, {}).get(getattr(message, "id", 0), set())
+        if asked and not any(tag in described.replies[x] for x in asked):
+            violations.append(f"{tag} answers {asked}, which no document says")
 
 
 def _answered(request: HttpRequest, answer: HttpAnswer) -> None:
@@ -134,25 +136,26 @@ _decode: Final[dict[int, Callable[[Any], Any]]] = {
 
 def watch() -> None:
     """From now on, in this process."""
-    begin, receive = Session.__init__, Session.receive
-    push, answer = Outbox.push, Routes.answer
-
-    def watched_begin(self: Session, desk: Desk, outbox: Outbox, *more: Any, **named: Any) -> None:
-        _asked[outbox] = {}
-        begin(self, desk, outbox, *more, **named)
+    receive, reply = Session.receive, Session._reply
+    encode, answer = Codec.encode, Routes.answer
 
     def watched_receive(self: Session, frame: bytes | str) -> None:
         _received(self, frame)
         receive(self, frame)
 
-    def watched_push(self: Outbox, frame: bytes) -> None:
-        _pushed(self, frame)
-        push(self, frame)
+    def watched_reply(self: Session, message: m.ServerMessage) -> None:
+        _replied(self, message)
+        reply(self, message)
+
+    def watched_encode(self: Codec, message: m.ServerMessage) -> bytes:
+        frame = encode(self, message)
+        _encoded(frame)
+        return frame
 
     def watched_answer(self: Routes, request: HttpRequest) -> HttpAnswer:
         answered = answer(self, request)
         _answered(request, answered)
         return answered
 
-    Session.__init__, Session.receive = watched_begin, watched_receive
-    Outbox.push, Routes.answer = watched_push, watched_answer
+    Session.receive, Session._reply = watched_receive, watched_reply
+    Codec.encode, Routes.answer = watched_encode, watched_answer

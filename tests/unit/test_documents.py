@@ -219,7 +219,7 @@ async def test_what_contradicts_a_document_is_noticed_where_it_goes_over_the_wir
         conversation.say(m.Ping(1))
         assert not described.violations
         conversation.outbox.push(wire.JSON.encode(m.Pong(1, "noon")))  # type: ignore[arg-type]
-        conversation.outbox.push(wire.JSON.encode(m.Ack(1)))
+        conversation.session._reply(m.Ack(1))  # pyright: ignore[reportPrivateUsage]
         wrong, answer = described.violations
         assert "time_us" in wrong and "which no document says" in answer
         described.violations.clear()
