@@ -1,19 +1,17 @@
-"""What everybody is told: public books, trades and statuses, and each account's own stream.
+"""What the engine's events mean to those outside: the mirror follows, requests are answered, and
+the public and private feeds are told.
 
-Subscribed to the engine, it keeps the mirror, answers waiting requests, and encodes each message
-once for all who want it, in the order of the events: answer, private messages, trades, and after
-a command's last event its book deltas; after a batch, balances. Invariant: what a listener is
-sent after a snapshot, applied to it, is the mirror. Sessions subscribe; nobody else calls it but
-the node (`publish_index`).
+The order of what one listener hears: of each event the answer, then its private messages; after a
+batch, channel by channel, what is public, and then its balances. Invariant: all that is told of an
+event is in the mirror by then. Sessions subscribe and ask; nobody else calls it but the node
+(`publish_index`).
 """
 
 from collections.abc import Callable, Iterable
-from typing import ClassVar, Final, NamedTuple, Protocol
+from typing import ClassVar, Final
 
 import msgspec
 from compex_client import messages as m
-from compex_client.units import price_text, qty_text, usdc_text
-from compex_client.wallet import address_text
 
 from engine.catalog import Catalog
 from engine.port import Batch, Source
@@ -26,16 +24,15 @@ from engine.records import (
     MarketStatus,
     Purse,
     cost_usdc6,
-    fee_usdc6,
 )
 from engine.rejects import CatalogError, Reject
 from gateway import translate
-from gateway.mirror import AccountState, Change, MarketState, Mirror, OpenOrder, SavedMirror
-from gateway.translate import SIDE_NAMES
-from gateway.wire import BadRequest, encode
+from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
+from gateway.mirror import AccountState, MarketState, Mirror, SavedMirror
+from gateway.private import Private, topic_of
+from gateway.public import Public
+from gateway.wire import BadRequest
 
-EVERY_MARKET: Final = -1
-_NO_BALANCES: Final = Balances(*(0,) * 8)
 _TRANSFERS: Final[dict[int, m.TransferKind]] = {
     EventKind.ESCROW_CONFIRMED: "escrow",
     EventKind.WITHDRAWAL_RESERVED: "withdrawal_reserved",
@@ -43,19 +40,6 @@ _TRANSFERS: Final[dict[int, m.TransferKind]] = {
     EventKind.WITHDRAWAL_CANCELLED: "withdrawal_cancelled",
     EventKind.EXIT_CONFIRMED: "exit",
 }
-
-
-class Listener(Protocol):
-    """One subscriber; `send` queues a whole frame and never blocks."""
-
-    def send(self, frame: bytes) -> None: ...
-
-
-class Topic(NamedTuple):
-    """A channel, and the instrument (or EVERY_MARKET) or the account it is about."""
-
-    channel: str
-    of: int
 
 
 OWN_COMMANDS: Final = Topic("sequenced", EVERY_MARKET)  # told by the session itself
@@ -81,17 +65,15 @@ class Feed:
         answer: Callable[[Event], None],
         done: Callable[[], None],
     ) -> None:
-        self._source = source
         self._answer = answer
         self._done = done
         self._catalog = catalog
         self.mirror: Final = Mirror(catalog)
-        self._listeners: dict[Topic, dict[Listener, None]] = {}
+        self._hub = Hub()
+        self._public = Public(self._hub, self.mirror)
+        self._private = Private(self._hub, self.mirror, source)
         self._sequence = 0  # of the command whose events are being applied
         self._time_us = 0
-        self._touched: set[int] = set()  # accounts whose money may have changed in this batch
-        self._balances: dict[int, Balances] = {}
-        self._indexes: dict[str, m.Index] = {}
         source.subscribe(self.on_batch, keeper=self)
 
     # --- from the engine -----------------------------------------------------------------------
@@ -105,33 +87,40 @@ class Feed:
             self._answer(event)
             self._apply(event, number)
         self._end_command()
-        self._settle_balances()
+        self._hub.flush()
+        self._private.settle_balances(self._time_us)
 
     def _apply(self, event: Event, number: int) -> None:
         match event.kind:
             case EventKind.ACCEPTED:
-                self._tell_order(self.mirror.add_order(event), event)
+                self._private.order(self.mirror.add_order(event), event)
             case EventKind.FILL:
                 self._fill(event, number)
             case EventKind.CANCELLED:
                 order = self.mirror.take(event.account, event.order_id, event.qty_lots, "cancelled")
-                self._tell_order(order, event, CancelReason(event.reason).name)
+                self._private.order(order, event, CancelReason(event.reason).name)
             case EventKind.AMENDED:
-                self._tell_order(self.mirror.amend(event), event, EventKind.AMENDED.name)
+                self._private.order(self.mirror.amend(event), event, EventKind.AMENDED.name)
             case EventKind.CONCEALED:
                 order = self.mirror.hide(event, event.qty_lots)
-                self._tell_order(order, event, EventKind.CONCEALED.name)
+                self._private.order(order, event, EventKind.CONCEALED.name)
             case EventKind.REFRESHED:
                 order = self.mirror.hide(event, -event.qty_lots)
-                self._tell_order(order, event, EventKind.REFRESHED.name)
+                self._private.order(order, event, EventKind.REFRESHED.name)
             case EventKind.WAITING:
-                self._tell_order(self.mirror.wait(event), event, EventKind.WAITING.name)
+                self._private.order(self.mirror.wait(event), event, EventKind.WAITING.name)
             case EventKind.TRIGGERED:
-                self._tell_order(self.mirror.trigger(event), event, EventKind.TRIGGERED.name)
+                self._private.order(self.mirror.trigger(event), event, EventKind.TRIGGERED.name)
             case EventKind.DECREMENTED:
                 for order_id in (event.counter_order_id, event.order_id):
                     order = self.mirror.take(event.account, order_id, event.qty_lots, "cancelled")
-                    self._tell_order(order, event, CancelReason.SELF_TRADE.name)
+                    self._private.order(order, event, CancelReason.SELF_TRADE.name)
+            case _:
+                self._apply_to_account(event)
+                self._apply_to_market(event)
+
+    def _apply_to_account(self, event: Event) -> None:
+        match event.kind:
             case EventKind.CAPACITY_DECLARED:
                 account = self.mirror.account(event.account)
                 account.capacities[event.instrument] = event.qty_lots
@@ -140,7 +129,7 @@ class Feed:
             case EventKind.DEPOSITED:
                 bond = event.side == Purse.BOND
                 kind = "bond_deposit" if bond else "deposit"
-                self._transfer(event, kind, event.account, event.amount_usdc6)
+                self._private.transfer(event, kind, event.account, event.amount_usdc6)
             case (
                 EventKind.ESCROW_CONFIRMED
                 | EventKind.WITHDRAWAL_RESERVED
@@ -148,261 +137,96 @@ class Feed:
                 | EventKind.WITHDRAWAL_CANCELLED
                 | EventKind.EXIT_CONFIRMED
             ):
-                self._transfer(event, _TRANSFERS[event.kind], event.account, event.amount_usdc6)
+                self._private.transfer(
+                    event, _TRANSFERS[event.kind], event.account, event.amount_usdc6
+                )
             case EventKind.FILL_VOIDED:
                 market = self.mirror.markets[event.instrument]
                 bond_usdc6 = market.bond_usdc6_per_lot * event.qty_lots
                 paid_usdc6 = cost_usdc6(event.price_ticks, event.qty_lots, event.taker_fee_ppm)
-                self._transfer(event, "fill_voided", event.account, paid_usdc6)
+                self._private.transfer(event, "fill_voided", event.account, paid_usdc6)
                 if not event.reason & FillNote.RESOLD:
-                    self._transfer(event, "fill_voided", event.counter_account, bond_usdc6)
-            case EventKind.MARKET_LISTED:
-                self._tell_status(self.mirror.list_market(event))
-            case EventKind.MARKET_HALTED:
-                self._tell_status(self.mirror.set_status(event, MarketStatus.HALTED))
-            case EventKind.MARKET_RESUMED:
-                status = MarketStatus.CALL if event.reason else MarketStatus.OPEN
-                self._tell_status(self.mirror.set_status(event, status))
-            case EventKind.MARKET_CALLED | EventKind.VOLATILITY_CALL:
-                called = self.mirror.set_status(event, MarketStatus.CALL, event.expiry_s)
-                self._tell_status(called)
-            case EventKind.INDICATED:
-                self._tell_auction(self.mirror.markets[event.instrument], event)
-            case EventKind.MARKET_UNCROSSED if not event.reason:
-                market = self.mirror.set_status(event, MarketStatus.OPEN)
-                self._tell_auction(market, event)
-                market.auction = None
-                self._tell_status(market)
-            case EventKind.MARKET_CLOSED:
-                self._tell_status(self.mirror.set_status(event, MarketStatus.CLOSED))
+                    self._private.transfer(event, "fill_voided", event.counter_account, bond_usdc6)
             case _:
                 pass  # REJECTED changes nothing; CANCEL_ALL_DONE and ACCOUNT_CLOSED only count
+
+    def _apply_to_market(self, event: Event) -> None:
+        match event.kind:
+            case EventKind.MARKET_LISTED:
+                self._public.status(self.mirror.list_market(event))
+            case EventKind.MARKET_HALTED:
+                self._public.status(self.mirror.set_status(event, MarketStatus.HALTED))
+            case EventKind.MARKET_RESUMED:
+                status = MarketStatus.CALL if event.reason else MarketStatus.OPEN
+                self._public.status(self.mirror.set_status(event, status))
+            case EventKind.MARKET_CALLED | EventKind.VOLATILITY_CALL:
+                called = self.mirror.set_status(event, MarketStatus.CALL, event.expiry_s)
+                self._public.status(called)
+            case EventKind.INDICATED:
+                self._public.auction(self.mirror.markets[event.instrument], event)
+            case EventKind.MARKET_UNCROSSED if not event.reason:
+                market = self.mirror.set_status(event, MarketStatus.OPEN)
+                self._public.auction(market, event)
+                market.auction = None
+                self._public.status(market)
+            case EventKind.MARKET_CLOSED:
+                self._public.status(self.mirror.set_status(event, MarketStatus.CLOSED))
+            case _:
+                pass
 
     # --- snapshots -----------------------------------------------------------------------------
     def save(self) -> bytes:
         """All that events made of it, but no listeners."""
-        found = _Saved(self._sequence, self._time_us, self._balances, self.mirror.save())
+        found = _Saved(self._sequence, self._time_us, self._private.balances, self.mirror.save())
         return msgspec.msgpack.encode(found)
 
     def load(self, saved: bytes) -> None:
         found = msgspec.msgpack.decode(saved, type=_Saved)
         self._sequence, self._time_us = found.sequence, found.time_us
-        self._balances = found.balances
+        self._private.balances = found.balances
         self.mirror.load(found.mirror)
 
-    # --- private -------------------------------------------------------------------------------
-    def _tell_account(
-        self, account: int, make: Callable[[int], m.Order | m.Fill | m.Transfer]
-    ) -> None:
-        """Number a message of the account's stream; build it only if somebody listens."""
-        state = self.mirror.account(account)
-        state.aseq += 1
-        self._touched.add(account)
-        listeners = self._listeners.get(Topic("account", account))
-        if listeners:
-            _send(listeners, encode(make(state.aseq)))
-
-    def _tell_order(self, order: OpenOrder, event: Event, reason: str = "") -> None:
-        def make(aseq: int) -> m.Order:
-            return m.Order(
-                aseq=aseq,
-                order_id=order.order_id,
-                client_id=order.client_id,
-                market=self.mirror.markets[order.instrument].ticker,
-                side=SIDE_NAMES[order.side],
-                price=price_text(order.price_ticks),
-                qty=qty_text(order.qty_lots),
-                left=qty_text(order.left_lots),
-                state=order.state,
-                reason=reason,
-                shown=order.shown(),
-                stop=order.stop(),
-                waiting=order.waits,
-                sequence=event.sequence,
-                time_us=self._time_us,
-            )
-
-        self._tell_account(order.account, make)
-
     def _fill(self, event: Event, number: int) -> None:
-        market = self.mirror.markets[event.instrument]
-        maker = self.mirror.take(
-            event.counter_account, event.counter_order_id, event.qty_lots, "filled"
-        )
-        taker = self.mirror.take(event.account, event.order_id, event.qty_lots, "filled")
-        price, qty = price_text(event.price_ticks), qty_text(event.qty_lots)
-        notional_usdc6 = event.price_ticks * event.qty_lots
-        for order, fee_ppm in ((maker, event.maker_fee_ppm), (taker, event.taker_fee_ppm)):
-            fee = usdc_text(fee_usdc6(notional_usdc6, fee_ppm)) if fee_ppm else ""
-
-            def make(aseq: int, order: OpenOrder = order, fee: str = fee) -> m.Fill:
-                return m.Fill(
-                    aseq=aseq,
-                    trade_id=number,
-                    order_id=order.order_id,
-                    client_id=order.client_id,
-                    market=market.ticker,
-                    side=SIDE_NAMES[order.side],
-                    price=price,
-                    qty=qty,
-                    left=qty_text(order.left_lots),
-                    liquidity="maker" if order is maker else "taker",
-                    sequence=event.sequence,
-                    time_us=self._time_us,
-                    fee=fee,
-                )
-
-            self._tell_account(order.account, make)
-        trade = m.Trade(
-            market=market.ticker,
-            trade_id=number,
-            price=price,
-            qty=qty,
-            side=SIDE_NAMES[event.side],
-            time_us=self._time_us,
-            block=bool(event.reason & FillNote.OFF_QUEUE),
-        )
-        market.trades.append(trade)
-        self._publish("trades", event.instrument, lambda: trade)
-
-    def _transfer(
-        self, event: Event, kind: m.TransferKind, account: int, amount_usdc6: int
-    ) -> None:
-        self._tell_account(
-            account,
-            lambda aseq: m.Transfer(
-                aseq=aseq,
-                kind=kind,
-                amount=usdc_text(amount_usdc6),
-                reference=event.reference,
-                sequence=event.sequence,
-                time_us=self._time_us,
-            ),
-        )
-
-    def _settle_balances(self) -> None:
-        """Read the money of the accounts touched; only what was published is ever told."""
-        for account in self._touched:
-            balances = self._source.balances(account)
-            if balances == self._balances.get(account):
-                continue
-            self._balances[account] = balances
-            listeners = self._listeners.get(Topic("account", account))
-            if listeners:
-                aseq = self.mirror.account(account).aseq
-                told = translate.balances_of(balances)
-                _send(listeners, encode(m.Balance(aseq, told, self._time_us)))
-        self._touched.clear()
-
-    # --- public --------------------------------------------------------------------------------
-    def _publish(self, channel: str, instrument: int, make: Callable[[], m.ServerMessage]) -> None:
-        one = self._listeners.get(Topic(channel, instrument))
-        every = self._listeners.get(Topic(channel, EVERY_MARKET))
-        if one or every:
-            _send({**(one or {}), **(every or {})}, encode(make()))
-
-    def _tell_status(self, market: MarketState) -> None:
-        self._publish("status", market.instrument, market.status_message)
-
-    def _tell_auction(self, market: MarketState, event: Event) -> None:
-        market.auction = told = translate.auction(event, market.ticker)
-        self._publish("auction", market.instrument, lambda: told)
+        lots = event.qty_lots
+        maker = self.mirror.take(event.counter_account, event.counter_order_id, lots, "filled")
+        taker = self.mirror.take(event.account, event.order_id, lots, "filled")
+        self._private.fill(maker, taker, event, number)
+        self._public.trade(event, number)
 
     def _end_command(self) -> None:
         for change in self.mirror.changes(self._sequence):
-            self._publish("book", change.market.instrument, lambda c=change: self._delta(c))
+            self._public.book(change, self._time_us)
         self._done()
-
-    def _delta(self, change: Change) -> m.BookDelta:
-        return m.BookDelta(
-            market=change.market.ticker,
-            prev=change.prev,
-            seq=change.seq,
-            bids=[translate.level(*x) for x in change.bids.items()],
-            asks=[translate.level(*x) for x in change.asks.items()],
-            crc=change.market.book.checksum(),
-            time_us=self._time_us,
-        )
 
     def publish_index(self, index: m.Index) -> None:
         """Tell a spot price. Called by the node when one is published on chain."""
-        self._indexes[index.market] = index
-        market = self.mirror.market_named(index.market)
-        self._publish("index", market.instrument if market else EVERY_MARKET, lambda: index)
+        self._public.index(index)
+        self._hub.flush()
 
     # --- for sessions --------------------------------------------------------------------------
     def topic(self, channel: str, market: str, account: int) -> Topic:
         """The topic a subscription means. Raises BadRequest."""
-        match channel:
-            case "account":
-                if not account:
-                    raise BadRequest(Reject.NO_ACCOUNT)
-                return Topic("account", account)
-            case OWN_COMMANDS.channel:
-                return OWN_COMMANDS
-            case "book":
-                return Topic("book", self.market(market).instrument)
-            case "trades" | "status" | "index" | "auction":
-                named = self.market(market).instrument if market else EVERY_MARKET
-                return Topic(channel, named)
-            case _:
-                raise BadRequest(Reject.UNKNOWN_CHANNEL, "channel")
+        if channel == OWN_COMMANDS.channel:
+            return OWN_COMMANDS
+        if channel == "account":
+            return topic_of(account)
+        return self._public.topic(channel, market)
 
-    def subscribe(self, listener: Listener, topic: Topic) -> list[bytes]:
-        """Add the listener (again is harmless); the frames it must be sent first."""
-        self._listeners.setdefault(topic, {})[listener] = None
-        return [encode(message) for message in self._first_messages(topic)]
+    def subscribe(self, listener: Listener, topic: Topic) -> Iterable[m.ServerMessage]:
+        """Add the listener (again is harmless); what it must be sent first."""
+        self._hub.add(listener, topic)
+        if topic == OWN_COMMANDS:
+            return []
+        if topic.channel == "account":
+            return [self._private.snapshot(topic.of, self._time_us)]
+        return self._public.first(topic)
 
     def unsubscribe(self, listener: Listener, topic: Topic) -> None:
-        listeners = self._listeners.get(topic, {})
-        listeners.pop(listener, None)
-        if not listeners:
-            self._listeners.pop(topic, None)
-
-    def _first_messages(self, topic: Topic) -> Iterable[m.ServerMessage]:
-        every = self.mirror.markets
-        match topic.channel:
-            case "account":
-                return [self._account_snapshot(topic.of)]
-            case OWN_COMMANDS.channel:
-                return []
-            case "book":
-                return [every[topic.of].snapshot()]
-            case "trades":
-                return [] if topic.of == EVERY_MARKET else list(every[topic.of].trades)
-            case "status":
-                chosen = every.values() if topic.of == EVERY_MARKET else [every[topic.of]]
-                return [market.status_message() for market in chosen]
-            case "auction":
-                chosen = every.values() if topic.of == EVERY_MARKET else [every[topic.of]]
-                return [market.auction for market in chosen if market.auction is not None]
-            case _:
-                if topic.of == EVERY_MARKET:
-                    return list(self._indexes.values())
-                found = self._indexes.get(every[topic.of].ticker)
-                return [found] if found else []
-
-    def _account_snapshot(self, account: int) -> m.AccountSnapshot:
-        state = self.mirror.account(account)
-        return m.AccountSnapshot(
-            aseq=state.aseq,
-            account=account,
-            wallet=address_text(state.wallet),
-            balances=self.balances(account),
-            orders=self.open_orders(account),
-            capacities=[
-                (self.mirror.markets[instrument].ticker, qty_text(lots))
-                for instrument, lots in state.capacities.items()
-            ],
-            time_us=self._time_us,
-        )
+        self._hub.remove(listener, topic)
 
     def market(self, name: str) -> MarketState:
         """A listed market by ticker or symbol. Raises BadRequest."""
-        market = self.mirror.market_named(name)
-        if market is None:
-            raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "market")
-        return market
+        return self._public.market(name)
 
     def hours_from(self, name: str, hours: int) -> list[int]:
         """The markets of so many consecutive hours, the first named. Raises BadRequest."""
@@ -437,26 +261,14 @@ class Feed:
         return self.mirror.account(account)
 
     def balances(self, account: int) -> m.Balances:
-        """As last published: never what is matched but not yet durable."""
-        return translate.balances_of(self._balances.get(account, _NO_BALANCES))
+        return self._private.balances_of(account)
 
     def open_orders(self, account: int, instrument: int = EVERY_MARKET) -> list[m.OrderInfo]:
-        """Oldest first, of one market or of all."""
-        return [
-            self.mirror.order_info(order)
-            for order in self.mirror.account(account).orders.values()
-            if instrument in {EVERY_MARKET, order.instrument}
-        ]
+        return self._private.open_orders(account, instrument)
 
     def market_infos(self) -> list[m.MarketInfo]:
         return [market.info() for market in self.mirror.markets.values()]
 
-    def heartbeat(self, now_us: int, account: int) -> bytes:
+    def heartbeat(self, now_us: int, account: int) -> m.Heartbeat:
         aseq = self.mirror.account(account).aseq if account else 0
-        return encode(m.Heartbeat(time_us=now_us, sequence=self._sequence, aseq=aseq))
-
-
-def _send(listeners: Iterable[Listener], frame: bytes) -> None:
-    # A listener that overflows leaves while we tell the others.
-    for listener in list(listeners):
-        listener.send(frame)
+        return m.Heartbeat(time_us=now_us, sequence=self._sequence, aseq=aseq)

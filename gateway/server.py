@@ -185,10 +185,11 @@ async def _write(connection: ServerConnection, outbox: Outbox, waiting: asyncio.
         while True:
             await waiting.wait()
             waiting.clear()
-            for frame in outbox.take():
-                await connection.send(frame, text=True)
-                outbox.sent(frame)
-    except ConnectionClosed:
+            for frames in outbox.take():
+                connection.transport.write(frames)
+                await connection.drain()
+                outbox.sent(frames)
+    except (ConnectionClosed, RuntimeError, ConnectionError):
         outbox.close()
 
 

@@ -1,5 +1,5 @@
-"""One connection's conversation, without I/O: frames go in by `receive`, frames come out of the
-outbox.
+"""One connection's conversation, without I/O: payloads go in by `receive`, whole frames come out
+of the outbox.
 
 Invariant: every request gets exactly one reply with its id, now or when the engine answers; a
 refused one changed nothing. The server makes a session for each connection; the engine's answers
@@ -8,7 +8,7 @@ come through `Pending`, which the feed drives.
 
 import secrets
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
@@ -22,7 +22,8 @@ from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKi
 from engine.rejects import CatalogError, Refused, Reject
 from gateway import translate, wire
 from gateway.auth import Challenge, LoginRefused, bytes_of
-from gateway.feed import EVERY_MARKET, OWN_COMMANDS, Feed, Topic
+from gateway.feed import OWN_COMMANDS, Feed
+from gateway.hub import EVERY_MARKET, Topic
 from gateway.limits import (
     DEFAULT_LIMITS,
     PENDING_REPEATS_MAX,
@@ -30,7 +31,7 @@ from gateway.limits import (
     Outbox,
     TokenBucket,
 )
-from gateway.wire import BadRequest
+from gateway.wire import BadRequest, Codec
 
 _NEVER_TERMINAL: Final = frozenset({
     EventKind.FILL,
@@ -172,10 +173,11 @@ def open_desk(
 
 
 class Session:
-    """Give it every text frame in order; `send` is the feed's way in."""
+    """Give it every frame's payload in order; `send` is the hub's way in."""
 
-    def __init__(self, desk: Desk, outbox: Outbox) -> None:
+    def __init__(self, desk: Desk, outbox: Outbox, codec: Codec = wire.JSON) -> None:
         limits = desk.limits
+        self.codec: Final = codec
         self._desk = desk
         self._outbox = outbox
         self._challenge = Challenge(desk.domain, desk.random_bytes)
@@ -203,12 +205,13 @@ class Session:
         )
 
     def receive(self, frame: bytes | str) -> None:
-        """One text frame; never raises, whatever is in it."""
+        """One frame's payload; never raises, whatever is in it."""
         try:
-            request = wire.decode(frame)
+            request = self.codec.decode(frame)
         except BadRequest as bad:
-            if not self._is_limited(wire.request_id(frame), self._requests):
-                self._refuse(wire.request_id(frame), bad)
+            request_id = self.codec.request_id(frame)
+            if not self._is_limited(request_id, self._requests):
+                self._refuse(request_id, bad)
             return
         cancels = isinstance(request, m.Cancel | m.CancelAll)
         if self._is_limited(request.id, self._cancels if cancels else self._requests):
@@ -218,12 +221,12 @@ class Session:
         except BadRequest as bad:
             self._refuse(request.id, bad)
 
-    def send(self, frame: bytes) -> None:
-        self._outbox.push(frame)
+    def send(self, frames: bytes) -> None:
+        self._outbox.push(frames)
 
     def heartbeat(self) -> None:
         now_us = translate.time_us(self._desk.time_ns())
-        self.send(self._desk.feed.heartbeat(now_us, self._account()))
+        self._reply(self._desk.feed.heartbeat(now_us, self._account()))
 
     def close(self) -> None:
         """The connection is gone. Commands in flight go on; their replies are dropped."""
@@ -234,7 +237,7 @@ class Session:
 
     # --- replies -------------------------------------------------------------------------------
     def _reply(self, message: m.ServerMessage) -> None:
-        self._outbox.push(wire.encode(message))
+        self._outbox.push(self.codec.encode(message))
 
     def _ack(self, ack: m.Ack) -> None:
         ack.budget = (self._requests.left, self._cancels.left)
@@ -482,10 +485,10 @@ class Session:
         if full and topic not in self._topics:
             raise BadRequest(Reject.TOO_MANY_SUBSCRIPTIONS)
         self._topics.add(topic)
-        first: Sequence[bytes] = self._desk.feed.subscribe(self, topic)
+        first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic)
         self._ack(m.Ack(request.id, market=request.market))
-        for frame in first:
-            self.send(frame)
+        for message in first:
+            self._reply(message)
 
     def _unsubscribe(self, request: m.Unsubscribe) -> None:
         topic = self._topic(request)

@@ -21,6 +21,7 @@ from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
 from tests.disks import patience
+from tests.frames import frames_in
 
 DOMAIN = Domain(chain_id=31337, vault=bytes.fromhex("c0" * 20))
 SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
@@ -138,7 +139,7 @@ class Conversation:
         frames = self.outbox.take()
         for frame in frames:
             self.outbox.sent(frame)
-        return [_decode(frame) for frame in frames]
+        return [_decode(payload) for chunk in frames for _, payload in frames_in(chunk)]
 
     def say(self, request: m.ClientMessage) -> list[m.ServerMessage]:
         self.session.receive(msgspec.json.encode(request))

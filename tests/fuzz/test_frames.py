@@ -139,14 +139,14 @@ def test_any_bytes_decode_to_a_request_or_a_numbered_refusal(frame: bytes) -> No
     refused: BadRequest | None = None
     request: m.ClientMessage | None = None
     try:
-        request = wire.decode(frame)
+        request = wire.JSON.decode(frame)
     except BadRequest as bad:
         refused = bad
     if refused is None:
-        assert wire.decode(msgspec.json.encode(request)) == request
+        assert wire.JSON.decode(msgspec.json.encode(request)) == request
         return
     assert refused.reject in DECODER_REJECTS
-    assert 0 <= wire.request_id(frame) <= m.ID_MAX
+    assert 0 <= wire.JSON.request_id(frame) <= m.ID_MAX
     wire.encode(wire.reject_message(0, refused.reject, refused.field, refused.detail))
 
 

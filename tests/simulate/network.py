@@ -13,6 +13,7 @@ from websockets.exceptions import ConnectionClosedError
 
 from gateway.limits import Outbox
 from gateway.session import Desk, Session
+from tests.frames import frames_in
 from tests.simulate.faults import Chance, Faults
 from tests.simulate.loop import VirtualLoop
 
@@ -85,18 +86,18 @@ class Link:
 
     def _leave(self) -> None:
         """The outbox has frames."""
-        for frame in self._outbox.take():
-            self._to_client.append(frame)
+        for chunk in self._outbox.take():
+            self._to_client.append(chunk)
             self._later("client", self._reach_client)
 
     def _reach_client(self) -> None:
         if self._open and self._to_client:
-            frame = self._to_client.popleft()
-            self._outbox.sent(frame)
-            self._hand_over(frame)
+            chunk = self._to_client.popleft()
+            self._outbox.sent(chunk)
+            self._hand_over(chunk)
 
-    def _hand_over(self, frame: bytes) -> None:
-        self._inbox.append(frame)
+    def _hand_over(self, chunk: bytes) -> None:
+        self._inbox.extend(payload for _, payload in frames_in(chunk))
         self._wake()
 
     def _wake(self) -> None:

@@ -14,6 +14,7 @@ from engine.records import FEE_TIERS, Command, CommandKind, Purse
 from engine.rejects import WORDS, Reject
 from gateway import session, translate
 from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Outbox, TokenBucket
+from tests.disks import HeldDisk
 from tests.exchange import (
     ADMINISTRATOR,
     DOMAIN,
@@ -29,9 +30,14 @@ SELLER, BUYER = 1, 2
 
 
 @pytest.fixture
-async def exchange(tmp_path: Path) -> AsyncGenerator[Exchange]:
+def disk() -> HeldDisk:
+    return HeldDisk()
+
+
+@pytest.fixture
+async def exchange(tmp_path: Path, disk: HeldDisk) -> AsyncGenerator[Exchange]:
     """One market, a seller with bond and capacity, a buyer with 1,000 USDC."""
-    async with running_exchange(tmp_path) as running:
+    async with running_exchange(tmp_path, disk=disk) as running:
         instrument = await running.list_market()
         await running.open_account(SELLER, bond_usdc6=10**9)
         await running.open_account(BUYER, cash_usdc6=10**9)
@@ -679,11 +685,15 @@ async def test_the_state_of_an_order_is_told_open_or_closed(exchange: Exchange) 
         await ask(exchange, seller, sell(6))
 
 
-async def test_balances_are_told_as_published_and_never_before(exchange: Exchange) -> None:
+async def test_balances_are_told_as_published_and_never_before(
+    exchange: Exchange, disk: HeldDisk
+) -> None:
     buyer = trader(exchange, BUYER)
+    disk.hold()
     buyer.say(buy(3))
     await asyncio.sleep(0)  # the engine has matched it; the journal has not synced it
     before = acked(buyer.say(m.Query(4, "balances"))).balances
+    disk.let_go()
     await exchange.port.settled()
     buyer.heard()
     after = acked(buyer.say(m.Query(5, "balances"))).balances

@@ -21,6 +21,7 @@ from engine.records import (
 from engine.rejects import WORDS, Reject
 from gateway import translate, wire
 from gateway.wire import BadRequest
+from tests.frames import frames_in
 
 NEW: dict[str, Any] = {
     "t": "new", "id": 7, "market": "H100SXM8IBUSEB", "side": "buy", "price": "2.4150", "qty": "16",
@@ -29,12 +30,12 @@ NEW: dict[str, Any] = {
 
 def refusal_of(frame: bytes | str) -> BadRequest:
     with pytest.raises(BadRequest) as caught:
-        wire.decode(frame)
+        wire.JSON.decode(frame)
     return caught.value
 
 
 def command_of(frame: bytes) -> Command:
-    request = wire.decode(frame)
+    request = wire.JSON.decode(frame)
     assert isinstance(request, m.New)
     return translate.new_order(request, 1, 1)
 
@@ -96,10 +97,10 @@ def test_a_broken_frame_is_malformed(frame: bytes) -> None:
 
 
 def test_the_request_id_is_found_even_if_the_rest_is_wrong() -> None:
-    assert wire.request_id(b'{"t":"nonsense","id":41,"x":[1,2]}') == 41
-    assert wire.request_id(b'{"t":"new","id":"41"}') == 0
-    assert wire.request_id(b"not json") == 0
-    assert wire.request_id(b"\xff") == 0
+    assert wire.JSON.request_id(b'{"t":"nonsense","id":41,"x":[1,2]}') == 41
+    assert wire.JSON.request_id(b'{"t":"new","id":"41"}') == 0
+    assert wire.JSON.request_id(b"not json") == 0
+    assert wire.JSON.request_id(b"\xff") == 0
 
 
 def test_a_refusal_quotes_no_more_than_its_limit() -> None:
@@ -131,7 +132,16 @@ def test_every_request_survives_the_wire() -> None:
     ]  # fmt: skip
     assert {type(x) for x in samples} == set(get_args(m.ClientMessage))
     for sample in samples:
-        assert wire.decode(msgspec.json.encode(sample)) == sample
+        assert wire.JSON.decode(msgspec.json.encode(sample)) == sample
+        assert wire.MSGPACK.decode(msgspec.msgpack.encode(sample)) == sample
+
+
+@pytest.mark.parametrize("codec", [wire.JSON, wire.MSGPACK])
+def test_a_message_is_one_frame_of_any_length(codec: wire.Codec) -> None:
+    for size in (0, 1, 125, 126, 127, 65_535, 65_536, 100_000):
+        payload = bytes(size)
+        framed = codec.frame(payload) + codec.frame(b"next")
+        assert list(frames_in(framed)) == [(codec.opcode, payload), (codec.opcode, b"next")]
 
 
 @pytest.mark.parametrize(
