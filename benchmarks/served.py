@@ -149,8 +149,8 @@ class Served:
         requests = [request.encode() for request in asked["requests"]]
         acks = [msgspec.json.decode(ack, type=m.Ack) for ack in asked["acks"]]
         return {
-            "decode_us": _each_us(wire.decode, requests),
-            "encode_us": _each_us(wire.encode, acks),
+            "decode_us": _each_us(wire.JSON.decode, requests),
+            "encode_us": _each_us(wire.JSON.encode, acks),
         }
 
 
