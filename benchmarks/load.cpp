@@ -51,6 +51,7 @@ namespace {
 constexpr size_t READ_BYTES = 1 << 18;
 constexpr size_t BLOCK_BYTES_MAX = 1 << 24;
 constexpr int EVENTS = 256;
+constexpr size_t OPENED_AT_ONCE = 256;
 constexpr int ANSWER_SECONDS_MAX = 30;  // while connections are opened, one by one
 
 [[noreturn]] void fail(const std::string& what) {
@@ -305,7 +306,9 @@ class Run {
         }
       }
       watch(c, EPOLL_CTL_ADD);
+      if (i % OPENED_AT_ONCE == 0) answer_pings();
     }
+    answer_pings();
     put_block("ready");
     get_block();
   }
@@ -373,6 +376,26 @@ class Run {
         if (is_data && !is_ignored(payload)) return payload;
       }
       receive_more(c);
+    }
+  }
+
+  // While others are still opened: what else comes is kept for later.
+  void answer_pings() {
+    epoll_event events[EVENTS];
+    for (int count; mode_ != "http" && (count = epoll_wait(epoll_, events, EVENTS, 0)) > 0;) {
+      for (int i = 0; i < count; i++) {
+        Connection& c = *static_cast<Connection*>(events[i].data.ptr);
+        receive_more(c);
+        std::string kept;
+        std::string_view data = c.left;
+        for (Frame frame; parse(data, frame); data.remove_prefix(frame.size)) {
+          if (frame.opcode != TEXT && frame.opcode != BINARY) note_control(c, frame);
+          else if (!is_ignored(frame.payload)) kept += data.substr(0, frame.size);
+        }
+        kept += data;
+        c.left = kept;
+        if (!c.pongs.empty()) flush(c);
+      }
     }
   }
 

@@ -12,6 +12,7 @@ All on uvloop, one process, without compression; `targets` says how they are sta
 
 import asyncio
 import json
+import logging
 import os
 import subprocess
 import sys
@@ -37,6 +38,8 @@ INSTALL_SECONDS_MAX: Final = 120
 
 
 async def websockets_peer() -> None:
+    logging.getLogger("websockets").setLevel(logging.CRITICAL)  # clients that leave are no news
+
     async def echo(connection: ServerConnection) -> None:
         async for message in connection:
             await connection.send(message)
