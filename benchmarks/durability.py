@@ -2,11 +2,10 @@
 
     python -m benchmarks.durability [--runs N] [--dir DIR] [--json PATH] [--quick] [SECTION ...]
 
-Each section measures ours and what no engine on this disk could beat, in turns within each round,
-so that a busy minute of the machine falls on both alike; who goes first changes. A figure is the
-median of the rounds, a ratio the median of the rounds' ratios, always ours through the bare one's.
-DIR lies on the disk that is meant. Speed never fails the command, a wrong state does. To add a
-figure, write a `Section` and name it in SECTIONS.
+Each section measures ours and what no engine on this disk could beat, in turns within each round
+(see `table`); who goes first changes. A ratio is always ours through the bare one's. DIR lies on
+the disk that is meant. Speed never fails the command, a wrong state does. To add a figure, write a
+`Section` and name it in SECTIONS.
 
 journal: frames of as many commands as a group may have, digested, written and synced one by one;
 beside it the same bytes written and synced in the same blocks, in files made the same way.
@@ -19,22 +18,20 @@ snapshot, pause: see `snapshots`.
 import argparse
 import json
 import shutil
-import statistics
 import sys
 import tempfile
 import time
-from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Final, NamedTuple, Protocol
+from typing import Final
 
 import uvloop
 from rich.console import Console
-from rich.table import Table
 
 from benchmarks import snapshots
 from benchmarks.acks import Delays, Engine, bare
-from benchmarks.match_all import TABLE_COLUMNS, machine
+from benchmarks.match_all import machine
+from benchmarks.table import TABLE_COLUMNS, Rounds, Row, Section, show
 from benchmarks.workload import opening, order_flow
 from engine.journal import (
     FRAME_COMMANDS_MAX,
@@ -66,46 +63,6 @@ SNAPSHOT_SECONDS_MAX: Final = 1.0
 PAUSE_ORDERS: Final = 100_000
 PAUSE_MS_MAX: Final = 5.0
 REPLAY_PER_SECOND_MIN: Final = 3_000_000
-
-
-class Row(NamedTuple):
-    """One figure, and what the bare disk gives; None where there is nothing to compare."""
-
-    name: str
-    measured: float
-    unit: str
-    bare: float | None = None
-    ratio: float | None = None
-    target: str = ""
-    within: bool | None = None
-
-
-class Section(Protocol):
-    def round(self, number: int) -> None:
-        """One run of ours and of what it is compared with; the order changes with `number`."""
-        ...
-
-    def rows(self) -> list[Row]:
-        """The rounds summed up. Raises AssertionError if what was measured was wrong."""
-        ...
-
-
-class Rounds:
-    """Figures by name, one of each a round."""
-
-    def __init__(self) -> None:
-        self._found: defaultdict[str, list[float]] = defaultdict(list)
-
-    def add(self, name: str, figure: float) -> None:
-        self._found[name].append(figure)
-
-    def median(self, name: str) -> float:
-        return statistics.median(self._found[name])
-
-    def ratio(self, ours: str, bare_one: str) -> float:
-        """The median of the rounds' ratios."""
-        pairs = zip(self._found[ours], self._found[bare_one], strict=True)
-        return statistics.median(mine / theirs for mine, theirs in pairs)
 
 
 class JournalSection:
@@ -381,27 +338,6 @@ def _section(name: str, directory: Path, scale: int, runs: int) -> Section:
     return ReplaySection(directory, REPLAYED_SMALL // scale, SMALL_FRAME)
 
 
-# --- what is shown ------------------------------------------------------------------------------
-
-
-def _figure(value: float | None, digits: int) -> str:
-    return "–" if value is None else f"{value:,.{digits}f}"
-
-
-def show(console: Console, rows: Sequence[Row]) -> None:
-    table = Table(box=None, pad_edge=False)
-    for heading in ("", "measured", "", "bare", "ratio", "target", ""):
-        right = heading in ("measured", "bare", "ratio")
-        table.add_column(heading, justify="right" if right else "left")
-    for row in rows:
-        digits = 0 if row.measured >= 1000 else 1
-        bare_one, ratio = _figure(row.bare, digits), _figure(row.ratio, 2)
-        verdict = {None: "", True: "ok", False: "missed"}[row.within]
-        measured = _figure(row.measured, digits)
-        table.add_row(row.name, measured, row.unit, bare_one, ratio, row.target, verdict)
-    console.print(table)
-
-
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.durability")
     parser.add_argument("sections", nargs="*", metavar="SECTION",
@@ -434,7 +370,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
                 section.round(number)
             rows += section.rows()
     about = machine(None)
-    console = Console(width=TABLE_COLUMNS + 20, highlight=False)
+    console = Console(width=TABLE_COLUMNS, highlight=False)
     console.print(f"{about['cpu']}, medians of {options.runs} interleaved runs")
     console.print("QUICK: sizes are capped, the figures say nothing\n" if options.quick else "")
     show(console, rows)

@@ -29,6 +29,7 @@ from rich.table import Table
 
 from benchmarks.match import timed, verify
 from benchmarks.streams import SHAPES, Expected, Stream, find_or_make, read_manifest
+from benchmarks.table import Bar, draw_bars
 from benchmarks.yardstick import LADDER, Yardstick, compiler
 
 ROOT: Final = Path(__file__).parent.parent
@@ -276,40 +277,21 @@ def show(console: Console, rows: Iterable[Row], limits: Iterable[Limit]) -> None
 
 def plot(path: Path, rows: Sequence[Row]) -> None:
     """Bars of the ratios with their spread, a mark at each target; ns where there is no ladder."""
-    from matplotlib import rc_context  # pyright: ignore[reportUnknownVariableType]
-    from matplotlib.figure import Figure
-
-    rows = rows[::-1]  # the first on top
     compared = all(row.ratio is not None for row in rows)
-    widths = [row.ratio if row.ratio is not None else row.core_ns_each for row in rows]
-    places = range(len(rows))
-    figure = Figure(figsize=(8, 0.42 * len(rows) + 1.2), layout="constrained")
-    axes: Any = figure.add_subplot()
-    axes.barh(places, widths, color="#4477aa", height=0.6)
-    ends = list(widths)
-    for place, row, width in zip(places, rows, widths, strict=True):
-        if row.ratio_min is not None and row.ratio_max is not None:
-            axes.hlines(place, row.ratio_min, row.ratio_max, color="#222222", linewidth=1)
-            ends.append(row.ratio_max)
-        if row.target is not None and compared:
-            axes.vlines(row.target, place - 0.4, place + 0.4, color="#cc3311", linewidth=2)
-            ends.append(row.target)
-        axes.annotate(
-            (f"{width:.2f}×, " if compared else "") + f"{row.core_ns_each:.1f} ns per {row.unit}",
-            (1.02, place),
-            xycoords=("axes fraction", "data"),
-            verticalalignment="center",
+    bars = [
+        Bar(
+            row.stream,
+            row.ratio if row.ratio is not None else row.core_ns_each,
+            (f"{row.ratio:.2f}×, " if row.ratio is not None else "")
+            + f"{row.core_ns_each:.1f} ns per {row.unit}",
+            row.ratio_min,
+            row.ratio_max,
+            row.target if compared else None,
         )
-    axes.set_yticks(places, [row.stream for row in rows])
-    axes.set_xlabel(
-        "time in multiples of the bare ladder; black: all runs, red: target" if compared else "ns"
-    )
-    axes.set_xlim(0, 1.05 * max(ends))
-    axes.spines[["top", "right"]].set_visible(False)
-    # Text as text and nothing of the day, so that the same figures give the same file.
-    undated = dict.fromkeys(("Date", "Creator", "Format", "Type"))
-    with rc_context({"svg.fonttype": "none", "svg.hashsalt": "compex"}):
-        figure.savefig(path, format="svg", metadata=undated)
+        for row in rows
+    ]
+    label = "time in multiples of the bare ladder; black: all runs, red: target"
+    draw_bars(path, bars, label if compared else "ns")
 
 
 # --- the command --------------------------------------------------------------------------------

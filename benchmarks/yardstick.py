@@ -2,7 +2,7 @@
 
 `YARDSTICK FILE PRELOAD` replays a stream, times all but its first PRELOAD records, and prints JSON
 with `ns_op` and, if compiled with -DVERIFY, the `hash` of its fills. Each source is built twice, so
-that hashing is never timed. Called by `match_all`.
+that hashing is never timed. Called by `match_all`; `load` builds by `build`, too.
 """
 
 import json
@@ -26,14 +26,19 @@ def compiler() -> str:
     return said.stdout.splitlines()[0]
 
 
+def build(source: Path, program: Path, *flags: str) -> None:
+    """Raises subprocess.CalledProcessError when the source does not compile."""
+    subprocess.run([COMPILER, *FLAGS, *flags, source, "-o", program], check=True)
+
+
 class Yardstick:
     """Raises subprocess.CalledProcessError when the source does not compile or run."""
 
     def __init__(self, source: Path, directory: Path) -> None:
         self._timed = directory / "timed"
         self._verifying = directory / "verifying"
-        for program, flags in ((self._timed, FLAGS), (self._verifying, (*FLAGS, "-DVERIFY"))):
-            subprocess.run([COMPILER, *flags, source, "-o", program], check=True)
+        build(source, self._timed)
+        build(source, self._verifying, "-DVERIFY")
 
     def ns_per_operation(self, stream: Stream) -> float:
         return float(_replay(self._timed, stream)["ns_op"])
