@@ -39,6 +39,7 @@ from gateway.health import Health
 from gateway.limits import DEFAULT_LIMITS
 from gateway.server import GatewayServer
 from gateway.session import Desk, open_desk
+from gateway.transport import Access
 
 DOMAIN: Final = Domain(chain_id=31337, vault=bytes.fromhex("c0" * 20))
 REGIONS: Final = ("us-e", "us-w", "eu-n", "eu-w")
@@ -85,7 +86,8 @@ class Served:
         )
         self._pipeline = Pipeline(journal, SystemClock())
         self._desk: Desk = open_desk(self._pipeline, load_catalog(), DOMAIN, limits=limits)
-        self._server = GatewayServer(self._desk, Health(self._pipeline), HOST)
+        access = Access(admissions_per_s=UNLIMITED, admissions_burst=UNLIMITED)
+        self._server = GatewayServer(self._desk, Health(self._pipeline), HOST, access=access)
 
     async def run(self) -> None:
         await self._pipeline.start()
