@@ -34,7 +34,11 @@ SCHEMAS: Final = "#/components/schemas/{name}"
 REQUESTS: Final[tuple[type[m.Request], ...]] = get_args(m.ClientMessage)
 TOLD: Final[tuple[type[m.Reply], ...]] = get_args(m.ServerMessage)
 # What a request is answered with if it is not refused: an ack, but for these.
-ANSWERS: Final[dict[type[m.Request], type[m.Reply]]] = {m.Ping: m.Pong}
+ANSWERS: Final[dict[type[m.Request], type[m.Reply]]] = {
+    m.Ping: m.Pong,
+    m.Batch: m.BatchAck,
+    m.Replace: m.ReplaceAck,
+}
 REPLIES: Final = frozenset({m.Ack, m.Reject, *ANSWERS.values()})
 
 

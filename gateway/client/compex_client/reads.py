@@ -16,7 +16,7 @@ from compex_client import messages as m
 INSTRUMENTS_MAX: Final = 5_000
 LEVELS_MAX: Final = 5_000
 TRADES_MAX: Final = 50  # as many as are kept
-ROUNDS_MAX: Final = 100  # as many as are kept
+ROUNDS_MAX: Final = 300  # as many as are kept
 ORDERS_MAX: Final = 5_000
 
 
