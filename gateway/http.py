@@ -55,6 +55,9 @@ STATUSES: Final = {
     Reject.UNKNOWN_INSTRUMENT: 404,
     Reject.NOT_LOGGED_IN: 401,
     Reject.KEY_EXPIRED: 401,
+    Reject.KEY_REVOKED: 401,
+    Reject.KEY_NOT_AUTHORISED: 401,
+    Reject.OUT_OF_SCOPE: 403,
     Reject.NO_ACCOUNT: 403,
 }
 PLACES: Final = (

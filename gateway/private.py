@@ -206,7 +206,7 @@ class Private:
 
     def rejected(self, event: Event, command: Command) -> None:
         """What a client asked for was refused; other commands are nobody's."""
-        request = _REQUESTS.get(CommandKind(command.kind))
+        request = _REQUESTS.get(command.kind)
         if request is None or event.account not in self._mirror.accounts:
             return
         reject = Reject(event.reason)

@@ -215,6 +215,7 @@ def open_desk(
     streams without a history."""
     pending = Pending()
     history = History() if history is None else history
+    keys = Keys() if keys is None else keys
     absence = Absence(port, history, now_ns)
 
     def answer(event: Event) -> None:
@@ -237,10 +238,10 @@ def open_desk(
         now_ns=now_ns,
         time_ns=time_ns,
         random_bytes=random_bytes,
-        keys=keys or Keys(),
+        keys=keys,
         audit=audit,
         logins=AddressBuckets(limits.logins_per_s, limits.logins_burst, now_ns),
-        tokens=Tokens(time_ns, random_bytes),
+        tokens=Tokens(time_ns, random_bytes, keys),
         counts=counts,
         tariff=Tariff(limits),
         budgets=Budgets(limits, now_ns),
@@ -543,7 +544,7 @@ class Session:
 
     def _token(self, request: m.Token) -> None:
         self._trader()  # only who has an account, or tokens would be without bound
-        token, until_s = self._desk.tokens.issue(self.wallet, request.seconds)
+        token, until_s = self._desk.tokens.issue(self.wallet, self._who.key, request.seconds)
         self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
 
     def _sign(self, request: m.Login | m.Authorise | m.Revoke) -> None:

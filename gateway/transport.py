@@ -51,7 +51,6 @@ assert PING_TICKS % HEARTBEAT_TICKS == 0
 
 WEBSOCKET_PATH: Final = "/ws"
 HangUp = Callable[[CloseCode, str], None]
-CODECS: Final = {codec.subprotocol: codec for codec in (wire.JSON, wire.MSGPACK)}
 
 log = logging.getLogger("compex.transport")
 
@@ -520,7 +519,7 @@ class Connection(asyncio.Protocol):
         """Shaken hands: from here on the session has the word."""
         assert self._transport is not None
         listener = self._listener
-        codec = CODECS[response.headers.get("Sec-WebSocket-Protocol", wire.JSON.subprotocol)]
+        codec = wire.CODEC_OF[response.headers.get("Sec-WebSocket-Protocol", wire.JSON.subprotocol)]
         peer: socket.socket = self._transport.get_extra_info("socket")
         peer.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SOCKET_BUFFER_BYTES)
         self._transport.set_write_buffer_limits(WRITE_BUFFER_BYTES)
@@ -593,10 +592,10 @@ def _handshake(asked: Asked) -> Response:
 def _subprotocol(_protocol: ServerProtocol, offered: Sequence[Subprotocol]) -> Subprotocol | None:
     """The first that we speak; none of ours among several is refused, and none at all is JSON."""
     for subprotocol in offered:
-        if subprotocol in CODECS:
+        if subprotocol in wire.CODEC_OF:
             return subprotocol
     if offered:
-        raise NegotiationError(f"the subprotocols here are {', '.join(CODECS)}")
+        raise NegotiationError(f"the subprotocols here are {', '.join(wire.CODEC_OF)}")
     return None
 
 

@@ -113,7 +113,7 @@ class Exchange:
         await self.port.settled()
 
     def converse(
-        self, trader: Wallet | None = None, codec: Codec | None = None, address: str = ""
+        self, trader: Wallet | None = None, codec: Codec | None = None, address: str = "127.0.0.1"
     ) -> "Conversation":
         """A session without a socket, logged in if a wallet is given."""
         conversation = Conversation(self.desk, codec or self.codec, address)
@@ -129,7 +129,7 @@ def unpack_command(record: bytes) -> Command:
 class Conversation:
     """Drives one `Session` by frames, as a server would."""
 
-    def __init__(self, desk: Desk, codec: Codec = JSON, address: str = "") -> None:
+    def __init__(self, desk: Desk, codec: Codec = JSON, address: str = "127.0.0.1") -> None:
         self.overflowed = False
         spelling = msgspec.json if codec is JSON else msgspec.msgpack
         self._opcode = codec.opcode

@@ -18,8 +18,7 @@ from hypothesis import strategies as st
 
 from engine.rejects import Reject
 from gateway import wire
-from gateway.transport import CODECS
-from gateway.wire import BadRequest
+from gateway.wire import CODEC_OF, BadRequest
 from tests.exchange import (
     ADMINISTRATOR,
     SYMBOL,
@@ -281,7 +280,7 @@ async def test_hostile_bytes_on_the_socket_end_in_a_documented_close(tmp_path: P
     codes: dict[int, int] = {}
     async with running_exchange(tmp_path) as exchange, running_server(exchange) as (server, url):
         for number in range(CONNECTIONS):
-            codec = rng.choice(list(CODECS.values()))
+            codec = rng.choice(list(CODEC_OF.values()))
             reader, writer = await asyncio.open_connection(*server.address)
             writer.write(UPGRADE % codec.subprotocol.encode())
             await reader.readuntil(b"\r\n\r\n")

@@ -15,8 +15,7 @@ from engine.rejects import Reject
 from gateway.framing import FRAGMENTS_MAX, Framing, Phase
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.session import Session
-from gateway.transport import CODECS
-from gateway.wire import Codec
+from gateway.wire import CODEC_OF, Codec
 from tests.exchange import Exchange, running_exchange
 from tests.frames import frames_in
 from tests.fuzz.hostile import LEGAL_CLOSES, cuts, stream
@@ -139,7 +138,7 @@ async def test_hostile_frames_are_heard_as_the_protocol_alone_hears_them(
             number += 1
             rng = random.Random(f"{SEED} {number}")
             print(f"seed {SEED}, stream {number}")
-            codec = rng.choice(list(CODECS.values()))
+            codec = rng.choice(list(CODEC_OF.values()))
             frames = stream(rng, codec.opcode)
             trial.tried += len(frames)
             converse(exchange, rng, codec, b"".join(frames), codes)

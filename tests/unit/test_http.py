@@ -81,7 +81,7 @@ class Asking:
 @pytest.fixture
 async def asking(tmp_path: Path) -> AsyncGenerator[Asking]:
     async with running_exchange(tmp_path) as exchange:
-        exchange.desk.tokens = Tokens(exchange.clock.now_ns, _counted())
+        exchange.desk.tokens = Tokens(exchange.clock.now_ns, _counted(), exchange.desk.keys)
         exchange.desk.time_ns = exchange.clock.now_ns
         asking = Asking(exchange)
         await asking.prepare()
@@ -150,13 +150,13 @@ async def test_the_latest_trades_come_oldest_first(asking: Asking) -> None:
 async def test_spot_prices_are_kept_round_by_round(asking: Asking) -> None:
     feed = asking.exchange.desk.feed
     assert asking.read(f"/api/v1/index/{TICKER}", r.Rounds).rounds == []
-    told = [m.Index(TICKER, f"2.4{n:03}", "A", round=n, time_us=n) for n in range(150)]
+    told = [m.Index(TICKER, f"2.4{n:03}", "A", round=n, time_us=n) for n in range(350)]
     for index in (*told, unlisted := m.Index("OTHERSPOT", "1.0000", "C", round=1, time_us=1)):
         feed.publish_index(index)
-    corrected = m.Index(TICKER, "2.5", "B", round=149, time_us=149)
+    corrected = m.Index(TICKER, "2.5", "B", round=349, time_us=349)
     feed.publish_index(corrected)
     assert asking.read("/api/v1/index", r.Indexes).indexes == [corrected, unlisted]
-    assert asking.read(f"/api/v1/index/{TICKER}", r.Rounds).rounds == [*told[50:149], corrected]
+    assert asking.read(f"/api/v1/index/{TICKER}", r.Rounds).rounds == [*told[50:349], corrected]
     assert asking.read("/api/v1/index/OTHERSPOT?limit=1", r.Rounds).rounds == [unlisted]
     assert asking.refusal("/api/v1/index/NOSUCH")[:2] == (404, "UNKNOWN_INSTRUMENT")
 

@@ -499,8 +499,8 @@ def test_what_the_version_before_saved_is_read_with_the_queues_as_the_orders_cam
     market = Market(11)
     for _ in range(STEPS // 2):
         market.step()
-    sequence, time_us, balances, mirror, _ = msgspec.msgpack.decode(
-        market.feed.save(), strict=False, type=tuple[int, int, dict[int, Any], list[Any], Any]
+    sequence, time_us, balances, mirror, _tapes, _leases = msgspec.msgpack.decode(
+        market.feed.save(), strict=False, type=tuple[int, int, dict[int, Any], list[Any], Any, Any]
     )
     mirror[0] = [saved[:-1] for saved in mirror[0]]  # of each market, all but its queue
     second = market.another_feed()

@@ -17,7 +17,6 @@ USDC_DECIMALS: Final = 6
 CACHED: Final = 1 << 14  # of the texts made of prices and quantities, which come again and again
 PRICE_TICK: Final = "0.0001"
 QTY_LOT: Final = "0.01"
-TEXTS_KEPT: Final = 4_096  # the same few prices and quantities are spelled again and again
 
 # ASCII digits only: str.isdigit would let other scripts' digits pass.
 _DECIMAL: Final = re.compile(r"(-?)([0-9]{1,24})(?:\.([0-9]{1,24}))?")
