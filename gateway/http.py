@@ -59,6 +59,7 @@ STATUSES: Final = {
     Reject.KEY_NOT_AUTHORISED: 401,
     Reject.OUT_OF_SCOPE: 403,
     Reject.NO_ACCOUNT: 403,
+    Reject.BUSY: 503,
 }
 PLACES: Final = (
     Place("/", "The market page.", "text/html"),

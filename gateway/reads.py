@@ -4,6 +4,7 @@ Invariant: `READS` is the one table of them, from which both the answers and the
 are made; every answer is bounded and spelt as the websocket spells it. `gateway.http` calls.
 """
 
+import sqlite3
 from collections import deque
 from collections.abc import Callable, Iterator
 from itertools import islice
@@ -145,6 +146,16 @@ def trades(desk: Desk, asked: Asked) -> r.Trades:
     return r.Trades(_last(kept, asked.query.limit))
 
 
+def candles(desk: Desk, asked: Asked) -> r.Candles:
+    """Prices and volumes of one market, interval by interval."""
+    query: r.CandlesQuery = asked.query
+    ticker = desk.feed.market(asked.market).ticker
+    wanted = m.Subscribe(1, "candles", ticker, interval_s=query.interval_s)
+    kept = desk.feed.first(desk.feed.topic(wanted, 0), m.FIRST_MAX)
+    found = [x for x in kept if isinstance(x, m.Candle) and x.start_s >= query.from_s]
+    return r.Candles(found[: query.limit] if query.from_s else found[-query.limit :])
+
+
 def _last(entries: deque[_Entry], limit: int) -> list[_Entry]:
     return list(islice(entries, max(len(entries) - limit, 0), None))
 
@@ -198,15 +209,39 @@ def balances(desk: Desk, asked: Asked) -> m.Balances:
     return desk.feed.balances(asked.account)
 
 
+def fills(desk: Desk, asked: Asked) -> r.Fills:
+    """The account's fills."""
+    query: r.KeptQuery = asked.query
+    return r.Fills(_kept(desk.history.fills, asked.account, query))
+
+
+def leases(desk: Desk, asked: Asked) -> r.Leases:
+    """The account's leases: hours bought and sold."""
+    query: r.KeptQuery = asked.query
+    return r.Leases(_kept(desk.history.leases, asked.account, query))
+
+
+def _kept(
+    ask: Callable[[int, int, int], list[_Entry]], account: int, query: r.KeptQuery
+) -> list[_Entry]:
+    try:
+        return ask(account, query.after, query.limit)
+    except sqlite3.Error as error:
+        raise BadRequest(Reject.BUSY, None, "what is kept cannot be read now") from error
+
+
 READS: Final = (
     Read("/api/v1/instruments", r.InstrumentsQuery, r.Instruments, instruments),
     Read("/api/v1/instruments" + MARKET, r.Nothing, r.Instrument, instrument),
     Read("/api/v1/book" + MARKET, r.BookQuery, m.BookSnapshot, book),
     Read("/api/v1/trades" + MARKET, r.TradesQuery, r.Trades, trades),
+    Read("/api/v1/candles" + MARKET, r.CandlesQuery, r.Candles, candles),
     Read("/api/v1/index", r.Nothing, r.Indexes, indexes),
     Read("/api/v1/index" + MARKET, r.RoundsQuery, r.Rounds, rounds),
     Read("/api/v1/time", r.Nothing, r.Time, time, is_cached=False),
     Read("/api/v1/limits", r.Nothing, r.Terms, limits),
     Read("/api/v1/account/orders", r.OrdersQuery, r.Orders, orders, is_private=True),
     Read("/api/v1/account/balances", r.Nothing, m.Balances, balances, is_private=True),
+    Read("/api/v1/account/fills", r.KeptQuery, r.Fills, fills, is_private=True),
+    Read("/api/v1/account/leases", r.KeptQuery, r.Leases, leases, is_private=True),
 )

@@ -11,13 +11,15 @@ import pytest
 from compex_client import messages as m
 from compex_client import reads as r
 from compex_client.book import Book
+from compex_client.messages import Scope
+from compex_client.wallet import SessionKey
 
 from engine.rejects import Reject
 from gateway.health import Health
 from gateway.http import HttpAnswer, HttpRequest, Routes
 from gateway.reads import READS
 from gateway.tokens import TOKENS_PER_WALLET, Tokens
-from tests.exchange import START_NS, SYMBOL, TICKER, Exchange, running_exchange
+from tests.exchange import START_NS, SYMBOL, TICKER, Exchange, running_exchange, wallet
 
 README = Path(__file__).parents[2] / "gateway" / "client" / "README.md"
 HOURLY = SYMBOL.replace("SPOT", "H|2026-12-01T14")
@@ -256,6 +258,52 @@ async def test_a_bearer_reads_its_own_account_alone(asking: Asking) -> None:
     money = asking.read("/api/v1/account/balances", m.Balances, authorization=mine)
     assert money == asking.exchange.desk.feed.balances(BUYER)
     assert money != asking.read("/api/v1/account/balances", m.Balances, authorization=theirs)
+
+
+async def test_candles_are_those_that_the_websocket_tells(asking: Asking) -> None:
+    clock, url = asking.exchange.clock, f"/api/v1/candles/{TICKER}"
+    for _ in range(2):
+        clock.advance_to(clock.now_ns() + 60 * 10**9)
+        await asking.order(asking.buyer, "buy", "2.6", "0.01", tif="ioc")
+    minutes = asking.read(url, r.Candles).candles
+    assert [(x.trades, x.closed) for x in minutes] == [(2, True), (1, True), (1, False)]
+    told = asking.exchange.converse().say(m.Subscribe(1, "candles", TICKER, interval_s=60))
+    assert told[1:] == minutes
+    second = minutes[1].start_s
+    assert asking.read(f"{url}?limit=1", r.Candles).candles == minutes[2:]
+    assert asking.read(f"{url}?limit=1&from_s={second}", r.Candles).candles == minutes[1:2]
+    [day] = asking.read(f"{url}?interval_s=86400", r.Candles).candles
+    assert (day.trades, day.open, day.close, day.closed) == (4, "2.5000", "2.6000", False)
+    assert asking.refusal(f"{url}?interval_s=61") == (400, "INVALID_FIELD", "interval_s")
+
+
+async def test_fills_and_leases_are_read_behind_a_number(asking: Asking) -> None:
+    mine, theirs = asking.bearer(asking.buyer), asking.bearer(asking.seller)
+    url = "/api/v1/account/fills"
+    fills = asking.read(url, r.Fills, authorization=mine).fills
+    assert [(x.price, x.qty, x.side) for x in fills] == [
+        ("2.5000", "1", "buy"), ("2.5000", "1", "buy"),
+    ]  # fmt: skip
+    behind = asking.read(f"{url}?after={fills[0].aseq}&limit=1", r.Fills, authorization=mine)
+    assert behind.fills == fills[1:]
+    leases = asking.read("/api/v1/account/leases", r.Leases, authorization=theirs).leases
+    assert [(x.lease_id, x.role) for x in leases] == [(x.trade_id, "operator") for x in fills]
+
+
+async def test_a_session_keys_bearer_ends_with_the_key(asking: Asking) -> None:
+    exchange, owner, bot = asking.exchange, wallet(100 + BUYER), wallet(7)
+    now_s = exchange.clock.now_ns() // 10**9
+    url = "/api/v1/account/balances"
+    for nonce, scopes, status in ((1, Scope.READ | Scope.TRADE, 200), (2, Scope.TRADE, 403)):
+        terms = SessionKey(
+            owner.address_bytes, bot.address_bytes, scopes, (), now_s, now_s + 60, nonce
+        )
+        exchange.desk.keys.authorise(terms, b"\0" * 65, exchange.clock.now_ns(), lambda _: None)
+        if nonce == 1:
+            bearer, _ = exchange.desk.tokens.issue(owner.address_bytes, bot.address_bytes, 60)
+        assert asking.get(url, authorization=f"Bearer {bearer}").status == status
+    exchange.clock.advance_to(exchange.clock.now_ns() + 60 * 10**9)
+    assert asking.get(url, authorization=f"Bearer {bearer}").status == 401
 
 
 async def test_orders_are_read_page_by_page(asking: Asking) -> None:

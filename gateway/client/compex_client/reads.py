@@ -48,6 +48,22 @@ class TradesQuery(Struct, forbid_unknown_fields=True):
     limit: Annotated[int, Meta(ge=1, le=TRADES_MAX)] = TRADES_MAX
 
 
+class CandlesQuery(Struct, forbid_unknown_fields=True):
+    """Of `interval_s`; at most `limit`, the latest ones or, with `from_s`, those that begin then or
+    later."""
+
+    interval_s: Literal[60, 300, 900, 3600, 14400, 86400] = 60
+    from_s: m.UnixSeconds = 0
+    limit: Annotated[int, Meta(ge=1, le=m.FIRST_MAX)] = 100
+
+
+class KeptQuery(Struct, forbid_unknown_fields=True):
+    """`after`: those with higher numbers (`aseq`); `limit`: so many, the oldest ones."""
+
+    after: m.OptionalId = 0
+    limit: Annotated[int, Meta(ge=1, le=m.KEPT_MAX)] = 100
+
+
 class RoundsQuery(Struct, forbid_unknown_fields=True):
     """`limit`: so many rounds, the latest ones."""
 
@@ -87,6 +103,25 @@ class Trades(Struct):
     """Oldest first."""
 
     trades: list[m.Trade]
+
+
+class Candles(Struct):
+    """Oldest first; the last one may be running still, as its `closed` says."""
+
+    candles: list[m.Candle]
+
+
+class Fills(Struct):
+    """As far as they are kept, oldest first; ask again behind the last one's `aseq`."""
+
+    fills: list[m.Fill]
+
+
+class Leases(Struct):
+    """Hours bought and sold, in every state each has been in, oldest first; ask again behind the
+    last one's `aseq`."""
+
+    leases: list[m.Lease]
 
 
 class Indexes(Struct):
