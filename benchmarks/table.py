@@ -87,7 +87,7 @@ class Rounds:
         ratios = self.ratios(ours, bare_one)
         found = statistics.median(ratios)
         cpu = zip(self._cpu[ours], self._cpu[bare_one], strict=False)
-        by_cpu = [theirs / mine for mine, theirs in cpu]
+        by_cpu = [theirs / mine for mine, theirs in cpu if mine]  # too little to be counted
         target, within = "", None
         if at_least is not None:
             target, within = f"at least {at_least:g}", found >= at_least

@@ -307,8 +307,7 @@ class Segment(NamedTuple):
             )
 
 
-def _parse_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
-    data = _read_file(path)
+def _parse_segment(path: Path, data: bytes, expected: _Place, is_last: bool) -> Segment:
     header = _parse_header(path, data, len(data))
     _check_continues(path, header, expected)
     _, sequence, chain = expected
@@ -334,9 +333,10 @@ def _read_segment(path: Path, expected: _Place, is_last: bool) -> Segment:
     A file is not read at one moment: a frame may be missing in what was read first, and the next
     one be there in what was read last. Reading again finds it, unless it is damage.
     """
-    segment = _parse_segment(path, expected, is_last)
-    while segment.damage:
-        again = _parse_segment(path, expected, is_last)
+    data = _read_file(path)
+    segment = _parse_segment(path, data, expected, is_last)
+    while segment.damage and (now := _read_file(path)) != data:
+        data, again = now, _parse_segment(path, now, expected, is_last)
         if again.end == segment.end:
             return again
         segment = again

@@ -134,7 +134,8 @@ def _is_comment(line: str) -> bool:
 
 
 def in_draft_7(schema: Any) -> Any:
-    """What 2020-12 says by `prefixItems`, in the words of draft 7."""
+    """What 2020-12 says by `prefixItems`, in the words of draft 7; and a discriminator by its name
+    alone, as AsyncAPI has it."""
     if isinstance(schema, list):
         return [in_draft_7(x) for x in cast("list[Any]", schema)]
     if not isinstance(schema, dict):
@@ -143,6 +144,8 @@ def in_draft_7(schema: Any) -> Any:
     if "prefixItems" in told:
         told["additionalItems"] = told.pop("items", True)
         told["items"] = told.pop("prefixItems")
+    if isinstance(told.get("discriminator"), dict):
+        told["discriminator"] = told["discriminator"]["propertyName"]
     return told
 
 

@@ -52,6 +52,7 @@ class GatewayServer:
         return Session(self._desk, outbox, codec, address, hang_up)
 
     async def start(self) -> None:
+        self._desk.closing = None
         await self._listener.start(self._host, self._port)
         self._desk.begin()
         self._desk.port.when_stopped(self._abandon)

@@ -23,6 +23,7 @@ from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
+from gateway.transport import OPEN_ACCESS, Access
 from gateway.wire import JSON, Codec
 from tests.disks import patience
 from tests.frames import frames_in
@@ -216,9 +217,11 @@ async def running_exchange(
 
 
 @asynccontextmanager
-async def running_server(exchange: Exchange) -> AsyncGenerator[tuple[GatewayServer, str]]:
+async def running_server(
+    exchange: Exchange, access: Access = OPEN_ACCESS
+) -> AsyncGenerator[tuple[GatewayServer, str]]:
     """The server and the URL of its websocket."""
-    server = GatewayServer(exchange.desk, Health(exchange.port))
+    server = GatewayServer(exchange.desk, Health(exchange.port), access=access)
     await server.start()
     host, port = server.address
     try:

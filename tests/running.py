@@ -32,8 +32,11 @@ HTTP_SECONDS_MAX: Final = 10
 
 
 def write_settings(path: Path, port: int = 0, more: str = "") -> None:
+    """Every market of one class and grade, so that the journal is soon larger than what else a
+    node writes: a limit on files then cuts it off first."""
+    hours = [f"{SYMBOL[: -len('SPOT')]}H|2027-06-01T{hour:02}" for hour in range(24)]
     path.write_text(
-        f'[gateway]\nport = {port}\n[markets]\nlisted = ["{SYMBOL}"]\n'
+        f"[gateway]\nport = {port}\n[markets]\nlisted = {json.dumps([SYMBOL, *hours])}\n"
         f"[chain]\nembedded_rpc_port = -1\n[settlement]\nturn_seconds = 0.2\n{more}",
         "utf-8",
     )

@@ -40,7 +40,7 @@ async def fills_up_under_a_client(node: Running) -> None:
 async def goes_on(node: Running) -> None:
     url = await node.websocket()
     async with await connect(url, node.administrator()) as client:
-        [market] = await client.markets()
+        [market] = [x for x in await client.markets() if x.symbol == SYMBOL]
         assert market.status == "halted", "what was acknowledged is there, what was torn is not"
         await client.resume_market(SYMBOL)
 

@@ -202,6 +202,15 @@ async def test_a_damaged_segment(traded: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (typing.directory / "damaged.cxj").exists()
 
 
+async def test_a_damaged_history(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with terminal(traded, monkeypatch) as typing:
+        with (typing.home / "history.sqlite3").open("r+b") as file:
+            file.write(b"\xff" * 4096)
+        [commands] = blocks("The history's file", "console")
+        await typing.type_all(commands)
+        assert (typing.home / "history.sqlite3").stat().st_size
+
+
 async def booked(typing: Terminal) -> None:
     """A start has the ledger book all that it did not before the node was stopped; without that a
     snapshot of it is of no use."""
@@ -300,6 +309,7 @@ def test_every_block_of_the_page_is_typed_by_a_test() -> None:
         "And the history before it was removed": 2,
         "A node is stuck": 2,
         "An upgrade": 3,
+        "The history's file": 1,
         "Every queue between a socket and the disk": 0,
         "What a node counts": 1,
     }

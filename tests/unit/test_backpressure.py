@@ -17,7 +17,7 @@ from compex_client import messages as m
 from engine import journal, pipeline
 from engine.records import CommandKind, decode_commands
 from engine.rejects import Reject
-from gateway import server
+from gateway.transport import Access
 from tests.disks import HeldDisk
 from tests.exchange import TICKER, Conversation, Exchange, running_exchange, running_server, wallet
 
@@ -110,13 +110,10 @@ async def test_replies_to_a_connection_that_is_gone_are_all_that_is_dropped(
     assert sorted(in_the_journal(tmp_path / "journal")) == list(range(1, 10))
 
 
-async def test_a_connection_over_the_limit_is_closed_before_it_is_heard(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(server, "CONNECTIONS_MAX", 1)
+async def test_a_connection_over_the_limit_is_closed_before_it_is_heard(tmp_path: Path) -> None:
     async with (
         running_exchange(tmp_path) as exchange,
-        running_server(exchange) as (_, url),
+        running_server(exchange, Access(connections=1)) as (_, url),
         await connect(url) as first,
         asyncio.timeout(RUN_S),
     ):

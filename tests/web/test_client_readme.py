@@ -228,6 +228,7 @@ async def test_the_clocks_offset_is_measured_by_pings(tmp_path: Path) -> None:
         running_server(exchange) as (_, url),
         await connect(url) as client,
     ):
+        exchange.desk.time_ns = time.time_ns
         # The text of our own README, which this test is about.
         here = await eval(example, {"client": client})
         rounding_us = 4

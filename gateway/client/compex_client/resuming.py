@@ -11,7 +11,7 @@ from typing import Final
 
 from compex_client import messages as m
 from compex_client.client import Client, PrivateMessage
-from compex_client.errors import Disconnected, StreamOverflow
+from compex_client.errors import Disconnected, Rejected, StreamOverflow
 from compex_client.streams import Stream
 
 RETRY_SECONDS: Final = (0.1, 5.0)  # between two attempts to connect: at first, and at most
@@ -54,6 +54,11 @@ class Resuming:
             try:
                 self.client = await self._connect()
                 self._stream = await self.client.private(from_aseq=self.next_aseq)
+            except Rejected as error:
+                await self.close()
+                if not error.retry_ms:
+                    raise
+                await asyncio.sleep(error.retry_ms / 1_000)
             except Disconnected:
                 await self.close()
                 await asyncio.sleep(wait)
