@@ -36,7 +36,7 @@ from gateway.wire import BadRequest
 
 _NO_BALANCES: Final = Balances(*(0,) * 8)
 # What a client asks for, by the command it becomes; settlement's and the engine's own are not here.
-_REQUESTS: Final = {
+_REQUESTS: Final[dict[int, str]] = {
     CommandKind.NEW_ORDER: "new",
     CommandKind.NEW_STOP: "new",
     CommandKind.CANCEL: "cancel",

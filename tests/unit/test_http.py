@@ -294,13 +294,12 @@ async def test_a_session_keys_bearer_ends_with_the_key(asking: Asking) -> None:
     exchange, owner, bot = asking.exchange, wallet(100 + BUYER), wallet(7)
     now_s = exchange.clock.now_ns() // 10**9
     url = "/api/v1/account/balances"
+    bearer, _ = exchange.desk.tokens.issue(owner.address_bytes, bot.address_bytes, 60)
     for nonce, scopes, status in ((1, Scope.READ | Scope.TRADE, 200), (2, Scope.TRADE, 403)):
         terms = SessionKey(
             owner.address_bytes, bot.address_bytes, scopes, (), now_s, now_s + 60, nonce
         )
         exchange.desk.keys.authorise(terms, b"\0" * 65, exchange.clock.now_ns(), lambda _: None)
-        if nonce == 1:
-            bearer, _ = exchange.desk.tokens.issue(owner.address_bytes, bot.address_bytes, 60)
         assert asking.get(url, authorization=f"Bearer {bearer}").status == status
     exchange.clock.advance_to(exchange.clock.now_ns() + 60 * 10**9)
     assert asking.get(url, authorization=f"Bearer {bearer}").status == 401
