@@ -260,7 +260,7 @@ class VaultEqualsModel(RuleBasedStateMachine):
             bought += other.qty * (other.buyer == made.buyer)
             sold += other.qty * (other.seller == made.seller)
             is_same = other.window == made.window and (bought, sold) != (made.qty, made.qty)
-            is_fair = is_same and not first.is_void and not first.open_disputes
+            is_fair = is_same and not first.is_void
             earlier = [batch.place(0)]
         question = (batch.number, index, bought, sold)
         taken = self.model.challenge(lease, question, is_fair)

@@ -230,6 +230,28 @@ def test_a_token_that_calls_back_finds_the_door_shut() -> None:
     solvent(vault)
 
 
+def test_the_vault_takes_no_more_than_the_exchange_can_count() -> None:
+    vault = fresh("TestToken")
+    vault.mint(wallet(1), 100 * DOLLAR)
+    vault.do_token(ADMIN, "mint", vault.address, 2**60)
+    with refused("VaultFull"):
+        vault.do(wallet(1), "deposit", 100 * DOLLAR, False)
+
+
+def test_who_has_no_account_has_nothing_to_leave_with(vault: Vault) -> None:
+    for function in ("requestExit", "cancelExit", "finishExit", "requestBond", "finishBond"):
+        with refused("UnknownAccount", 0):
+            vault.do(WATCHER, function)
+
+
+def test_accounts_are_read_in_portions(vault: Vault) -> None:
+    (everybody,) = vault.ask("accountsFrom", 0, 100)
+    assert len(everybody) == 4
+    assert vault.ask("accountsFrom", 1, 2) == (everybody[1:3],)
+    assert vault.ask("accountsFrom", 3, 2**24 - 1) == (everybody[3:],)
+    assert vault.ask("accountsFrom", 4, 1) == ((),)
+
+
 # --- settling -------------------------------------------------------------------------------
 
 
@@ -646,6 +668,23 @@ def test_a_record_of_a_lease_that_there_is_not_is_undone_by_the_last_lease(vault
     solvent(vault, owed=250 * DOLLAR)
 
 
+def test_a_record_is_undone_the_day_after_too_and_by_its_own_batch_alone(vault: Vault) -> None:
+    first = vault.settle([hourly(), hourly(), hourly()])
+    second = delivered(vault, [hourly()])
+    true = record(1, hourly())
+    release = vault.release(first, [true._replace(to_seller=true.to_seller - 1)])
+    vault.machine.wait(DAY_S - vault.machine.now_s % DAY_S)
+    vault.release(second, [record(0, hourly())])  # and something else is credited meanwhile
+    for place in (second.place(0), first.place(0), first.place(2)):
+        with refused("WrongProof"):
+            vault.do(WATCHER, "undoRelease", release.proof(0), place)
+    vault.do(WATCHER, "undoRelease", release.proof(0), first.place(1))
+    accounts = vault.accounts()
+    assert accounts[1]["locked"] == 3 * hourly().cost
+    assert accounts[2]["pending"] == hourly().divide(hourly().notional)[0]
+    solvent(vault, owed=250 * DOLLAR)
+
+
 def test_one_record_of_many_is_shown_by_its_chunk(vault: Vault) -> None:
     fills = [hourly(qty=1 + i) for i in range(100)]
     batch = delivered(vault, fills)
@@ -675,15 +714,16 @@ def test_what_a_buyer_has_said_bounds_what_is_paid(vault: Vault) -> None:
     start_s = START_S - START_S % HOUR_S
     fill = hourly(window=window(DAILY, start_s))
     spot = hourly(window=window(0, start_s))
-    batch = vault.settle([fill, fill, fill, fill, spot, spot])
+    batch = vault.settle([fill, fill, fill, fill, spot, spot, spot])
     vault.machine.wait(6 * HOUR_S)
     for index in (1, 4):
         vault.do(wallet(1), "stop", batch.place(index))
         with refused("AlreadyAsked"):
             vault.do(wallet(1), "stop", batch.place(index))
-    vault.do(wallet(1), "reportNonDelivery", batch.place(2))
-    with refused("AlreadyAsked"):
-        vault.do(wallet(1), "reportNonDelivery", batch.place(2))
+    for index in (2, 6):
+        vault.do(wallet(1), "reportNonDelivery", batch.place(index))
+        with refused("AlreadyAsked"):
+            vault.do(wallet(1), "reportNonDelivery", batch.place(index))
     stopped_s = vault.machine.now_s
     vault.machine.wait(DAY_S)
     part = fill.due(stopped_s)
@@ -695,6 +735,7 @@ def test_what_a_buyer_has_said_bounds_what_is_paid(vault: Vault) -> None:
     lawful(vault, batch, 2, part // 2)  # metered
     lawful(vault, batch, 4, spot.notional // 7)
     lawful(vault, batch, 5, spot.notional)
+    lawful(vault, batch, 6, 0)
     lawful(vault, batch, 0, fill.notional)
 
 
@@ -722,6 +763,16 @@ def test_a_stop_or_report_is_the_buyers_and_comes_in_time(vault: Vault) -> None:
     for function in ("stop", "reportNonDelivery"):
         with refused("LeaseClosed", 1, 0):
             vault.do(wallet(1), function, batch.place(0))
+
+
+def test_a_lease_stopped_before_it_began_is_not_paid(vault: Vault) -> None:
+    later = hourly(window=window(HOURLY, START_S - START_S % HOUR_S + 5 * HOUR_S))
+    batch = vault.settle([later])
+    vault.do(wallet(1), "stop", batch.place(0))
+    vault.machine.wait(10 * DAY_S)
+    vault.do(WATCHER, "claim", batch.place(0))
+    assert vault.accounts()[1]["free"] == 1_000 * DOLLAR
+    solvent(vault)
 
 
 # --- claims and slashes ---------------------------------------------------------------------

@@ -229,9 +229,8 @@ contract Disputes is Leases {
         if (record.buyer != fill.buyer || record.seller != fill.seller) return false;
         uint256 cost = fill.cost();
         if (record.cost != cost || record.toBuyer > cost) return false;
-        // The only amount that may have been paid if so much went back to the buyer.
+        // The only amount that may have been paid if so much went back; at most the notional.
         uint256 paid = Math.ceilDiv((cost - record.toBuyer) * Fills.PPM, Fills.PPM + fill.buyerFee);
-        if (paid > fill.notional()) return false;
         (uint256 toSeller, uint256 toBuyer, uint256 fees) = fill.divide(paid);
         if (record.toSeller != toSeller || record.toBuyer != toBuyer) return false;
         assert(toSeller + toBuyer + fees == cost);
@@ -301,8 +300,8 @@ contract Disputes is Leases {
             uint256 number = _lease(earlier[i]);
             if (number <= last || number >= _lease(place)) revert EvidenceOutOfOrder(i);
             last = number;
-            Notice memory notice = _notices[number];
-            if (notice.isVoid || notice.disputes != 0) revert NotEvidence(i);
+            // Asked about itself it still counts: else asking would be a way to hide it.
+            if (_notices[number].isVoid) revert NotEvidence(i);
             Fills.Fill memory other = _fillAt(earlier[i]);
             if (other.series != fill.series || other.window != fill.window) revert NotEvidence(i);
             bool isBought = other.buyer == fill.buyer && other.buyerOrder == fill.buyerOrder;
