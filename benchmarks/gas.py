@@ -36,6 +36,7 @@ from benchmarks.vault import (
     SETTLER,
     VAULT,
     WATCHER,
+    Authority,
     Fill,
     Release,
     Vault,
@@ -44,10 +45,12 @@ from benchmarks.vault import (
     pack,
     record,
     signed,
+    signed_root,
     wallet,
     window,
 )
 from settlement.abi import Interface
+from settlement.chain import address_of
 
 START_S: Final = 1_796_000_400
 SEED: Final = 7
@@ -55,6 +58,7 @@ SEED: Final = 7
 SETTLED: Final = ((100, 20, 2_000), (1_000, 100, 1_150), (5_000, 200, 950))
 RELEASED: Final = ((100, 20, None), (1_000, 100, None), (5_000, 200, 900))
 DISPUTED_MAX: Final = 80_000
+ROOT_ORDERS: Final = 1_024
 QUICK_FILLS: Final = 1_000
 TRANSACTION_GAS: Final = 21_000
 SLOT_GAS: Final = 5_000  # read cold and changed
@@ -185,6 +189,17 @@ def release_rows(is_quick: bool) -> list[Row]:
     return rows
 
 
+def _by_session_key(vault: Vault, made: Fill, is_buy: bool) -> Any:
+    """The order as one of many under one signature of a key that the wallet signed for."""
+    session = key(7_777)
+    terms = Authority(address_of(session), scopes=2, valid_until=2**40)
+    number = made.buyer if is_buy else made.seller
+    order = order_of(made, is_buy)
+    many = [order._replace(number=2**30 + i) for i in range(ROOT_ORDERS - 1)]
+    authority = terms.signed(key(number), vault.domain)
+    return signed_root([*many, order], session, vault.domain, authority)[-1]
+
+
 def dispute_rows(is_quick: bool) -> list[Row]:
     count = QUICK_FILLS if is_quick else 5_000
     vault = exchange(200)
@@ -200,6 +215,9 @@ def dispute_rows(is_quick: bool) -> list[Row]:
     before = vault.machine.mark()
     answered = vault.do(SETTLER, "answer", place, made.qty, made.qty, *both)
     vault.machine.reset(before)
+    keyed = [_by_session_key(vault, made, is_buy) for is_buy in (True, False)]
+    longest = vault.do(SETTLER, "answer", place, made.qty, made.qty, *keyed)
+    vault.machine.reset(before)
     vault.machine.wait(DAY_S)
     voided = vault.do(WATCHER, "voidUnanswered", place, made.qty, made.qty)
     vault.machine.reset(mark)
@@ -209,6 +227,7 @@ def dispute_rows(is_quick: bool) -> list[Row]:
         Row(f"challenge, {steps} steps to the root", asked.gas, "gas"),
         Row("answer: path and both signatures", answered.gas, "gas", None, None,
             f"at most {DISPUTED_MAX:,}", answered.gas <= DISPUTED_MAX),
+        Row(f"answer: session keys, roots of {ROOT_ORDERS:,} orders", longest.gas, "gas"),
         Row("void what nobody answered", voided.gas, "gas"),
     ]  # fmt: skip
 

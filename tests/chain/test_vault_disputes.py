@@ -588,7 +588,9 @@ def test_a_settler_without_a_bond_is_punished_as_far_as_it_goes(vault: Vault) ->
     solvent(vault, owed=5_000 * DOLLAR)
 
 
-def test_an_answer_costs_less_than_eighty_thousand_gas_with_keys_of_both(vault: Vault) -> None:
+def test_an_answer_that_both_wallets_signed_costs_less_than_eighty_thousand_gas(
+    vault: Vault,
+) -> None:
     fills = [fill(qty=1 + i % 50, buyer_order=i, seller_order=i) for i in range(1, 5_001)]
     for number in (1, 2):
         vault.mint(wallet(number), 10**12)
