@@ -10,6 +10,7 @@ import json
 import subprocess
 import sys
 import tempfile
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Final
 
@@ -44,25 +45,27 @@ def _run(command: list[str], directory: Path, text: str | None = None) -> str:
     return done.stdout
 
 
-def _standard_json() -> str:
+def standard_input(outputs: Mapping[str, Any] | None = None) -> dict[str, Any]:
+    """What the compiler is given; with other `outputs` than the settings' if there are any."""
     sources = {
         path.name: {"content": path.read_text("utf-8")}
         for path in sorted((DIRECTORY / "src").glob("*.sol"))
     }
     settings = json.loads((DIRECTORY / "settings.json").read_text("utf-8"))
-    return json.dumps({"language": "Solidity", "sources": sources, "settings": settings})
+    if outputs is not None:
+        settings["outputSelection"] = outputs
+    return {"language": "Solidity", "sources": sources, "settings": settings}
 
 
-def _compile() -> dict[str, Any]:
-    with tempfile.TemporaryDirectory() as name:
-        workplace = Path(name)
-        for entry in INPUTS:
-            (workplace / entry).write_bytes((DIRECTORY / entry).read_bytes())
-        binaries = Path(sys.executable).parent  # where the wheel puts node and npm
-        _run([str(binaries / "npm"), "ci", "--ignore-scripts"], workplace)
-        output = json.loads(
-            _run([str(binaries / "node"), "compile.mjs"], workplace, _standard_json())
-        )
+def compile_in(workplace: Path, standard: Mapping[str, Any]) -> dict[str, Any]:
+    """What the compiler says, its packages being installed in `workplace`. Raises BuildError."""
+    for entry in INPUTS:
+        (workplace / entry).write_bytes((DIRECTORY / entry).read_bytes())
+    binaries = Path(sys.executable).parent  # where the wheel puts node and npm
+    _run([str(binaries / "npm"), "ci", "--ignore-scripts"], workplace)
+    output = json.loads(
+        _run([str(binaries / "node"), "compile.mjs"], workplace, json.dumps(standard))
+    )
     complaints = [
         entry["formattedMessage"]
         for entry in output.get("errors", ())
@@ -94,7 +97,8 @@ def _artifact_text(output: dict[str, Any], name: str, sources: str) -> str:
 
 def build() -> dict[str, str]:
     """The text of every artifact, by file name. Raises BuildError."""
-    output = _compile()
+    with tempfile.TemporaryDirectory() as name:
+        output = compile_in(Path(name), standard_input())
     sources = source_hash()
     return {f"{name}.json": _artifact_text(output, name, sources) for name in CONTRACTS}
 
