@@ -1,4 +1,4 @@
-"""Which branches of the second vault its tests take: `python -m tests.chain.coverage`.
+"""Which branches of the second vault its tests take: `python -m tests.chain.branches`.
 
 Compiles the sources once more with their source maps, which must give the committed code, runs the
 vault's tests in this process, and watches every conditional jump of the vault's two halves. A
