@@ -277,7 +277,7 @@ class AddressBuckets:
 
     def take(self, address: str) -> int:
         """As a bucket's own."""
-        network = _network(address)
+        network = whose(address) or address  # this machine's own peers count as well
         bucket = self._buckets.pop(network, None)
         if bucket is None:
             bucket = TokenBucket(self._rate_per_s, self._burst)
@@ -285,16 +285,6 @@ class AddressBuckets:
                 del self._buckets[next(iter(self._buckets))]
         self._buckets[network] = bucket
         return bucket.take(1, self._now_ns())
-
-
-def _network(address: str) -> str:
-    try:
-        known = ipaddress.ip_address(address)
-    except ValueError:
-        return address  # of a peer that has none
-    if known.version == 4:
-        return address
-    return known.ipv4_mapped.compressed if known.ipv4_mapped else known.exploded[:19]
 
 
 class Outbox:
