@@ -31,7 +31,15 @@ from rich.console import Console
 from benchmarks import snapshots
 from benchmarks.acks import Delays, Engine, bare
 from benchmarks.match_all import machine
-from benchmarks.table import TABLE_COLUMNS, Rounds, Row, Section, show
+from benchmarks.table import (
+    TABLE_COLUMNS,
+    Rounds,
+    Row,
+    Section,
+    parse_sections,
+    section_parser,
+    show,
+)
 from benchmarks.workload import opening, order_flow
 from engine.journal import (
     FRAME_COMMANDS_MAX,
@@ -339,21 +347,9 @@ def _section(name: str, directory: Path, scale: int, runs: int) -> Section:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.durability")
-    parser.add_argument("sections", nargs="*", metavar="SECTION",
-                        help=f"of {', '.join(SECTIONS)}; all if none is named")  # fmt: skip
-    parser.add_argument("--runs", type=int, default=RUNS, help="rounds (default %(default)s)")
-    parser.add_argument("--dir", type=Path, metavar="DIR",
-                        help="on the disk to measure (default: for temporary files)")  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured")
-    parser.add_argument("--quick", action="store_true",
-                        help="cap all sizes: shows that it works, measures nothing")  # fmt: skip
-    options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error("--runs: at least 1")
-    if unknown := set(options.sections) - set(SECTIONS):
-        parser.error(f"no section is named {', '.join(sorted(unknown))}")
-    return options
+    quick = "cap all sizes: shows that it works, measures nothing"
+    parser = section_parser("durability", SECTIONS, RUNS, quick)
+    return parse_sections(parser, SECTIONS, arguments)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -43,7 +43,18 @@ from benchmarks.load import Found, Frames, Opening, Plan
 from benchmarks.match_all import machine
 from benchmarks.peers import Unavailable, node_ws
 from benchmarks.served import ACCOUNTS, DOMAIN, tickers, trader, update
-from benchmarks.table import TABLE_COLUMNS, Bar, Rounds, Row, Section, draw_bars, figure, show
+from benchmarks.table import (
+    TABLE_COLUMNS,
+    Bar,
+    Rounds,
+    Row,
+    Section,
+    draw_bars,
+    figure,
+    parse_sections,
+    section_parser,
+    show,
+)
 from benchmarks.targets import HOST, Target
 from benchmarks.yardstick import compiler
 from engine.catalog import load_catalog
@@ -628,22 +639,10 @@ def plot(path: Path, rows: Sequence[Row]) -> None:
 
 
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="python -m benchmarks.gateway")
-    parser.add_argument("sections", nargs="*", metavar="SECTION",
-                        help=f"of {', '.join(SECTIONS)}; all if none is named")  # fmt: skip
-    parser.add_argument("--runs", type=int, default=RUNS, help="rounds (default %(default)s)")
-    parser.add_argument("--dir", type=Path, metavar="DIR",
-                        help="on the disk to measure (default: for temporary files)")  # fmt: skip
-    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured")
+    quick = "cap all sizes, install nothing: measures nothing"
+    parser = section_parser("gateway", SECTIONS, RUNS, quick)
     parser.add_argument("--plot", type=Path, metavar="PATH", help="write the ratios as SVG")
-    parser.add_argument("--quick", action="store_true",
-                        help="cap all sizes, install nothing: measures nothing")  # fmt: skip
-    options = parser.parse_args(arguments)
-    if options.runs < 1:
-        parser.error("--runs: at least 1")
-    if unknown := set(options.sections) - set(SECTIONS):
-        parser.error(f"no section is named {', '.join(sorted(unknown))}")
-    return options
+    return parse_sections(parser, SECTIONS, arguments)
 
 
 def _measure(options: argparse.Namespace, progress: Console) -> tuple[list[Row], list[Measured]]:

@@ -6,8 +6,9 @@ rounds' ratios. To add figures write a `Section`. `durability`, `gateway` and `m
 """
 
 import statistics
+from argparse import ArgumentParser, Namespace
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol
 
@@ -46,6 +47,33 @@ class Section(Protocol):
     def rows(self) -> list[Row]:
         """The rounds summed up. Raises AssertionError if what was measured was wrong."""
         ...
+
+
+def section_parser(
+    program: str, sections: Collection[str], runs: int, quick: str
+) -> ArgumentParser:
+    """What the command of a benchmark in sections takes; `quick` says what --quick does."""
+    parser = ArgumentParser(prog=f"python -m benchmarks.{program}")
+    parser.add_argument("sections", nargs="*", metavar="SECTION",
+                        help=f"of {', '.join(sections)}; all if none is named")  # fmt: skip
+    parser.add_argument("--runs", type=int, default=runs, help="rounds (default %(default)s)")
+    parser.add_argument("--dir", type=Path, metavar="DIR",
+                        help="on the disk to measure (default: for temporary files)")  # fmt: skip
+    parser.add_argument("--json", type=Path, metavar="PATH", help="write everything measured")
+    parser.add_argument("--quick", action="store_true", help=quick)
+    return parser
+
+
+def parse_sections(
+    parser: ArgumentParser, sections: Collection[str], arguments: Sequence[str] | None
+) -> Namespace:
+    """Of a `section_parser`; ends the process where one is wrong."""
+    options = parser.parse_args(arguments)
+    if options.runs < 1:
+        parser.error("--runs: at least 1")
+    if unknown := set(options.sections) - set(sections):
+        parser.error(f"no section is named {', '.join(sorted(unknown))}")
+    return options
 
 
 class Rounds:

@@ -14,6 +14,7 @@ from compex_client import messages as m
 from compex_client.messages import NUMBERED
 
 from engine.rejects import CompexError
+from gateway.schema import migrate
 
 BUSY_SECONDS: Final = 5.0  # for a reader elsewhere to let go
 # SQLite's module gives the interpreter away for each step, and may wait long to have it back, so
@@ -92,11 +93,8 @@ class HistoryFile:
         self._db.execute("PRAGMA journal_mode = WAL")
         self._db.execute("PRAGMA synchronous = NORMAL")
         self._db.execute("PRAGMA wal_autocheckpoint = 0")  # `checkpoint` says what is safe
-        [(version,)] = self._all("PRAGMA user_version")
-        if version > len(MIGRATIONS):
+        if not migrate(self._db, MIGRATIONS):
             raise HistoryError(f"{self._path}: a later build wrote it; move it away")
-        for number, migration in enumerate(MIGRATIONS[version:], version + 1):
-            self._db.executescript(f"BEGIN;{migration}PRAGMA user_version = {number};COMMIT;")
         self._db.execute("PRAGMA wal_checkpoint(TRUNCATE)")
 
     def _all(self, sql: str, values: Sequence[Any] = ()) -> list[Any]:

@@ -22,6 +22,7 @@ from compex_client import messages as m
 from compex_client.wallet import EVERY_KEY, SessionKey
 
 from engine.rejects import CompexError, Reject
+from gateway.schema import migrate
 from gateway.wire import BadRequest
 
 KEYS_FILE: Final = "gateway.sqlite3"
@@ -308,11 +309,9 @@ def _opened(path: Path | None) -> sqlite3.Connection:
         database = sqlite3.connect(path or ":memory:", check_same_thread=False)
         database.execute("PRAGMA journal_mode = WAL").close()
         database.execute("PRAGMA synchronous = FULL")
-        [(version,)] = database.execute("PRAGMA user_version")
-        if version > len(MIGRATIONS):
+        if not migrate(database, MIGRATIONS):
+            [(version,)] = database.execute("PRAGMA user_version")
             raise KeysError(f"{path} is of version {version}, made by a later build")
-        for number, sql in enumerate(MIGRATIONS[version:], version + 1):
-            database.executescript(f"BEGIN; {sql} PRAGMA user_version = {number}; COMMIT;")
     except sqlite3.Error as error:
         raise KeysError(f"{path} cannot be used: {error}") from error
     return database
