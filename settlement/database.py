@@ -126,14 +126,23 @@ async def connect(url: str) -> Database:
 
     Raises DatabaseUnavailable, DatabaseInUse, SchemaMismatch.
     """
+    return await claim(await _opened(url))
+
+
+async def connect_beside(url: str) -> Database:
+    """A second connection, without the writer's lock, to a database that `connect` has prepared:
+    for what anybody may write, because it carries its own proof. Raises DatabaseUnavailable."""
+    return Database(await _opened(url))
+
+
+async def _opened(url: str) -> Any:
     try:
         with _translated():
-            connection = await _asyncpg_connect(
+            return await _asyncpg_connect(
                 url, timeout=CONNECT_SECONDS_MAX, command_timeout=COMMAND_SECONDS_MAX
             )
     except asyncpg.PostgresError as error:  # a password, too many connections, none allowed, ...
         raise DatabaseUnavailable(f"{type(error).__name__}: {error}") from error
-    return await claim(connection)
 
 
 async def claim(connection: Any) -> Database:
