@@ -45,6 +45,7 @@ SCOPE_OF: Final[dict[type[m.Request], Scope | None]] = {
     m.Ping: NOTHING,
     m.Token: Scope.READ,
     m.Batch: Scope.TRADE,
+    m.SignOrders: Scope.TRADE,
     m.CancelOnDisconnect: Scope.TRADE,
     m.DeadMan: Scope.TRADE,
     m.Replace: Scope.TRADE,
@@ -208,6 +209,23 @@ class Identity:
             known = covers(terms.markets, market.ticker, market.symbol)
             self._covered[market.ticker] = known
         return known
+
+    def permit_market(self, market: MarketState) -> None:
+        """Raises BadRequest where a key is not for this market."""
+        terms = self.terms()
+        if terms is not None and terms.markets and not self._covers(terms, market):
+            raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", market.ticker)
+
+    def trading_key(self, name: str) -> tuple[SessionKey, bytes] | None:
+        """The session key that signs orders, one that is named or the login's own, with the
+        wallet's signature of it; None for the wallet itself. Raises BadRequest."""
+        key = bytes_of(name, ADDRESS_BYTES, "key") if name else self.signer
+        if key == self.wallet:
+            return None
+        terms, signature = self._keys.proof(self.wallet, key, self.now_s())
+        if not terms.scopes & Scope.TRADE.value:
+            raise BadRequest(Reject.OUT_OF_SCOPE, "key", _names(Scope.TRADE.value))
+        return terms, signature
 
     def authorisation(self, request: m.Authorise) -> tuple[SessionKey, bytes]:
         """What a wallet signed, and its signature. Raises BadRequest."""

@@ -325,7 +325,7 @@ class Feed:
         return self._private.open_orders(account, instrument)
 
     def market_infos(self) -> list[m.MarketInfo]:
-        return [market.info() for market in self.mirror.markets.values()]
+        return [self.mirror.market_info(market) for market in self.mirror.markets.values()]
 
     def indexes(self) -> list[m.Index]:
         return self._public.indexes()

@@ -92,6 +92,7 @@ class _Key:
     """One key of one wallet: what counts, and the nonces that do not count again."""
 
     terms: SessionKey | None = None  # None: not on the disk yet, or only ever revoked
+    signature: bytes = b""  # of the terms, by the wallet
     seen_nonce: int = 0
     revoked_nonce: int = 0
     holders: set[Holder] = field(default_factory=set[Holder])
@@ -141,6 +142,12 @@ class Keys:
         if not terms.valid_from_s <= now_s < terms.valid_until_s:
             raise BadRequest(Reject.KEY_EXPIRED, "key")
         return terms
+
+    def proof(self, wallet: bytes, key: bytes, now_s: int) -> tuple[SessionKey, bytes]:
+        """What the key may do for the wallet now, and the wallet's signature of it. Raises as
+        `in_force`."""
+        terms = self.in_force(wallet, key, now_s)
+        return terms, self._owners[wallet].keys[key].signature
 
     def of_wallet(self, wallet: bytes, now_s: int) -> list[SessionKey]:
         """Those that may act for it now or later."""
@@ -192,15 +199,15 @@ class Keys:
 
         def written(failure: Reject | None) -> None:
             if failure is None:
-                self._take_effect(terms)
+                self._take_effect(terms, signature)
             done(failure)
 
         self._commit(_AUTHORISE, row, written)
 
-    def _take_effect(self, terms: SessionKey) -> None:
+    def _take_effect(self, terms: SessionKey, signature: bytes) -> None:
         owner = self._owners[terms.wallet]
         known = owner.keys[terms.key]
-        before, known.terms = known.terms, terms
+        before, known.terms, known.signature = known.terms, terms, signature
         self._wallets_of.setdefault(terms.key, {})[terms.wallet] = None
         if before is not None and before.scopes & ~terms.scopes:
             _end(known)
@@ -274,11 +281,11 @@ class Keys:
         loop.run_in_executor(self._thread, work).add_done_callback(finished)
 
     def _load(self) -> None:
-        for terms in _authorisations(self._database):
+        for terms, signature in _authorisations(self._database):
             owner = self._owners.get(terms.wallet, _Owner())
             known = owner.keys.setdefault(terms.key, _Key())
             self._count(terms.wallet, owner)
-            known.terms, known.seen_nonce = terms, terms.nonce
+            known.terms, known.signature, known.seen_nonce = terms, signature, terms.nonce
             self._wallets_of.setdefault(terms.key, {})[terms.wallet] = None
         rows = self._database.execute("SELECT wallet, key, nonce FROM revocations")
         for wallet, key, nonce in rows:
@@ -317,12 +324,14 @@ def _opened(path: Path | None) -> sqlite3.Connection:
     return database
 
 
-def _authorisations(database: sqlite3.Connection) -> Iterator[SessionKey]:
+def _authorisations(database: sqlite3.Connection) -> Iterator[tuple[SessionKey, bytes]]:
     """Of each key the latest comes last."""
     rows = database.execute(
-        "SELECT wallet, key, scopes, markets, valid_from_s, valid_until_s, nonce"
+        "SELECT wallet, key, scopes, markets, valid_from_s, valid_until_s, nonce, signature"
         " FROM authorisations ORDER BY nonce"
     )
-    for wallet, key, scopes, markets, valid_from_s, valid_until_s, nonce in rows:
+    for *of_key, scopes, markets, valid_from_s, valid_until_s, nonce, signature in rows:
+        wallet, key = of_key
         named = tuple(json.loads(markets))
-        yield SessionKey(wallet, key, scopes, named, valid_from_s, valid_until_s, nonce)
+        terms = SessionKey(wallet, key, scopes, named, valid_from_s, valid_until_s, nonce)
+        yield terms, signature

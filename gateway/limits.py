@@ -25,7 +25,7 @@ PENDING_REPEATS_MAX: Final = 1 << 16  # requests that wait for a command of anot
 SUBNET_BITS: Final = 64  # of an IPv6 address: whoever has one has all of its /64
 
 # In tokens, by the type of a request; any other takes one.
-WEIGHTS: Final = {"replace": 2, "exclusive": 4, "basket": 4, "block": 8}
+WEIGHTS: Final = {"replace": 2, "exclusive": 4, "basket": 4, "sign_orders": 4, "block": 8}
 ADDRESSES_MAX: Final = 1 << 16  # whose logins are counted
 
 DEFAULT_LIMITS: Final = m.Limits(
@@ -133,7 +133,7 @@ class Budget:
         return self.requests.is_full(now_ns) and self.cancels.is_full(now_ns)
 
 
-_OF_RECORDS: Final = frozenset({m.Batch, m.Quote, m.Block, m.Exclusive, m.Basket})
+_OF_RECORDS: Final = frozenset({m.Batch, m.Quote, m.Block, m.Exclusive, m.Basket, m.SignOrders})
 
 
 class Tariff:
@@ -162,6 +162,8 @@ class Tariff:
                 records = request.hours
             case m.Exclusive() | m.Basket():
                 records = len(request.legs)
+            case m.SignOrders():
+                records = len(request.orders)
             case _:
                 raise AssertionError(kind)
         return cost[0] + records // self._records_per_token, cost[1]

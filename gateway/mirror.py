@@ -14,7 +14,7 @@ new price.
 """
 
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Final, NamedTuple
 
 import msgspec
@@ -214,6 +214,10 @@ def _saved_market(market: MarketState) -> _SavedMarket:
     )
 
 
+def _unnamed(_product: int) -> tuple[int, int]:
+    return 0, 0
+
+
 class Mirror:
     """All markets and accounts. `add_*`, `take`, ... apply one event; `changes` ends a command."""
 
@@ -222,6 +226,7 @@ class Mirror:
         self.markets: dict[int, MarketState] = {}
         self.accounts: dict[int, AccountState] = {}
         self.account_of: dict[bytes, int] = {}
+        self.settled: Callable[[int], tuple[int, int]] = _unnamed  # (series, window) of a product
         self.instrument_of: dict[int, int] = {}  # by product
         self._instrument_of: dict[str, int] = {}  # by ticker and symbol
         # Net change of the running command: (instrument, side, price_ticks) → lots.
@@ -234,6 +239,11 @@ class Mirror:
         """By ticker or symbol; None unless it is listed."""
         instrument = self._instrument_of.get(name)
         return None if instrument is None else self.markets[instrument]
+
+    def market_info(self, market: MarketState) -> m.MarketInfo:
+        info = market.info()
+        info.series, info.window = self.settled(market.product)
+        return info
 
     def wildcards_covering(self, instrument: int) -> tuple[str, ...]:
         return wildcards.covering(self.markets[instrument].symbol)

@@ -16,7 +16,7 @@ import os
 import secrets
 import stat
 import tomllib
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AsyncExitStack
 from pathlib import Path
 from typing import Any, Final
@@ -31,9 +31,9 @@ from engine.index import SpotIndex
 from engine.journal import BEGINNING, Journal, SystemDisk, oldest
 from engine.pipeline import Pipeline
 from engine.port import SpaceMarks
-from engine.rejects import CompexError
+from engine.rejects import CatalogError, CompexError
 from engine.replay import warm_up
-from gateway import translate
+from gateway import signing, translate
 from gateway.audit import AUDIT_FILE, Audit
 from gateway.health import Health
 from gateway.history import History, Keep
@@ -47,9 +47,12 @@ from gateway.transport import Access
 from settlement import database
 from settlement.chain import Chain, Funding, Keys, Options, address_of
 from settlement.devchain import EmbeddedChain
-from settlement.errors import SettlementError
+from settlement.errors import DatabaseUnavailable, SettlementError
+from settlement.orders import separator
+from settlement.products import settled
 from settlement.service import Settings as SettlementOptions
 from settlement.service import Settlement, Turn
+from settlement.signatures import Handed, Signatures, authority_of
 
 INDEX_SECONDS: Final = 1.0  # between two index values on the feed
 RPC_POLL_SECONDS: Final = 0.5  # a public chain's blocks come slowly
@@ -61,6 +64,56 @@ Progress = Callable[[str], contextlib.AbstractContextManager[None]]
 @contextlib.contextmanager
 def _silent(_what: str) -> Any:
     yield
+
+
+class _Signatures:
+    """Settlement's signatures, as the gateway's sessions know them."""
+
+    def __init__(self, kept: Signatures) -> None:
+        self._kept = kept
+
+    def settled(self, product: int) -> tuple[int, int]:
+        try:
+            return settled(product)
+        except CatalogError:  # beyond what the vault can name
+            return 0, 0
+
+    async def hand_in(
+        self,
+        account: int,
+        handed: Sequence[signing.Handed],
+        signature: bytes,
+        key: signing.Authorised | None,
+    ) -> signing.Outcome:
+        authority = authority_of(*key) if key is not None else None
+        orders = [Handed._make(x) for x in handed]
+        with _reached():
+            outcome = await self._kept.hand_in(account, orders, signature, authority)
+            return signing.Outcome._make(outcome)
+
+    async def bodies(self, order_ids: Sequence[int]) -> list[signing.Body]:
+        with _reached():
+            return [signing.Body._make(x) for x in await self._kept.bodies(order_ids)]
+
+    async def unsigned(self, account: int) -> list[signing.Unsigned]:
+        with _reached():
+            return [signing.Unsigned._make(x) for x in await self._kept.unsigned(account)]
+
+    async def last_number(self, account: int) -> int:
+        with _reached():
+            return await self._kept.last_number(account)
+
+    async def suspended(self) -> list[int]:
+        with _reached():
+            return await self._kept.suspended()
+
+
+@contextlib.contextmanager
+def _reached() -> Generator[None]:
+    try:
+        yield
+    except DatabaseUnavailable as error:
+        raise signing.Unreachable(str(error)) from error
 
 
 class Node:
@@ -158,6 +211,7 @@ class Node:
         self._stack.push_async_callback(history.close)  # behind the engine, to have its last events
         self._stack.push_async_callback(self.engine.close)
         self.engine.when_stopped(lambda why: log.error("the engine has stopped: %s", why))
+        signatures = self._open_signatures(database_url)
         self.desk = open_desk(
             self.engine,
             catalog,
@@ -168,8 +222,12 @@ class Node:
             keys=keys,
             audit=audit,
             history=history,
+            signatures=_Signatures(signatures),
+            sign_within_ms=self.settings.settlement.sign_within_seconds * 1_000,
         )
         self._stack.push_async_callback(self.desk.absence.close)
+        if self.desk.signing is not None:
+            self._stack.push_async_callback(self.desk.signing.close)
         self.index = SpotIndex(catalog, partition_ns) if partition_ns else SpotIndex(catalog)
         wanted = self.settings.settlement
         self.settlement = await Settlement.open(
@@ -191,6 +249,13 @@ class Node:
         self._snapshots = Snapshots(
             self.directory / "journal", self.settings.journal, self.engine
         )  # fmt: skip
+
+    def _open_signatures(self, database_url: str) -> Signatures:
+        """They connect when they are needed first, which is behind settlement."""
+        domain = separator(self.chain.chain_id, self.chain.vault)
+        kept = Signatures(database_url, domain, self.engine.owner_of, self.clock.now_ns)
+        self._stack.push_async_callback(kept.close)
+        return kept
 
     def _open_history(self, journal: Path) -> History:
         """Where the journal's beginning is gone, a lost file begins anew where the start does."""

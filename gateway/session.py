@@ -17,7 +17,13 @@ from typing import Any, ClassVar, Final, get_args
 import msgspec
 from compex_client import messages as m
 from compex_client.units import PRICE_TICK, QTY_LOT
-from compex_client.wallet import ADDRESS_BYTES, Domain, SessionKey, address_text
+from compex_client.wallet import (
+    ADDRESS_BYTES,
+    SIGNATURE_BYTES,
+    Domain,
+    SessionKey,
+    address_text,
+)
 
 from engine.catalog import Catalog
 from engine.port import Port
@@ -46,6 +52,7 @@ from gateway.limits import (
 )
 from gateway.mirror import CLOSED_ORDERS_KEPT
 from gateway.private import order_told
+from gateway.signing import Authorised, Handed, Listed, Outcome, Signatures, Signing
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
@@ -175,6 +182,7 @@ class Desk:
     budgets: Budgets
     history: History
     absence: Absence
+    signing: Signing | None  # None: orders are settled without signatures
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     closing: m.Closing | None = None  # told to everybody: no request is taken any more
     last_listed: int = 0  # the highest instrument number ever given out
@@ -183,10 +191,14 @@ class Desk:
         """Sessions may come: what was armed before the start runs from now on."""
         self.history.start()
         self.absence.start()
+        if self.signing is not None:
+            self.signing.start()
 
     async def close(self) -> None:
         """After the port: what it published last is kept, too."""
         await self.absence.close()
+        if self.signing is not None:
+            await self.signing.close()
         await self.history.close()
 
     def next_instrument(self) -> int:
@@ -209,10 +221,12 @@ def open_desk(
     keys: Keys | None = None,
     audit: Audit | None = None,
     history: History | None = None,
+    signatures: Signatures | None = None,
+    sign_within_ms: int = 0,
 ) -> Desk:
     """Put pending answers, feed, history and port together. Before the port starts, so that they
     hear the journal's events first. Without `keys` they are kept in memory alone; so are private
-    streams without a history."""
+    streams without a history. `sign_within_ms` is as in `messages.Signing`."""
     pending = Pending()
     history = History() if history is None else history
     keys = Keys() if keys is None else keys
@@ -221,8 +235,18 @@ def open_desk(
     def answer(event: Event) -> None:
         pending.answer(event)
         absence.answer(event)
+        if signing is not None:
+            signing.hear(event)
 
-    feed = Feed(port, catalog, answer, pending.command_done, history)
+    def command_done() -> None:
+        if signing is not None:
+            signing.command_done()
+        pending.command_done()
+
+    feed = Feed(port, catalog, answer, command_done, history)
+    signing = None
+    if signatures is not None:
+        signing = Signing(signatures, port, feed.mirror, sign_within_ms, now_ns)
     port.subscribe(history.on_batch, history.has_room, heard=history.heard)  # behind the feed
     counts = Counts(now_ns, feed.sent)
     port.when_committed(counts.group)
@@ -247,6 +271,7 @@ def open_desk(
         budgets=Budgets(limits, now_ns),
         history=history,
         absence=absence,
+        signing=signing,
     )
 
 
@@ -307,6 +332,7 @@ class Session:
                 resume_messages=desk.history.messages_kept,
                 taking="nothing" if ready.stopped else "everything" if all_taken else "cancels",
                 stopped=ready.stopped,
+                signing=desk.signing.terms if desk.signing is not None else None,
             )
         )
 
@@ -650,6 +676,8 @@ class Session:
         try:
             if self._who.key:
                 self._permit_command(command, parts, of_order)
+            if self._desk.signing is not None:
+                self._check_signed(command)
             sequenced = self._desk.port.submit(command, parts)
         except BadRequest as bad:  # told, not raised: an engine's answer may have brought us here
             self._refuse(request.id, bad)
@@ -844,6 +872,70 @@ class Session:
         if not self._desk.history.ask_kept(kind, account, after, request.limit, answer):
             raise BadRequest(Reject.BUSY)
 
+    # --- signed orders -------------------------------------------------------------------------
+    def _sign_orders(self, request: m.SignOrders) -> None:
+        account, signing = self._trader(), self._signing()
+        handed = [self._handed(x, place) for place, x in enumerate(request.orders)]
+        signature = bytes_of(request.signature, SIGNATURE_BYTES, "signature")
+        proof = self._who.trading_key(request.key)
+        key = None
+        if proof is not None:
+            terms, authorised = proof
+            key = Authorised(*terms[1:], authorised)
+
+        def told(outcome: Outcome | None) -> None:
+            if outcome is None:
+                self._reply(_busy(request))
+            elif outcome.reject is not None:
+                field = "signature" if outcome.place < 0 else f"orders[{outcome.place}]"
+                self._refuse(request.id, BadRequest(outcome.reject, field))
+            else:
+                number = outcome.last_number
+                ack = m.Ack(request.id, count=len(handed), last_number=number, level="durable")
+                self._ack(ack)
+
+        signing.hand_in(account, handed, signature, key, told)
+
+    def _check_signed(self, command: Command) -> None:
+        """Raises BadRequest where the account has to sign first. Not for what was accepted once:
+        that is only told again."""
+        words = self._signing().objection(command.account, command.kind)
+        if words and not self._desk.port.is_used(command.account, command.client_id):
+            raise BadRequest(Reject.BAD_SIGNATURE, detail=words)
+
+    def _handed(self, x: m.SignedOrder, place: int) -> Handed:
+        order_id, number, market, side, price, qty, fee_ppm_max, valid_until_s = x
+        try:
+            found = self._desk.feed.market(market)
+            if self._who.key:
+                self._who.permit_market(found)
+            price_ticks, qty_lots = translate.price_ticks(price), translate.qty_lots(qty)
+        except BadRequest as bad:
+            raise BadRequest(bad.reject, f"orders[{place}]", bad.detail) from bad
+        return Handed(
+            order_id, number, found.product, found.instrument, side == "buy", price_ticks,
+            qty_lots, fee_ppm_max, valid_until_s,
+        )  # fmt: skip
+
+    def _query_unsigned(self, request: m.Query) -> None:
+        account = self._trader()
+
+        def told(found: Listed | None) -> None:
+            if found is None:
+                self._reply(_busy(request))
+            else:
+                orders, number = found
+                ack = m.Ack(request.id, account=account, unsigned=orders, last_number=number)
+                self._ack(ack)
+
+        self._signing().ask_unsigned(account, told)
+
+    def _signing(self) -> Signing:
+        if self._desk.signing is None:
+            words = "orders are settled without signatures here"
+            raise BadRequest(Reject.UNKNOWN_MESSAGE, detail=words)
+        return self._desk.signing
+
     def _query(self, request: m.Query) -> None:
         feed = self._desk.feed
         ack = m.Ack(request.id)
@@ -869,6 +961,9 @@ class Session:
                 ack.accounts = [self._key_info(terms) for terms in found]
             case "fills" | "leases":
                 self._query_kept(request)
+                return
+            case "unsigned":
+                self._query_unsigned(request)
                 return
         self._ack(ack)
 
@@ -972,6 +1067,7 @@ class Session:
         m.Capacity: _capacity,
         m.Withdraw: _withdraw,
         m.Query: _query,
+        m.SignOrders: _sign_orders,
         m.CancelOnDisconnect: _arm,
         m.DeadMan: _arm,
         m.Subscribe: _subscribe,

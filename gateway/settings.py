@@ -252,6 +252,16 @@ class SettlementSettings(Struct, frozen=True, forbid_unknown_fields=True):
     turns_per_reconciliation: Annotated[
         int, Meta(ge=1, le=1_000_000, description="passes between two reconciliations")
     ] = 60
+    sign_within_seconds: Annotated[
+        int,
+        Meta(
+            ge=0,
+            le=3600,
+            description="how long an order may wait for its owner's signature: then its account "
+            "places no more; after twice that it is cancelled; after six times its fills are "
+            "undone; 0: for ever, unsettled",
+        ),
+    ] = 5
 
 
 class Settings(Struct, frozen=True, forbid_unknown_fields=True):

@@ -10,8 +10,8 @@ the tables.
 """
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
 from engine.rejects import CatalogError, Reject
@@ -35,6 +35,9 @@ GRACE_S: Final = 86_400  # as Accounts.sol has it: so long after its end an orde
 # and reorganised blocks an order that just about covered a fill would not answer for it any more.
 POSTING_S: Final = GRACE_S // 2
 FOR_EVER_S: Final = 1 << 62
+# Who did not sign what was traded trades nothing for so long the first time, then twice as long ...
+SUSPENDED_S: Final = 600
+SUSPENDED_S_MAX: Final = 7 * 86_400
 AUTHORITIES_KEPT: Final = 1 << 14  # that were checked; checking one again costs a recovery
 
 
@@ -63,6 +66,7 @@ class Outcome(NamedTuple):
 class Unsigned(NamedTuple):
     """An order with fills that its owner's signatures do not cover."""
 
+    account: int
     order_id: int
     instrument: int
     is_buy: bool
@@ -123,40 +127,28 @@ class _Refused(Exception):
 
 class Signatures:
     """`owner_of` gives the 20 bytes of an account's wallet, `domain` is the vault's, `clock` gives
-    ns since the Unix epoch."""
+    ns since the Unix epoch. The database is one that settlement has prepared."""
 
     def __init__(
         self,
-        connect: Callable[[], Awaitable[db.Database]],
-        database: db.Database,
-        domain: bytes,
-        owner_of: Callable[[int], bytes],
-        clock: Callable[[], int],
-    ) -> None:
-        self._connect = connect
-        self._database = database
-        self._domain = domain
-        self._owner_of = owner_of
-        self._clock = clock
-        self._lock = asyncio.Lock()  # one statement at a time is all a connection does
-        self._is_lost = False
-        self._authorities: dict[tuple[bytes, Authority], None] = {}  # that may trade
-
-    @classmethod
-    async def open(
-        cls,
         database_url: str,
         domain: bytes,
         owner_of: Callable[[int], bytes],
         clock: Callable[[], int],
-    ) -> "Signatures":
-        """To a database that settlement has prepared. Raises DatabaseUnavailable."""
-        connect = partial(db.connect_beside, database_url)
-        return cls(connect, await connect(), domain, owner_of, clock)
+    ) -> None:
+        self._database_url = database_url
+        self._domain = domain
+        self._owner_of = owner_of
+        self._clock = clock
+        self._lock = asyncio.Lock()  # one statement at a time is all a connection does
+        self._database: db.Database | None = None  # until it is needed, and when it was lost
+        self._authorities: dict[tuple[bytes, Authority], None] = {}  # that may trade
 
     async def close(self) -> None:
         async with self._lock:
-            await self._database.close()
+            if self._database is not None:
+                await self._database.close()
+                self._database = None
 
     # --- handing in ----------------------------------------------------------------------------
     async def hand_in(
@@ -178,14 +170,8 @@ class Signatures:
             proof = as_vault_takes(signature)
             # In a thread: recovering one signature takes as long as matching a hundred orders.
             leaves = await asyncio.to_thread(self._check, orders, owner, proof, key)
-            async with self._lock:
-                database = await self._reconnected()
-                try:
-                    async with database.transaction():
-                        await self._keep(account, handed, orders, leaves, proof, key)
-                except DatabaseUnavailable:
-                    self._is_lost = True
-                    raise
+            async with self._connected() as database, database.transaction():
+                await self._keep(database, handed, orders, leaves, proof, key)
         except _Refused as refused:
             return Outcome(refused.reject, refused.place, await self.last_number(account))
         return Outcome(None, -1, await self.last_number(account))
@@ -210,14 +196,15 @@ class Signatures:
 
     async def _keep(
         self,
-        account: int,
+        database: db.Database,
         handed: Sequence[Handed],
         orders: Sequence[Order],
         leaves: Sequence[bytes],
         signature: bytes,
         authority: Authority,
     ) -> None:
-        kept = await self._kept(account, handed)
+        account = orders[0].account
+        kept = await _kept(database, account, handed)
         by_order, taken = {x.order_id: x for x in kept}, {x.number for x in kept}
         new: list[_Row] = []
         wider: list[_Row] = []
@@ -236,47 +223,30 @@ class Signatures:
             elif not known.covers(row):
                 raise _Refused(Reject.INVALID_TERMS, place)
         if new or wider:
-            root = await self._keep_root(account, leaves, signature, authority)
-            await self._write(new, wider, root)
-
-    async def _kept(self, account: int, handed: Sequence[Handed]) -> list[_Row]:
-        """What is there of these orders, or under these numbers."""
-        rows = await self._database.rows(
-            "SELECT * FROM signed_order"
-            " WHERE account = $1 AND (order_id = ANY($2::bigint[]) OR number = ANY($3::bigint[]))",
-            *(account, [x.order_id for x in handed], [x.number for x in handed]),
-        )
-        return [_Row(**row) for row in rows]
+            root = await self._keep_root(database, account, leaves, signature, authority)
+            await _write(database, new, wider, root)
 
     async def _keep_root(
-        self, account: int, leaves: Sequence[bytes], signature: bytes, authority: Authority
+        self,
+        database: db.Database,
+        account: int,
+        leaves: Sequence[bytes],
+        signature: bytes,
+        authority: Authority,
     ) -> int:
         key, scopes, markets, begins_s, ends_s, nonce, proof = authority
-        await self._database.execute(
+        await database.execute(
             "INSERT INTO signing_key (account, key, scopes, markets_hash, valid_from_s,"
             " valid_until_s, nonce, signature) VALUES ($1, $2, $3, $4, $5, $6, $7, $8)"
             " ON CONFLICT (account, key, nonce) DO NOTHING",
             *(account, key, scopes, markets, begins_s, ends_s, nonce, proof),
         )
-        return await self._database.value(
+        return await database.value(
             "INSERT INTO order_root (account, signing_key, leaves, signature, time_ns)"
             " SELECT $1, id, $4, $5, $6 FROM signing_key"
             " WHERE account = $1 AND key = $2 AND nonce = $3 RETURNING id",
             *(account, key, nonce, b"".join(leaves), signature, self._clock()),
         )
-
-    async def _write(self, new: list[_Row], wider: list[_Row], root: int) -> None:
-        if new:
-            rows = [row._replace(root=root) for row in new]
-            await self._database.copy("signed_order", _Row._fields, rows)
-        for row in wider:
-            await self._database.execute(
-                "UPDATE signed_order SET price_ticks = $3, qty_lots = $4, fee_ppm_max = $5,"
-                " valid_until_s = $6, root = $7, place = $8, post_from_s = $9, post_until_s = $10"
-                " WHERE account = $1 AND order_id = $2",
-                *(row.account, row.order_id, row.price_ticks, row.qty_lots, row.fee_ppm_max),
-                *(row.valid_until_s, root, row.place, row.post_from_s, row.post_until_s),
-            )
 
     # --- asking --------------------------------------------------------------------------------
     async def last_number(self, account: int) -> int:
@@ -288,13 +258,14 @@ class Signatures:
         return row["number"]
 
     async def unsigned(self, account: int) -> list[Unsigned]:
-        """The account's orders that were filled beyond what it has signed, oldest fill first."""
+        """The account's orders that were filled beyond what it has signed, oldest fill first; of
+        account 0 everybody's."""
         rows = await self._ask(
-            "SELECT order_id, instrument, is_buy,"
+            "SELECT account, order_id, instrument, is_buy,"
             " CASE WHEN is_buy THEN max(price_ticks) ELSE min(price_ticks) END AS price_ticks,"
             " max(filled_lots) AS qty_lots, coalesce(max(number), 0) AS number"
-            " FROM fill_sides($2) WHERE account = $1"
-            " GROUP BY order_id, instrument, is_buy HAVING NOT bool_and(covered)"
+            " FROM fill_sides($2) WHERE $1::bigint IN (account, 0::bigint)"
+            " GROUP BY account, order_id, instrument, is_buy HAVING NOT bool_and(covered)"
             " ORDER BY min(event_number)",
             *(account, self._now_s()),
         )
@@ -309,24 +280,60 @@ class Signatures:
         )
         return [Body._make(row.values()) for row in rows]
 
-    async def _ask(self, sql: str, *arguments: object) -> Sequence[db.Row]:
-        async with self._lock:
-            database = await self._reconnected()
-            try:
-                return await database.rows(sql, *arguments)
-            except DatabaseUnavailable:
-                self._is_lost = True
-                raise
+    async def suspended(self) -> list[int]:
+        """Accounts that did not sign for what they traded, for twice as long each time."""
+        rows = await self._ask(
+            "SELECT account FROM withheld GROUP BY account HAVING max(time_ns) / 1000000000"
+            " + least($2::bigint, $1::bigint << least(count(DISTINCT time_ns), 30)::integer - 1)"
+            " > $3::bigint"
+            " ORDER BY account",
+            *(SUSPENDED_S, SUSPENDED_S_MAX, self._now_s()),
+        )
+        return [row["account"] for row in rows]
 
-    async def _reconnected(self) -> db.Database:
-        """The connection, opened again if the last request found it lost."""
-        if self._is_lost:
-            await self._database.replace(await self._connect())
-            self._is_lost = False
-        return self._database
+    async def _ask(self, sql: str, *arguments: object) -> Sequence[db.Row]:
+        async with self._connected() as database:
+            return await database.rows(sql, *arguments)
+
+    @asynccontextmanager
+    async def _connected(self) -> AsyncGenerator[db.Database]:
+        """The connection, this caller's alone; one that is lost is opened again by the next."""
+        async with self._lock:
+            if self._database is None:
+                self._database = await db.connect_beside(self._database_url)
+            try:
+                yield self._database
+            except DatabaseUnavailable:
+                lost, self._database = self._database, None
+                await lost.close()
+                raise
 
     def _now_s(self) -> int:
         return self._clock() // 1_000_000_000
+
+
+async def _kept(database: db.Database, account: int, handed: Sequence[Handed]) -> list[_Row]:
+    """What is there of these orders, or under these numbers."""
+    rows = await database.rows(
+        "SELECT * FROM signed_order"
+        " WHERE account = $1 AND (order_id = ANY($2::bigint[]) OR number = ANY($3::bigint[]))",
+        *(account, [x.order_id for x in handed], [x.number for x in handed]),
+    )
+    return [_Row(**row) for row in rows]
+
+
+async def _write(database: db.Database, new: list[_Row], wider: list[_Row], root: int) -> None:
+    if new:
+        rows = [row._replace(root=root) for row in new]
+        await database.copy("signed_order", _Row._fields, rows)
+    for row in wider:
+        await database.execute(
+            "UPDATE signed_order SET price_ticks = $3, qty_lots = $4, fee_ppm_max = $5,"
+            " valid_until_s = $6, root = $7, place = $8, post_from_s = $9, post_until_s = $10"
+            " WHERE account = $1 AND order_id = $2",
+            *(row.account, row.order_id, row.price_ticks, row.qty_lots, row.fee_ppm_max),
+            *(row.valid_until_s, root, row.place, row.post_from_s, row.post_until_s),
+        )
 
 
 def authority_of(

@@ -60,7 +60,7 @@ async def database(database_url: str) -> AsyncIterator[db.Database]:
 async def signatures(
     database: db.Database, database_url: str, clock: Clock
 ) -> AsyncIterator[Signatures]:
-    signatures = await Signatures.open(database_url, DOMAIN, owner_of, clock)
+    signatures = Signatures(database_url, DOMAIN, owner_of, clock)
     yield signatures
     await signatures.close()
 
@@ -279,7 +279,7 @@ async def test_all_fills_of_an_order_together_are_within_its_quantity(
     await hand_in(signatures, BUYER, order(BID, 1, True))
     await hand_in(signatures, SELLER, order(ASK, 1, False), order(SECOND, 2, False))
     assert await sealable(database) == [(7, 1, 1), (8, 1, 2)]
-    assert await signatures.unsigned(BUYER) == [Unsigned(BID, 0, True, 20_000, 31, 1)]
+    assert await signatures.unsigned(BUYER) == [Unsigned(BUYER, BID, 0, True, 20_000, 31, 1)]
     await hand_in(signatures, BUYER, order(BID, 1, True, qty_lots=31))
     assert len(await sealable(database)) == 3
     # What was sealed counts, what is void does not.

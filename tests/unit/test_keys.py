@@ -170,6 +170,7 @@ REQUESTS: Final[dict[type[m.ClientMessage], tuple[m.ClientMessage, Scope | None]
         (m.Cancel(9, 1), Scope.TRADE),
         (m.Replace(9, TICKER, "buy", "1", "1", old_order_id=1), Scope.TRADE),
         (m.Batch(9, [m.New(10, TICKER, "buy", "1", "1"), m.Cancel(11, 1)]), Scope.TRADE),
+        (m.SignOrders(9, [(1, 1, TICKER, "buy", "1", "1", 0, 1)], "0x" + "00" * 65), Scope.TRADE),
         (m.CancelOnDisconnect(9, 1_000, "account"), Scope.TRADE),
         (m.DeadMan(9, 1_000, "account"), Scope.TRADE),
         (m.Token(9, 60), Scope.READ),

@@ -134,6 +134,7 @@ def test_every_request_survives_the_wire() -> None:
         m.Basket(19, [m.Leg("X", "1", "2", "sell"), m.Leg("Y", "1", "2")]),
         m.Authorise(21, "0x12", "0x34", 7, m.EXPIRES_S_MAX, m.ID_MAX, "0x56", 1, ["X", "*|*|*|*"]),
         m.Revoke(22, "0x12", "0x34", m.ID_MAX, "0x56"),
+        m.SignOrders(20, [(5, 1, "X", "buy", "1", "2", 500, m.EXPIRES_S_MAX)], "0x56", "0x34"),
         m.CancelOnDisconnect(21, m.GRACE_MS_MAX, "account", True), m.DeadMan(22, 1_000),
         m.Subscribe(23, "account", from_aseq=7), m.Query(24, "fills", from_aseq=7, limit=9),
     ]  # fmt: skip

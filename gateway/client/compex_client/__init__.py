@@ -10,6 +10,7 @@ from compex_client.errors import CompexClientError, Disconnected, Rejected, Stre
 from compex_client.messages import Amend, Cancel, Leg, New, Quote, Replace, Scope
 from compex_client.order_book import OrderBook
 from compex_client.resuming import Resuming
+from compex_client.signing import Terms
 from compex_client.streams import BookStream, Stream
 from compex_client.wallet import Wallet
 
@@ -32,6 +33,7 @@ __all__ = [
     "Scope",
     "Stream",
     "StreamOverflow",
+    "Terms",
     "Wallet",
     "connect",
 ]

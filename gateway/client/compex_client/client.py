@@ -6,7 +6,8 @@ Start with `connect`. Invariant: every request ends in its ack, in `Rejected`, o
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from decimal import Decimal
 from types import TracebackType
 from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
@@ -28,7 +29,9 @@ from compex_client.errors import (
     WalletError,
 )
 from compex_client.order_book import OrderBook
+from compex_client.signing import Expected, Signer, Terms
 from compex_client.streams import BookStream, Stream
+from compex_client.units import parse_price, parse_qty
 from compex_client.wallet import (
     ADDRESS_BYTES,
     EVERY_KEY,
@@ -45,6 +48,8 @@ FRAME_BYTES_MAX: Final = 64 << 20  # the largest snapshot accepted
 PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
 CLOCK_SAMPLES: Final = 8
+SIGNED: Final = Terms()
+LAST_SIGNATURE_S: Final = 5.0  # that a close waits for what is not signed yet
 KEY_VALID_S: Final = 30 * 86_400  # of a session key for which no time is given
 
 Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
@@ -91,6 +96,7 @@ async def connect(
     key: Wallet | None = None,
     session: int = 0,
     codec: Codec = "json",
+    signing: Terms | None = SIGNED,
 ) -> "Client":
     """Open a connection and, with a wallet, log in; `async with await connect(...) as client`.
 
@@ -98,8 +104,10 @@ async def connect(
     public data may be read. With a `key` that the wallet has authorised, the wallet's address is
     enough, and its secret stays elsewhere. `session`, 0 to 255, is a number of your own for the
     orders placed here, so that `cancel_all` can mean just those. `codec` "msgpack" says the same in
-    less bytes. Raises Disconnected if there is no exchange, or none that speaks the codec; Rejected
-    if the login is refused.
+    less bytes. Where the exchange settles signed orders alone, each order is signed by itself
+    half a second behind its ack, by the key or else the wallet; `signing` says on which terms, and
+    None that the program does it (`sign_orders`). Raises Disconnected if there is no exchange, or
+    none that speaks the codec; Rejected if the login is refused.
     """
     wanted = _SUBPROTOCOLS.get(codec)
     try:
@@ -121,7 +129,7 @@ async def connect(
         async with asyncio.timeout(OPEN_TIMEOUT_S):
             await client.start()
             if wallet is not None:
-                await client.login(wallet, session, key=key)
+                await client.login(wallet, session, key=key, signing=signing)
     except TimeoutError as error:
         await client.close()
         raise Disconnected(0, f"{url}: no greeting") from error
@@ -162,6 +170,7 @@ class Client:
         self._resumed: dict[int, int] = {}  # from_aseq, by the request in flight
         self._nonce = ""
         self._key_nonce = 0  # of the last authorisation or revocation signed here
+        self._signing: Signer | None = None
         self.wallet: Wallet | None = None  # None, too, where only its address is known
         self.account = 0  # 0 until the wallet has made its first deposit
         self.aseq = 0  # of the last private message received
@@ -184,7 +193,12 @@ class Client:
         return Domain(self.hello.chain_id, parse_hex(self.hello.vault, ADDRESS_BYTES))
 
     async def login(
-        self, wallet: Wallet | str, session: int = 0, *, key: Wallet | None = None
+        self,
+        wallet: Wallet | str,
+        session: int = 0,
+        *,
+        key: Wallet | None = None,
+        signing: Terms | None = SIGNED,
     ) -> m.Ack:
         """Prove the ownership of the wallet, or of a key that may act for it; once per connection,
         by `connect` as a rule."""
@@ -200,9 +214,17 @@ class Client:
         ack = await self._ask(lambda i: m.Login(i, whose, nonce, proof, session, name))
         self.wallet = wallet if isinstance(wallet, Wallet) else None
         self.account = ack.account
+        if signing is not None and self.hello.signing is not None:
+            self._signing = Signer(self, signer, signing)
         return ack
 
     async def close(self) -> None:
+        if self._signing is not None:
+            # What stays unsigned is listed when the program comes back.
+            with suppress(CompexClientError, TimeoutError):
+                async with asyncio.timeout(LAST_SIGNATURE_S):
+                    await self._signing.flush()
+            self._signing.close()
         await self._socket.close()
         if self._reader is not None:
             await self._reader
@@ -269,7 +291,9 @@ class Client:
             all_or_none=all_or_none,
             resale=resale,
         )
-        return await self._ask(lambda i: msgspec.structs.replace(order, id=i))
+        ack = await self._ask(lambda i: msgspec.structs.replace(order, id=i))
+        self._placed(order, ack)
+        return ack
 
     async def replace(
         self, order: m.New, *, old_order_id: int = 0, old_client_id: int = 0
@@ -287,6 +311,7 @@ class Client:
         reply = await self._request(request)
         if not isinstance(reply, m.ReplaceAck):
             raise ProtocolViolation("a replace was answered with something else")
+        self._placed(order, reply.order)
         return reply
 
     async def batch(self, items: Iterable[BatchItem]) -> list[BatchResult]:
@@ -300,6 +325,17 @@ class Client:
         reply = await self._request(lambda i: m.Batch(i, numbered))
         if not isinstance(reply, m.BatchAck) or len(reply.results) != len(numbered):
             raise ProtocolViolation("a batch was answered with something else")
+        for item, result in zip(numbered, reply.results, strict=True):
+            order = result.order if isinstance(result, m.ReplaceAck) else result
+            match item:
+                case m.New():  # or a replace
+                    self._placed(item, order)
+                case m.Amend() if isinstance(order, m.Ack) and self._signing is not None:
+                    self._signing.amended(order)
+                case m.Quote() if isinstance(order, m.Ack):
+                    self._quoted(order.market, item.bids, item.asks)
+                case _:
+                    pass
         return reply.results
 
     async def quote(
@@ -315,7 +351,9 @@ class Client:
         """Replace the account's quotes in a market by these (price, qty) levels; none takes them
         off. `messages.Quote` tells more."""
         b, a = ([(_decimal(p), _decimal(q)) for p, q in levels] for levels in (bids, asks))
-        return await self._ask(lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade))
+        ack = await self._ask(lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade))
+        self._quoted(ack.market, b, a)
+        return ack
 
     async def block(
         self, market: str, hours: int, qty: Number, price: Number, *, client_id: int = 0
@@ -323,19 +361,27 @@ class Client:
         """Buy `qty` GPU-hours in each of `hours` hours, the first of which `market` is, from one
         seller throughout, at `price` on average or better. `messages.Block` tells more."""
         q, p = _decimal(qty), _decimal(price)
-        return await self._ask(lambda i: m.Block(i, market, hours, q, p, client_id))
+        ack = await self._ask(lambda i: m.Block(i, market, hours, q, p, client_id))
+        limit_ticks = parse_price(p)
+        block = Expected(True, 0, parse_qty(q), left=hours, budget_ticks=limit_ticks * hours)
+        self._expect([block])
+        return ack
 
     async def exclusive(
         self, legs: Iterable[m.Leg], *, client_id: int = 0, or_better: bool = False
     ) -> m.Ack:
         """Buy just the best of several alternatives, whole and at once."""
         chosen = list(legs)
-        return await self._ask(lambda i: m.Exclusive(i, chosen, client_id, or_better))
+        ack = await self._ask(lambda i: m.Exclusive(i, chosen, client_id, or_better))
+        self._expect(_expected_leg(leg, frozenset()) for leg in chosen)
+        return ack
 
     async def basket(self, legs: Iterable[m.Leg], *, client_id: int = 0) -> m.Ack:
         """Trade every leg whole and at once, or none."""
         chosen = list(legs)
-        return await self._ask(lambda i: m.Basket(i, chosen, client_id))
+        ack = await self._ask(lambda i: m.Basket(i, chosen, client_id))
+        self._expect([_expected_leg(x, frozenset({await self._ticker(x.market)})) for x in chosen])
+        return ack
 
     async def amend(
         self,
@@ -353,9 +399,12 @@ class Client:
         `lost_place`: only less at the same price keeps its place. Rejected: it stands as it was.
         """
         p, q = _decimal(price), _decimal(qty)
-        return await self._ask(
+        ack = await self._ask(
             lambda i: m.Amend(i, order_id, client_id, p, q, post_only, self_trade)
         )
+        if self._signing is not None:
+            self._signing.amended(ack)
+        return ack
 
     async def cancel(self, order_id: int = 0, *, client_id: int = 0) -> m.Ack:
         """Cancel an order by exactly one of its ids; the ack has the `qty` removed."""
@@ -395,6 +444,49 @@ class Client:
         `client_id` the same call may be repeated for ever and withdraws once."""
         a = _decimal(amount)
         return await self._ask(lambda i: m.Withdraw(i, a, client_id))
+
+    # --- signatures ----------------------------------------------------------------------------
+    async def signed(self) -> None:
+        """Return when all that was placed here, and acked, is signed and that is acked, too. No
+        program needs to wait for it; orders of several legs are signed when they are listed."""
+        if self._signing is not None:
+            await self._signing.flush()
+
+    async def sign_all(self) -> int:
+        """Sign every order that the exchange lists as unsigned, also what this program does not
+        know of: after it was cut off, or started anew. How many that were."""
+        if self._signing is None:
+            raise WalletError("nothing is signed here; log in with `signing`, where orders are")
+        return await self._signing.sign_all()
+
+    async def unsigned(self) -> m.Ack:
+        """The ack's `unsigned`: which of the account's orders its signatures do not cover. Also
+        its `last_number`."""
+        return await self._ask(lambda i: m.Query(i, "unsigned"))
+
+    async def sign_orders(
+        self, orders: Sequence[m.SignedOrder], signature: bytes, key: str = ""
+    ) -> m.Ack:
+        """What was signed by hand, or elsewhere, as `orders.orders_digest` has it.
+        `messages.SignOrders` tells more."""
+        proof = "0x" + signature.hex()
+        return await self._ask(lambda i: m.SignOrders(i, list(orders), proof, key))
+
+    def _placed(self, order: m.New, ack: m.Ack | m.Reject) -> None:
+        if self._signing is not None and isinstance(ack, m.Ack):
+            self._signing.placed(order, ack)
+
+    def _quoted(self, market: str, bids: Sequence[m.Level], asks: Sequence[m.Level]) -> None:
+        named = frozenset({market})
+        self._expect(
+            Expected(is_buy, parse_price(price), parse_qty(qty), named)
+            for is_buy, levels in ((True, bids), (False, asks))
+            for price, qty in levels
+        )
+
+    def _expect(self, orders: Iterable[Expected]) -> None:
+        if self._signing is not None:
+            self._signing.expect(orders)
 
     # --- keys ----------------------------------------------------------------------------------
     async def authorise(
@@ -982,6 +1074,10 @@ class Client:
         task = asyncio.create_task(resubscribe())
         self._mending.add(task)
         task.add_done_callback(self._mending.discard)
+
+
+def _expected_leg(leg: m.Leg, markets: frozenset[str]) -> Expected:
+    return Expected(leg.side == "buy", parse_price(leg.price), parse_qty(leg.qty), markets)
 
 
 def _disconnected(closed: ConnectionClosed) -> Disconnected:

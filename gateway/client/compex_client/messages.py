@@ -54,6 +54,9 @@ DECIMAL_CHARS_MAX: Final = 32
 TOKEN_SECONDS_MAX: Final = 86_400  # a day
 CHECKSUM_LEVELS: Final = 10  # of each side
 KEY_MARKETS_MAX: Final = 32
+SIGNED_ORDERS_MAX: Final = 512  # in one request; the longest fit into a frame
+ORDER_NUMBER_MAX: Final = (1 << 32) - 1
+FEE_PPM_LIMIT: Final = (1 << 16) - 1  # that an order can be signed for
 FIRST_MAX: Final = 1000  # candles or index rounds that a subscription may begin with
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
@@ -68,6 +71,8 @@ SessionNumber: TypeAlias = Annotated[int, Meta(ge=0, le=SESSION_MAX)]
 Text: TypeAlias = Annotated[str, Meta(max_length=TEXT_CHARS_MAX)]
 Decimal: TypeAlias = Annotated[str, Meta(max_length=DECIMAL_CHARS_MAX)]
 Side: TypeAlias = Literal["buy", "sell"]
+OrderNumber: TypeAlias = Annotated[int, Meta(ge=1, le=ORDER_NUMBER_MAX)]
+FeePpm: TypeAlias = Annotated[int, Meta(ge=0, le=FEE_PPM_LIMIT)]
 OrderType: TypeAlias = Literal["limit", "market", "stop", "stop_limit"]
 TimeInForce: TypeAlias = Literal["gtc", "ioc", "fok", "gtt"]
 SelfTrade: TypeAlias = Literal["cancel_taker", "cancel_maker", "cancel_both", "decrement"]
@@ -78,7 +83,7 @@ AckLevel: TypeAlias = Literal["", "durable"]
 BudgetScope: TypeAlias = Literal["", "connection", "account", "address"]  # whose
 Taking: TypeAlias = Literal["everything", "cancels", "nothing"]
 What: TypeAlias = Literal[
-    "orders", "order", "balances", "markets", "keys", "accounts", "fills", "leases"
+    "orders", "order", "balances", "markets", "keys", "accounts", "fills", "leases", "unsigned"
 ]
 ArmedWhat: TypeAlias = Literal["cancel_on_disconnect", "dead_man"]
 CancelScope: TypeAlias = Literal["session", "account"]
@@ -103,6 +108,10 @@ TransferKind: TypeAlias = Literal[
     "exit",  # taken out of the vault by its owner, without the exchange
     "fill_voided",  # undone, its buyer having left the vault: the money or the bond is free again
 ]
+
+
+# Of one order: order_id, number, market, side, price, qty, fee_ppm_max, valid_until_s.
+SignedOrder: TypeAlias = tuple[Id, OrderNumber, Text, Side, Decimal, Decimal, FeePpm, UnixSeconds]
 
 
 class CloseCode(IntEnum):
@@ -454,7 +463,8 @@ class Query(Request, tag="query"):
     this wallet now or later; `accounts`, the wallets for which the signer of this login may act.
     The answer is in the ack's field of the same name. `fills` and `leases` give at most `limit` of
     the account's kept messages, oldest first, from the number `from_aseq` on; of a lease they give
-    every state it has been in.
+    every state it has been in. `unsigned` gives the orders, open or filled, that the account's
+    signatures do not cover, and its `last_number`.
     """
 
     what: What
@@ -463,6 +473,32 @@ class Query(Request, tag="query"):
     client_id: OptionalId = 0
     from_aseq: OptionalId = 0
     limit: KeptCount = 100
+
+
+class SignOrders(Request, tag="sign_orders"):
+    """Hand in the account's signature for orders that it has placed, and amended; only what both
+    sides have signed goes into escrow. `hello.signing` says how soon it is due.
+
+    Each order is signed as the typed data `Order`: `account`, whether it `is_buy`, `series` and
+    `window` of its market (`markets` has them), the price as its limit, the quantity as all that
+    may be filled of it, a `number` of the signer's own, the highest fee in parts per million, and
+    until when, in Unix seconds, it may be filled. The price and quantity must cover what the order
+    is now; `unsigned` says which are not covered. One order: `signature` is of its digest. Several:
+    of the typed data `OrderRoot` with the root of the tree whose leaves are the struct hashes of
+    these orders, in this order: each pair of neighbours is hashed in ascending order, a lone last
+    one goes up as it is. The `key` that signs is the connection's own, or another that the wallet
+    has authorised and that may trade.
+
+    A number belongs to one order for good, and an order to one number: choose the next above
+    `last_number`. The same again changes nothing. An order that was amended is signed again under
+    its number, for at least as much as before in every respect (price, quantity, fee, time); less
+    needs no signature. Answered by an ack with `count` and `last_number` when all of it is checked
+    and kept; nothing of it is if one order is refused.
+    """
+
+    orders: Annotated[list[SignedOrder], Meta(min_length=1, max_length=SIGNED_ORDERS_MAX)]
+    signature: Annotated[str, Meta(max_length=SIGNATURE_CHARS_MAX)]
+    key: Text = ""
 
 
 class CancelOnDisconnect(Request, tag="cancel_on_disconnect"):
@@ -569,6 +605,7 @@ ClientMessage: TypeAlias = (
     | Capacity
     | Withdraw
     | Query
+    | SignOrders
     | CancelOnDisconnect
     | DeadMan
     | Market
@@ -616,6 +653,17 @@ class Limits(Struct):
     logins_burst: int = 1_000
 
 
+class Signing(Struct):
+    """How orders are to be signed, where only what is signed is settled."""
+
+    # An order, or what an amendment added to it, is to be signed so soon after its ack; then no
+    # order is taken until it is. After twice that it is cancelled, unless it was filled; after six
+    # times, its fills are undone and the account is suspended. 0: nothing happens but that unsigned
+    # fills are not settled.
+    within_ms: int
+    orders: int = SIGNED_ORDERS_MAX  # in one request
+
+
 class Hello(Reply, tag="hello"):
     """The first message of a connection."""
 
@@ -633,6 +681,7 @@ class Hello(Reply, tag="hello"):
     resume_messages: int = 0  # so many of an account's stream are kept to be sent again; 0: none
     taking: Taking = "everything"  # "cancels": the exchange is far behind or its disk nearly full
     stopped: str = ""  # why it takes "nothing"
+    signing: Signing | None = None  # none: orders are not signed here
 
 
 class OrderInfo(Struct, omit_defaults=True):
@@ -678,6 +727,20 @@ class MarketInfo(Struct):
     bond: str  # an ask reserves this much USDC per lot of 0.01 GPU-hour
     closes_s: int = 0  # when it closes, Unix seconds; 0: it stays open
     until_s: int = 0  # of a call, as in MarketStatus
+    series: int = 0  # what signed orders call its class, region and grade; 0: they are not signed
+    window: int = 0  # ... and its hours: kind << 21 | first hour since 1970
+
+
+class UnsignedOrder(Struct, omit_defaults=True):
+    """An order that its account has not signed for, or for less: sign at least this."""
+
+    order_id: int
+    market: str
+    side: Side
+    price: str  # its limit or, if it is closed, the worst price at which it was filled
+    qty: str  # all that is or may be filled
+    number: int = 0  # under which it is signed, not far enough; 0: choose one
+    client_id: int = 0  # of an open one
 
 
 class KeyInfo(Struct, omit_defaults=True):
@@ -719,7 +782,7 @@ class Ack(Reply, tag="ack"):
     # cancel_all: orders cancelled; quote: levels; block, ...: legs filled; revoke: keys put out
     count: int = 0
     partial: bool = False  # cancel_all: there are more; ask again
-    account: int = 0  # login
+    account: int = 0  # login, unsigned
     wallet: str = ""  # login
     withdrawal_id: int = 0
     market: str = ""  # the ticker of the market concerned
@@ -742,6 +805,8 @@ class Ack(Reply, tag="ack"):
     fills: "list[Fill] | None" = None
     leases: "list[Lease] | None" = None
     armed: list[Armed] | None = None  # of this connection's account and session
+    unsigned: list[UnsignedOrder] | None = None
+    last_number: int = 0  # sign_orders, unsigned: the highest number the account has used
 
 
 class Reject(Reply, tag="reject"):

@@ -4,7 +4,8 @@ other keys do so.
 The digests are defined here once, for both ends: domain {name: "compex", version: "1", chainId,
 verifyingContract: the vault}, and the primary types Login {address wallet, bytes32 nonce},
 SessionKey {address wallet, address key, uint8 scopes, string[] markets, uint64 valid_from_s,
-uint64 valid_until_s, uint64 nonce} and Revocation {address wallet, address key, uint64 nonce}.
+uint64 valid_until_s, uint64 nonce} and Revocation {address wallet, address key, uint64 nonce};
+`orders` has those of orders.
 Invariant: a secret never appears in a repr or an error.
 
 Sources: EIP-712 (typed data), EIP-55 (address checksum), SEC 1 §4.1.6 (public key recovery).
@@ -43,7 +44,13 @@ SESSION_KEY_FORM: Final = (
     "uint64 valid_from_s,uint64 valid_until_s,uint64 nonce)"
 )
 REVOCATION_FORM: Final = "Revocation(address wallet,address key,uint64 nonce)"
-FORMS: Final = (LOGIN_FORM, SESSION_KEY_FORM, REVOCATION_FORM)  # of everything that a wallet signs
+ORDER_FORM: Final = (
+    "Order(uint32 account,bool is_buy,uint16 series,uint32 window,uint32 price_ticks,"
+    "uint32 qty_lots,uint32 number,uint16 fee_ppm_max,uint64 valid_until_s)"
+)
+ORDER_ROOT_FORM: Final = "OrderRoot(uint32 account,bytes32 root)"
+# Of everything that a wallet signs.
+FORMS: Final = (LOGIN_FORM, SESSION_KEY_FORM, REVOCATION_FORM, ORDER_FORM, ORDER_ROOT_FORM)
 _DOMAIN_TYPE: Final = keccak256(DOMAIN_FORM.encode())
 _LOGIN_TYPE: Final = keccak256(LOGIN_FORM.encode())
 _SESSION_KEY_TYPE: Final = keccak256(SESSION_KEY_FORM.encode())
