@@ -235,6 +235,7 @@ class Node:
                 turn_seconds=wanted.turn_seconds,
                 turns_per_reconciliation=wanted.turns_per_reconciliation,
                 batch_wait_ns=wanted.batch_wait_seconds * 1_000_000_000,
+                sign_within_ns=wanted.sign_within_seconds * 1_000_000_000,
                 fills_per_batch_max=wanted.fills_per_batch,
             ),
             self.engine,

@@ -99,9 +99,10 @@ class Exits:
             # A deposit that the engine has not had yet opens the account first.
             if any(self._port.owner_of(row["account"]))
         ]
-        return commands + await self._reopenings() + await self._voids()
+        return commands + await self.reopenings() + await self._voids()
 
-    async def _reopenings(self) -> list[Command]:
+    async def reopenings(self) -> list[Command]:
+        """Open who is closed and does not leave."""
         opening = await self._database.rows(
             "SELECT account FROM closed_account"
             f" WHERE account NOT IN (SELECT account FROM ({_LEAVING}) leaving)"
@@ -129,7 +130,7 @@ class Exits:
         )
         if refused:
             await self._mark_void([row["account"] for row in refused])
-        return await self._unbooked_voids()
+        return await self.unbooked_voids()
 
     async def _mark_void(self, accounts: list[int]) -> None:
         """Their purchases, and before each whatever was sold again of it, last sale first: hours
@@ -153,7 +154,8 @@ class Exits:
                 "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", accounts
             )
 
-    async def _unbooked_voids(self) -> list[Command]:
+    async def unbooked_voids(self) -> list[Command]:
+        """Undo the fills that are void, and that the engine has not undone yet."""
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
             " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"

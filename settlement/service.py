@@ -36,6 +36,7 @@ from settlement.ledger import Ledger, Numbered
 from settlement.oracle import Oracle, Published
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
+from settlement.withholding import Withholding
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
@@ -49,6 +50,7 @@ log = logging.getLogger("compex.settlement")
 class Settings(NamedTuple):
     turn_seconds: float = 1.0  # between two turns of `run`
     turns_per_reconciliation: int = 60
+    sign_within_ns: int = 0  # fills that stay unsigned much longer are undone; 0: none are
     batch_wait_ns: int = 0  # how long the oldest fill waits for company before it is sealed
     fills_per_batch_max: int = FILLS_PER_BATCH_MAX
 
@@ -115,6 +117,7 @@ class Settlement:
             database, ledger, chain, clock, settings.fills_per_batch_max
         )  # fmt: skip
         self._exits = Exits(database, chain, port)
+        self._withholding = Withholding(database, port, settings.sign_within_ns, clock())
         self._oracle = Oracle(chain)
         self._opened_at = ledger.watermark
         self._queue: deque[Batch] = deque()
@@ -254,6 +257,9 @@ class Settlement:
         deposits = await self._delivery.deposits(final_block)
         exits, booked = await self._follow_exits(final_block)
         events += booked
+        if self._settings.sign_within_ns:
+            undone, booked = await self._undo_withheld()
+            exits, events = exits + undone, events + booked
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
             fills = await self._outbox.seal(self._settings.batch_wait_ns)
@@ -281,6 +287,19 @@ class Settlement:
         commands += self._delivery.commands(await self._exits.drainings())
         booked += await self._catch_up()
         return commands, booked
+
+    async def _undo_withheld(self) -> tuple[int, int]:
+        """Undo fills that somebody did not sign for: (commands submitted, events booked)."""
+        now_ns = self._clock()
+        commands = self._delivery.commands(await self._withholding.closings(now_ns))
+        booked = await self._catch_up() if commands else 0
+        await self._withholding.mark(now_ns)
+        undoing = self._delivery.commands(await self._exits.unbooked_voids())
+        if commands or undoing:
+            booked += await self._catch_up()
+            undoing += self._delivery.commands(await self._exits.reopenings())
+            booked += await self._catch_up()
+        return commands + undoing, booked
 
     async def _catch_up(self) -> int:
         await self._port.settled()

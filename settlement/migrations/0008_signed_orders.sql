@@ -33,7 +33,7 @@ CREATE TABLE signed_order (
     account       bigint NOT NULL CHECK (account > 0),
     order_id      bigint NOT NULL CHECK (order_id > 0),
     number        bigint NOT NULL CHECK (number BETWEEN 1 AND 4294967295),
-    verified      boolean NOT NULL,  -- the signature is its owner's, or of a key that may trade for it
+    verified      boolean NOT NULL,  -- by its owner's key, or one that may trade for it
     instrument    bigint NOT NULL,
     is_buy        boolean NOT NULL,
     series        integer NOT NULL CHECK (series BETWEEN 1 AND 65535),

@@ -14,7 +14,7 @@ from compex_client.orders import Order, order_hash, orders_digest, root_of, wind
 from compex_client.units import parse_price, parse_qty
 
 from engine.catalog import load_catalog
-from engine.clock import SystemClock
+from engine.clock import ScriptedClock, SystemClock
 from engine.rejects import Reject
 from gateway.node import Node
 from gateway.settings import (
@@ -45,13 +45,13 @@ def directory() -> Iterator[Path]:
         yield path
 
 
-def settings(database_url: str, within_s: int = 0) -> Settings:
+def settings(database_url: str, within_s: int = 0, wait_s: int = 0) -> Settings:
     return Settings(
         gateway=GatewaySettings(port=0),
         markets=MarketSettings(listed=(SPOT, OTHER, *HOURS)),
         database=DatabaseSettings(url=database_url),
         chain=ChainSettings(embedded_rpc_port=-1),
-        settlement=SettlementSettings(sign_within_seconds=within_s),
+        settlement=SettlementSettings(sign_within_seconds=within_s, batch_wait_seconds=wait_s),
     )
 
 
@@ -70,8 +70,9 @@ class Market:
             secret = bytes.fromhex(wallet.export_secret()[2:])
             await self.node.fund([Funding(secret, cash, bond)])
         await self.node.turn()
-        self.buyer = await self.join(BUYER, SLOWLY)
-        self.seller = await self.join(SELLER, SLOWLY)
+        slowly = SLOWLY._replace(now_ns=self.node.clock.now_ns)
+        self.buyer = await self.join(BUYER, slowly)
+        self.seller = await self.join(SELLER, slowly)
         for market in (SPOT, OTHER, *HOURS):
             await self.seller.declare_capacity(market, "1000")
 
@@ -286,6 +287,50 @@ async def test_who_does_not_sign_places_no_more_and_what_rests_is_cancelled(
         await asyncio.sleep(2.5)
         assert len(await silent.open_orders(SPOT)) == 1, "what is signed rests"
         await silent.place(SPOT, "buy", "1.1", "1")
+    finally:
+        await market.close()
+        await node.close()
+
+
+async def test_what_somebody_does_not_sign_is_undone_and_the_account_suspended(
+    directory: Path, database_url: str
+) -> None:
+    clock = ScriptedClock(1_795_219_200_000_000_000)
+    hour_s, day_s = 3_600, 86_400
+    node = await Node.open(directory, settings(database_url, hour_s, day_s), clock)
+    market = Market(node, database_url)
+    try:
+        await market.open()
+        buyer, seller = market.buyer, market.seller
+        before = [await client.balances() for client in (buyer, seller)]
+        await seller.place(HOURS[0], "sell", "2", "5")
+        await buyer.place(HOURS[0], "buy", "2", "5")
+        await buyer.place(HOURS[0], "sell", "3", "2", resale=True)  # stands in the way of undoing
+        await trade(market)
+        await seller.signed()
+        clock.advance_to(clock.now_ns() + 6 * hour_s * 10**9)
+        assert not (await node.turn()).exits, "nobody could sign before this node listened"
+        assert (await buyer.balances()).pending == "13"
+        clock.advance_to(clock.now_ns() + 10**9)
+        await node.turn()
+        assert [await client.balances() for client in (buyer, seller)] == before
+        assert await buyer.open_orders(HOURS[0]) == [], "its account was closed for a moment"
+        report = await node.settlement.reconcile()
+        assert report.reconciled and not report.gaps
+        database = await db.connect_beside(database_url)
+        blamed = await database.rows("SELECT DISTINCT account FROM withheld")
+        await database.close()
+        assert [row["account"] for row in blamed] == [buyer.account]
+        for _ in range(100):
+            try:
+                await buyer.place(SPOT, "buy", "0.1", "1", tif="ioc")
+            except Rejected as rejected:
+                assert rejected.code == Reject.BAD_SIGNATURE
+                break
+            await asyncio.sleep(0.1)
+        else:
+            pytest.fail("it goes on trading")
+        await seller.place(SPOT, "sell", "1.5", "1")
     finally:
         await market.close()
         await node.close()
