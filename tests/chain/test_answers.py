@@ -104,7 +104,7 @@ async def test_an_order_widened_for_an_amendment_answers_for_its_first_fills_too
     await world.hand_in(1, [order(BID, 11, True, qty_lots=100)], key(1))
     await world.hand_in(2, [order(ASK, 22, False)], key(2))
     batch = world.challenged(fill())
-    with pytest.raises(NoAnswer, match="buyer .* for less"):
+    with pytest.raises(NoAnswer, match=r"buyer .* for less"):
         await world.answered(batch)
     await world.hand_in(1, [order(BID, 11, True), order(9, 12, True)], key(1))
     await world.answered(batch)
@@ -135,7 +135,7 @@ async def test_a_fill_that_nobody_signed_has_no_answer_and_no_other_one_passes(
     with pytest.raises(NoAnswer, match=said):
         await world.answered(batch, bad.qty)
     good = await world.answers.answer(Batch(1, [fill()]).place(0), 160, 160, START_S)
-    with pytest.raises(ContractRejected, match="NotSigned|KeyNotAllowed|OutsideOrder"):
+    with pytest.raises(ContractRejected, match=r"NotSigned|KeyNotAllowed|OutsideOrder"):
         world.vault.do(SETTLER, "answer", batch.place(0), bad.qty, bad.qty, *good[3:])
 
 
