@@ -191,6 +191,14 @@ class VaultState(NamedTuple):
     token_balance_usdc6: int  # token.balanceOf(vault)
 
 
+class Call(NamedTuple):
+    """What a transaction does, whichever nonce and fees it is signed with."""
+
+    to: bytes  # 20-byte address
+    data: bytes
+    gas: int  # limit that suffices
+
+
 class SignedTransaction(NamedTuple):
     """Ready to send, as often as needed: the same bytes are mined at most once."""
 

@@ -11,11 +11,11 @@ skipped; ids make the vault refuse a repetition. Only settlement's service calls
 The nonce went elsewhere: back to SEALED; a reorganised block: back to SENT.
 """
 
-from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+from collections.abc import Callable, Mapping
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from settlement import batch
-from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Receipt, SignedTransaction
+from settlement.chain import FILLS_PER_BATCH_MAX, Call, Chain, Receipt, SignedTransaction
 from settlement.database import Database
 from settlement.errors import (
     AccountRejected,
@@ -39,6 +39,42 @@ _BOOKED_AS: Final[dict[Told, str]] = {
     "withdraw": "withdraw",
     "return": "return",
 }
+
+
+# Of one id, as of the end of a block: the vault can still execute it; it has; it has not and never
+# will; it has executed something else under this id.
+Standing: TypeAlias = Literal["open", "done", "passed", "foreign"]
+
+
+class Handling(Protocol):
+    """How one kind of transaction is simulated, prepared and recognised as done; everything else,
+    from the nonce to finality, is the same for all kinds.
+
+    Ids of a kind are prepared in their order. The vault refuses to execute an id twice, or doing
+    so is harmless: a transaction that was given up for lost may be mined all the same.
+    """
+
+    async def simulate(self, number: int) -> None:
+        """On top of what is pending. Raises ContractRejected as the vault would."""
+        ...
+
+    async def call(self, number: int) -> Call:
+        """What to sign: the same for an id for as long as something signed may be mined."""
+        ...
+
+    async def standing(self, number: int, block: int) -> Standing:
+        """As of the end of `block`."""
+        ...
+
+    async def leave_out(self, number: int, error: AccountRejected) -> bool:
+        """The vault refuses the id because of one account, and nothing signed for it can be mined
+        any more: change it so that it is not refused, within the caller's transaction. False if
+        there is nothing to change; then the whole of it is REFUSED."""
+        ...
+
+    async def due(self, number: int) -> Mapping[int, int]:
+        """µUSDC by account that the engine is to be told of once it is final; empty: nothing."""
+        ...
 
 
 class Outgoing(NamedTuple):
