@@ -14,6 +14,7 @@ class SettlementError(Exception):
     ├── ChainError                  the chain, a contract or a transaction
     │   ├── ChainUnavailable        the node does not answer; retry later, the outcome is unknown
     │   ├── ChainMismatch           another chain, or other contracts, than the ones on file
+    │   │   └── VaultOutdated       a vault of an earlier version, which a person has to leave
     │   ├── ArtifactError           a committed contract artifact is missing or damaged
     │   ├── TransactionRefused      the node did not take the transaction; nothing changed
     │   │   └── NonceUsed           its nonce is not the sender's next one
@@ -23,9 +24,19 @@ class SettlementError(Exception):
     │       ├── AccountRejected     ... because of one account, in `.account`
     │       │   ├── UnknownAccount
     │       │   ├── InsufficientFree
-    │       │   └── AccountExiting
+    │       │   ├── InsufficientLocked
+    │       │   ├── AccountExiting
+    │       │   └── TransferRefused the token does not pay the account's owner
     │       ├── BatchOutOfOrder     the id is not the vault's head + 1
+    │       ├── ReleaseOutOfOrder   the id is not that of the last release + 1
     │       ├── WithdrawalOutOfOrder
+    │       ├── NotNow              ... but later it may not
+    │       │   ├── VaultPaused
+    │       │   ├── BondTooLow      there is too little behind the settler's word to settle
+    │       │   └── WindowOpen      a batch may still be challenged
+    │       ├── VaultFrozen         for good: owners leave by themselves
+    │       ├── LeaseClosed         nothing more is paid out of one lease: `.batch` and `.index`
+    │       ├── NothingToTake       nothing has matured, or somebody else was quicker
     │       ├── NotPermitted        the sender lacks the role
     │       ├── RoundOutOfOrder     the product has a round of this window or a later one
     │       └── NoData              the feed has no such round
@@ -53,6 +64,10 @@ class ChainUnavailable(ChainError):
 
 
 class ChainMismatch(ChainError):
+    pass
+
+
+class VaultOutdated(ChainMismatch):
     pass
 
 
@@ -110,7 +125,15 @@ class InsufficientFree(AccountRejected):
     pass
 
 
+class InsufficientLocked(AccountRejected):
+    pass
+
+
 class AccountExiting(AccountRejected):
+    pass
+
+
+class TransferRefused(AccountRejected):
     pass
 
 
@@ -118,7 +141,44 @@ class BatchOutOfOrder(ContractRejected):
     pass
 
 
+class ReleaseOutOfOrder(ContractRejected):
+    pass
+
+
 class WithdrawalOutOfOrder(ContractRejected):
+    pass
+
+
+class NotNow(ContractRejected):
+    """Nothing is wrong with what was asked; it may be asked again."""
+
+
+class VaultPaused(NotNow):
+    pass
+
+
+class BondTooLow(NotNow):
+    pass
+
+
+class WindowOpen(NotNow):
+    pass
+
+
+class VaultFrozen(ContractRejected):
+    pass
+
+
+class LeaseClosed(ContractRejected):
+    def __init__(self, reason: ContractError) -> None:
+        super().__init__(reason)
+        batch, index = reason.arguments["batch"], reason.arguments["index"]
+        assert isinstance(batch, int) and isinstance(index, int)
+        self.batch: Final = batch
+        self.index: Final = index
+
+
+class NothingToTake(ContractRejected):
     pass
 
 

@@ -10,6 +10,8 @@ calls it.
 from collections.abc import Sequence
 from typing import Final, NamedTuple
 
+import numpy as np
+
 from engine.records import (
     EVENT_STRUCT,
     CancelReason,
@@ -20,9 +22,10 @@ from engine.records import (
     Side,
     cost_usdc6,
 )
-from settlement.chain import Fill
+from settlement.batch import FILL, Amounts, Fills
 from settlement.database import Database
 from settlement.errors import LedgerOutOfStep
+from settlement.products import settled
 
 SHARD: Final = 0  # the one shard there is
 VAULT_ACCOUNT: Final = 0
@@ -148,6 +151,8 @@ class Ledger:
             )
             ids = [("withdraw", withdrawal_id) for withdrawal_id, _, _ in entries.withdrawals]
             await database.copy("outgoing", ("kind", "id"), ids)
+        if entries.listed:
+            await database.copy("listed", ("instrument", "product"), entries.listed)
         for account, emptied in entries.closings:
             if emptied is None:
                 await database.execute("DELETE FROM closed_account WHERE account = $1", account)
@@ -164,17 +169,30 @@ class Ledger:
             "SELECT coalesce(max(reference), 0) FROM transfer WHERE kind = 'deposit'"
         )
 
-    async def unsealed_fills(self, limit: int) -> list[Fill]:
-        """Fills that are in no batch and not void, in event order, without quarantined accounts."""
+    async def unsealed_fills(self, limit: int) -> tuple[Fills, Amounts]:
+        """Fills that are in no batch and not void, and their event numbers, ascending; without
+        quarantined accounts, and only those whose orders both parties have signed."""
         rows = await self._database.rows(
-            "SELECT buyer, seller, price_ticks, qty_lots, instrument, event_number,"
-            " buyer_fee_ppm, seller_fee_ppm FROM fill"
-            " WHERE batch_id IS NULL AND void_number IS NULL"
-            " AND NOT EXISTS (SELECT FROM quarantine q WHERE q.account IN (buyer, seller))"
-            " ORDER BY event_number LIMIT $1",
+            "SELECT f.event_number, f.instrument, f.buyer, f.seller, f.price_ticks, f.qty_lots,"
+            " CASE WHEN f.taker = f.buyer THEN t.number ELSE m.number END AS buyer_number,"
+            " CASE WHEN f.taker = f.buyer THEN m.number ELSE t.number END AS seller_number,"
+            " f.buyer_fee_ppm, f.seller_fee_ppm, l.product FROM fill f"
+            " JOIN listed l USING (instrument)"
+            " JOIN signed_order t ON t.account = f.taker AND t.order_id = f.taker_order_id"
+            " JOIN signed_order m ON m.account = f.maker AND m.order_id = f.maker_order_id"
+            " WHERE f.batch_id IS NULL AND f.void_number IS NULL AND t.verified AND m.verified"
+            " AND NOT EXISTS (SELECT FROM quarantine q WHERE q.account IN (f.buyer, f.seller))"
+            " ORDER BY f.event_number LIMIT $1",
             limit,
         )
-        return [Fill._make(row.values()) for row in rows]
+        fills = np.zeros(len(rows), FILL)
+        for i, row in enumerate(rows):
+            fills[i] = (
+                row["buyer"], row["seller"], row["price_ticks"], row["qty_lots"],
+                *settled(row["product"]), row["buyer_number"], row["seller_number"],
+                row["buyer_fee_ppm"], row["seller_fee_ppm"],
+            )  # fmt: skip
+        return fills, np.array([row["event_number"] for row in rows], np.int64)
 
     async def balances(self) -> dict[int, Holdings]:
         """Every account's buckets as of the watermark."""
@@ -209,6 +227,7 @@ class _Entries:
         self.transfers: list[tuple[object, ...]] = []
         self.fills: list[tuple[int, ...]] = []
         self.withdrawals: list[tuple[int, int, int]] = []
+        self.listed: list[tuple[int, int]] = []  # (instrument, product)
         self.closings: list[tuple[int, bool | None]] = []  # whether emptied; None: reopened
 
     def add(self, number: int, event: Event) -> None:
@@ -246,6 +265,8 @@ class _Entries:
             case EventKind.EXIT_CONFIRMED:
                 ends = (user, "cash", VAULT_ACCOUNT, "vault")
                 self._transfer(number, event, "exit", event.reference, ends, amount)
+            case EventKind.MARKET_LISTED:
+                self.listed.append((event.instrument, event.product))
             case EventKind.ACCOUNT_CLOSED:
                 self.closings.append((user, event.reason != CancelReason.EFFECTS_LIMIT))
             case EventKind.ACCOUNT_REOPENED:

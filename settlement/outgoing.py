@@ -15,7 +15,7 @@ from collections.abc import Callable, Mapping
 from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
 from settlement import batch
-from settlement.chain import FILLS_PER_BATCH_MAX, Call, Chain, Receipt, SignedTransaction
+from settlement.chain import Call, Chain, Receipt, SignedTransaction
 from settlement.database import Database
 from settlement.errors import (
     AccountRejected,
@@ -26,9 +26,9 @@ from settlement.errors import (
     WithdrawalOutOfOrder,
 )
 from settlement.ledger import Ledger
+from settlement.vault import NO_ROOT, ROOT_BYTES
 
 ATTEMPTS_MAX: Final = 8  # transactions signed for one batch or withdrawal before a person looks
-NO_HASH: Final = bytes(32)
 STEPS_PER_TURN_MAX: Final = 256  # bounds one turn; the rest waits for the next
 
 Kind = Literal["settle", "withdraw"]
@@ -110,7 +110,7 @@ class Outbox:
         ledger: Ledger,
         chain: Chain,
         clock: Callable[[], int],
-        fills_per_batch_max: int = FILLS_PER_BATCH_MAX,
+        fills_per_batch_max: int = batch.FILLS_MAX,
     ) -> None:
         self._database = database
         self._ledger = ledger
@@ -129,17 +129,17 @@ class Outbox:
             " ('SEALED', 'SIMULATED', 'SIGNED', 'SENT')"
         ):
             return 0  # one at a time: later fills only make the next one fuller, and cheaper
-        fills = await self._ledger.unsealed_fills(self._fills_per_batch_max)
-        if not fills:
+        fills, numbers = await self._ledger.unsealed_fills(self._fills_per_batch_max)
+        if not len(fills):
             return 0
         if len(fills) < self._fills_per_batch_max:
             oldest_ns: int = await self._database.value(
-                "SELECT time_ns FROM fill WHERE event_number = $1", fills[0].event_number
+                "SELECT time_ns FROM fill WHERE event_number = $1", int(numbers[0])
             )
             # Below zero: the time of day was set back since; nobody waits until it has come again.
             if 0 <= self._clock() - oldest_ns < oldest_wait_ns:
                 return 0
-        sealed = batch.seal(fills, self._fills_per_batch_max)
+        sealed = batch.seal(fills, numbers, self._fills_per_batch_max)
         async with self._database.transaction():
             batch_id: int = await self._database.value("SELECT coalesce(max(id), 0) + 1 FROM batch")
             await self._store(batch_id, sealed)
@@ -153,7 +153,7 @@ class Outbox:
             "INSERT INTO batch (id, packed, fills_hash, fills, amount_usdc6, sealed_ns)"
             " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET"
             " packed = $2, fills_hash = $3, fills = $4, amount_usdc6 = $5, sealed_ns = $6",
-            *(batch_id, sealed.packed, sealed.hash, len(sealed.event_numbers)),
+            *(batch_id, sealed.packed, sealed.root, len(sealed.event_numbers)),
             *(sealed.amount_usdc6, self._clock()),
         )
         marked = await self._database.execute(
@@ -174,9 +174,10 @@ class Outbox:
             await self._database.execute(
                 "UPDATE fill SET batch_id = NULL WHERE batch_id = $1", batch_id
             )
-            fills = await self._ledger.unsealed_fills(self._fills_per_batch_max)
-            if fills:
-                await self._store(batch_id, batch.seal(fills, self._fills_per_batch_max))
+            fills, numbers = await self._ledger.unsealed_fills(self._fills_per_batch_max)
+            if len(fills):
+                sealed = batch.seal(fills, numbers, self._fills_per_batch_max)
+                await self._store(batch_id, sealed)
             else:  # nothing was signed for it yet, so the id is free again
                 await self._database.execute(
                     "DELETE FROM outgoing WHERE kind = 'settle' AND id = $1", batch_id
@@ -235,10 +236,11 @@ class Outbox:
         nonce = await self._chain.settler_nonce()
         if row.kind == "settle":
             packed = await self._packed(row.id)
-            signed = await self._chain.prepare_settle(row.id, packed, nonce)
+            signed = await self._chain.prepare(self._chain.settle_call(row.id, packed), nonce)
         else:
             account, amount = await self._withdrawal(row.id)
-            signed = await self._chain.prepare_withdraw(row.id, account, amount, nonce)
+            call = self._chain.withdraw_call(row.id, account, amount)
+            signed = await self._chain.prepare(call, nonce)
         await self._move(
             row, "SIGNED", "attempts = attempts + 1, nonce = $4, raw = $5, tx_hash = $6", *signed
         )
@@ -298,8 +300,8 @@ class Outbox:
         """Whether the vault has another batch under this id."""
         if row.kind != "settle":
             return False
-        recorded = await self._chain.batch_hash(row.id)
-        return recorded not in (NO_HASH, await self._fills_hash(row.id))
+        recorded = await self._chain.batch_root(row.id)
+        return recorded not in (NO_ROOT, await self._root(row.id))
 
     async def _adopt(self, row: Outgoing) -> int:
         """Count it as mined if, as of the final block, the vault has executed it.
@@ -308,7 +310,7 @@ class Outbox:
         """
         number = await self._chain.final_block()
         if row.kind == "settle":
-            done = await self._chain.batch_hash(row.id, number) == await self._fills_hash(row.id)
+            done = await self._chain.batch_root(row.id, number) == await self._root(row.id)
         else:  # withdrawals are executed in the order of their ids
             done = (await self._chain.vault_state(number)).last_withdrawal >= row.id
         if not done:
@@ -383,12 +385,15 @@ class Outbox:
         """Id of the last sealed batch; 0 before the first."""
         return await self._database.value("SELECT coalesce(max(id), 0) FROM batch")
 
-    async def has_batch(self, batch_id: int, fills_hash: bytes) -> bool:
-        """Whether this is the hash of the batch sealed under this id."""
-        return await self._fills_hash(batch_id) == fills_hash
+    async def has_batch(self, batch_id: int, root: bytes) -> bool:
+        """Whether this is the root, as the vault keeps it, of the batch sealed under this id."""
+        return await self._root(batch_id) == root
 
-    async def _fills_hash(self, batch_id: int) -> bytes | None:
-        return await self._database.value("SELECT fills_hash FROM batch WHERE id = $1", batch_id)
+    async def _root(self, batch_id: int) -> bytes | None:
+        whole: bytes | None = await self._database.value(
+            "SELECT fills_hash FROM batch WHERE id = $1", batch_id
+        )
+        return None if whole is None else whole[:ROOT_BYTES]
 
     async def _packed(self, batch_id: int) -> bytes:
         return await self._database.value("SELECT packed FROM batch WHERE id = $1", batch_id)

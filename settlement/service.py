@@ -1,7 +1,8 @@
 """Settlement: from the engine's fills to final escrow on chain, and back into the engine.
 
     events ─▶ ledger ─▶ sealed batch ─▶ vault ─▶ final ─▶ confirmations ─▶ engine
-    final deposits and exits ────────────────────────────▶ engine            index ─▶ feeds
+    final logs of the vault: deposits, earnings, exits ──▶ engine            index ─▶ feeds
+                             leases ─▶ release ─▶ vault
 
 Owns the order of these steps. Invariant: every side effect is permitted by something already
 stored and is harmless when repeated, so the process may stop anywhere and `open` goes on there;
@@ -21,8 +22,9 @@ from engine.port import Batch, Port
 from engine.records import EVENT_STRUCT, Balances
 from engine.rejects import CompexError
 from settlement import database as db
-from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Deposit, VaultState
-from settlement.deliver import DEPOSITS_PER_TURN_MAX, Delivery
+from settlement.batch import FILLS_MAX
+from settlement.chain import Chain
+from settlement.deliver import Delivery
 from settlement.errors import (
     ChainUnavailable,
     DatabaseUnavailable,
@@ -32,10 +34,13 @@ from settlement.errors import (
     TransactionRefused,
 )
 from settlement.exits import Exits
+from settlement.follow import Credit, Follower
+from settlement.leases import Leases
 from settlement.ledger import Ledger, Numbered
 from settlement.oracle import Oracle, Published
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
+from settlement.vault import VaultState
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
@@ -50,14 +55,14 @@ class Settings(NamedTuple):
     turn_seconds: float = 1.0  # between two turns of `run`
     turns_per_reconciliation: int = 60
     batch_wait_ns: int = 0  # how long the oldest fill waits for company before it is sealed
-    fills_per_batch_max: int = FILLS_PER_BATCH_MAX
+    fills_per_batch_max: int = FILLS_MAX
 
 
 class Turn(NamedTuple):
     """What one pass did."""
 
     events: int  # booked
-    deposits: int  # submitted to the engine
+    deposits: int  # and earnings, submitted to the engine
     sealed_fills: int
     steps: int  # of batches and withdrawals, on chain
     confirmations: int  # submitted to the engine
@@ -110,11 +115,13 @@ class Settlement:
         self._connect = connect  # once more, after the connection was lost
         self._ledger = ledger
         self._index = index
-        self._delivery = Delivery(port, chain, last_deposit)
+        self._follower = Follower(database, chain)
+        self._delivery = Delivery(port, self._follower, last_deposit)
         self._outbox = Outbox(
             database, ledger, chain, clock, settings.fills_per_batch_max
         )  # fmt: skip
         self._exits = Exits(database, chain, port)
+        self._leases = Leases(database, chain, clock)
         self._oracle = Oracle(chain)
         self._opened_at = ledger.watermark
         self._queue: deque[Batch] = deque()
@@ -248,11 +255,11 @@ class Settlement:
 
     async def _turn(self) -> Turn:
         events = await self._catch_up()
+        await self._follower.read(await self._chain.final_block())
         if not self._continues:
             await self._check_continuity()
-        final_block = await self._chain.final_block()
-        deposits = await self._delivery.deposits(final_block)
-        exits, booked = await self._follow_exits(final_block)
+        deposits = await self._delivery.credits()
+        exits, booked = await self._follow_exits()
         events += booked
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
@@ -271,9 +278,9 @@ class Settlement:
             points = await self._oracle.publish(self._index.values(self._clock()))
         return Turn(events, deposits, sealed, steps, confirmations, points, exits)
 
-    async def _follow_exits(self, final_block: int) -> tuple[int, int]:
+    async def _follow_exits(self) -> tuple[int, int]:
         """Do what follows from wallets leaving the vault: (commands submitted, events booked)."""
-        if not await self._exits.read(final_block):
+        if not await self._exits.any():
             return 0, 0
         booked = await self._catch_up()
         commands = self._delivery.commands(await self._exits.closings())
@@ -293,10 +300,11 @@ class Settlement:
             raise SettlementHalted(
                 f"the engine has {self._received_number} events, the ledger has booked {booked}"
             )
+        marks = await self._follower.marks()
+        if marks.credit < await self._ledger.last_deposit():
+            raise SettlementHalted("the vault has fewer deposits and earnings than the ledger")
         state = await self._chain.vault_state(await self._chain.final_block())
-        if state.deposits < await self._ledger.last_deposit():
-            raise SettlementHalted("the vault has fewer deposits than the ledger")
-        if state.exits < await self._exits.last_number():
+        if state.exits < marks.exit:
             raise SettlementHalted("the vault has fewer exits than the ledger")
         last_batch = await self._outbox.last_batch()
         if state.head > last_batch:
@@ -320,6 +328,7 @@ class Settlement:
                 trial=await self._ledger.trial_balance(),
                 vault={slots.account: slots for slots in vault},
                 state=state,
+                moved=await self._follower.moved(),
                 uncredited=uncredited,
                 unconfirmed=[
                     *await self._outbox.executed(state.head, state.last_withdrawal),
@@ -344,25 +353,21 @@ class Settlement:
             await asyncio.sleep(QUIET_SECONDS)
         return None
 
-    async def _vault_state(self) -> tuple[VaultState, list[Deposit]]:
-        """The vault at the final block, and its deposits up to there that are not booked.
-
-        Exits up to there are stored on the way.
-        """
-        state = await self._chain.vault_state(await self._chain.final_block())
-        if state.head and not await self._outbox.has_batch(state.head, state.head_hash):
+    async def _vault_state(self) -> tuple[VaultState, list[Credit]]:
+        """The vault at the block up to which its logs are read, and what of them is not booked."""
+        block = await self._follower.read(await self._chain.final_block())
+        state = await self._chain.vault_state(block)
+        if state.head and not await self._outbox.has_batch(state.head, state.head_root):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")
-        if await self._exits.read(state.block_number) != state.exits:
-            raise SettlementHalted(f"the vault counts exit {state.exits}, no log shows it")
-        uncredited: list[Deposit] = []
+        marks = await self._follower.marks()
+        for what, counted, seen in (
+            ("deposit", state.deposits, marks.deposit),
+            ("exit", state.exits, marks.exit),
+        ):
+            if counted != seen:
+                raise SettlementHalted(f"the vault counts {what} {counted}, its logs {seen}")
         last = await self._ledger.last_deposit()
-        while last < state.deposits:
-            found = await self._chain.deposits(last, state.block_number, DEPOSITS_PER_TURN_MAX)
-            if not found:
-                raise SettlementHalted(f"the vault counts deposit {last + 1}, no log shows it")
-            uncredited += found
-            last = found[-1].number
-        return state, uncredited
+        return state, await self._follower.credits(last, marks.credit - last)
 
     # --- reads ------------------------------------------------------------------------------------
     async def summary(self) -> Summary:
