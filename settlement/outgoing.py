@@ -14,7 +14,7 @@ The nonce went elsewhere: back to SEALED; a reorganised block: back to SENT.
 from collections.abc import Callable
 from typing import Final, Literal, NamedTuple
 
-from settlement import batch
+from settlement import batch_v1 as batch
 from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Receipt, SignedTransaction
 from settlement.database import Database
 from settlement.errors import (
