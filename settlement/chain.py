@@ -412,9 +412,7 @@ class Chain:
         """Pay an account's owner out."""
         return v.withdraw(self.vault, withdrawal_id, account, amount_usdc6)
 
-    def release_call(
-        self, release_id: int, batch_id: int, accounts: bytes, records: bytes
-    ) -> Call:
+    def release_call(self, release_id: int, batch_id: int, accounts: bytes, records: bytes) -> Call:
         """Pay leases out of escrow."""
         return v.release(self.vault, release_id, batch_id, accounts, records)
 

@@ -71,9 +71,7 @@ class Report(NamedTuple):
     @property
     def owned_usdc6(self) -> int:
         """All parts that are somebody's."""
-        return (
-            self.vault_usdc6 + self.fees_usdc6 + self.settler_bond_usdc6 + self.challengers_usdc6
-        )
+        return self.vault_usdc6 + self.fees_usdc6 + self.settler_bond_usdc6 + self.challengers_usdc6
 
 
 class Sides(NamedTuple):

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, cast
 
+import asyncpg
 from eth_account import Account
 
 from engine.catalog import load_catalog
@@ -13,7 +14,8 @@ from engine.clock import ScriptedClock
 from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
-from engine.records import Command, CommandKind, Side, TimeInForce
+from engine.port import Batch
+from engine.records import Command, CommandKind, EventKind, Side, TimeInForce
 from settlement.abi import Interface
 from settlement.chain import (
     Chain,
@@ -32,7 +34,12 @@ SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
 BOND_USDC6_PER_LOT = 1_000
 INSTRUMENT = 0
 DOLLAR = 1_000_000  # µUSDC
-EXIT_DELAY_NS = 8 * 24 * 3600 * SECOND_NS  # a day above Vault.EXIT_DELAY
+EXIT_DELAY_NS = 8 * 24 * 3600 * SECOND_NS  # a day above the vault's EXIT_DELAY
+SIGNED = """
+    INSERT INTO signed_order (account, order_id, number, verified)
+    SELECT $1, $2, coalesce(max(number), 0) + 1, true FROM signed_order WHERE account = $1
+    ON CONFLICT DO NOTHING
+"""
 
 
 def key(number: int) -> bytes:
@@ -85,6 +92,7 @@ class Node:
         self.database_url = database_url
         self.clock = ScriptedClock(START_NS)
         self.settings = Settings()
+        self.unsigned: list[tuple[int, int]] = []  # (account, order) of orders just accepted
         self.embedded: EmbeddedChain
         self.chain: Chain
         self.pipeline: Pipeline
@@ -108,6 +116,7 @@ class Node:
         """Start the engine and settlement. What settlement asks of the engine and of the chain
         goes past `before` and `after`, if a test wants to stand in its way."""
         self.pipeline = Pipeline(Journal(self.directory / "journal", SystemDisk()), self.clock)
+        self.pipeline.subscribe(self._hear)
         port, chain = self.pipeline, self.chain
         if before or after:
             gates = (before or _pass, after or _pass)
@@ -155,7 +164,7 @@ class Node:
         await self._call_vault(wallet, "finishExit")
 
     async def _call_vault(self, wallet: int, function: str) -> None:
-        await self._transact(key(wallet), self.chain.vault, Interface("Vault").encode(function))
+        await self._transact(key(wallet), self.chain.vault, Interface("VaultV2").encode(function))
 
     async def _transact(self, private_key: bytes, to: bytes, data: bytes) -> None:
         sender = "0x" + address_of(private_key).hex()
@@ -176,10 +185,28 @@ class Node:
         return self.pipeline.account_of(address_of(key(wallet)))
 
     async def submit(self, **fields: int) -> int:
-        """Sequence one command and wait until it is published; returns its sequence."""
+        """Sequence one command and wait until it is published; returns its sequence. An order that
+        is accepted is signed at once, as a client would."""
         sequence = self.pipeline.submit(Command(**fields)).sequence
         await self.pipeline.settled()
+        await self.sign()
         return sequence
+
+    def _hear(self, batch: Batch) -> None:
+        if not batch.replayed:
+            self.unsigned += [
+                (e.account, e.order_id) for e in batch.events if e.kind == EventKind.ACCEPTED
+            ]
+
+    async def sign(self) -> None:
+        """Hand in, as if verified, the signatures of the orders accepted since the last time."""
+        if not self.unsigned:
+            return
+        connection: Any = await cast("Any", asyncpg.connect)(self.database_url)
+        for account, order_id in self.unsigned:
+            await connection.execute(SIGNED, account, order_id)
+        self.unsigned.clear()
+        await connection.close()
 
     async def list_market(self, wallet: int, capacity_lots: int) -> None:
         """The one market, with capacity declared by this seller."""

@@ -16,7 +16,7 @@ from engine.records import (
     fee_usdc6,
 )
 from settlement import database as db
-from settlement.batch_v1 import seal, totals_usdc6, unpack
+from settlement.batch import seal, totals_usdc6, unpack
 from settlement.ledger import Ledger, Numbered, Trial
 from tests.shard import ALICE, BOB, CAROL, Shard
 
