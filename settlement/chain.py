@@ -24,12 +24,14 @@ from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import (
+    BlockNotFound,
     ContractLogicError,
     ProviderConnectionError,
     TransactionNotFound,
     Web3RPCError,
 )
 from web3.providers.async_base import AsyncBaseProvider
+from web3.types import BlockIdentifier
 
 from engine.records import Purse, cost_usdc6
 from settlement.abi import Interface, rejection
@@ -41,7 +43,9 @@ from settlement.errors import (
     TransactionNotMined,
     TransactionRefused,
     TransactionReverted,
+    Underpriced,
 )
+from settlement.fees import Fees, Market
 
 # One fill as `Vault.settle` reads it, big endian, one word of 32 bytes: buyer u32, seller u32,
 # price_ticks u32, qty_lots u32, instrument u32, event number u64, each side's fee_ppm u16.
@@ -69,6 +73,7 @@ _VAULT: Final = Interface("Vault")
 _ORACLE: Final = Interface("PriceOracle")
 _FEED: Final = Interface("AggregatorV3Interface")
 _NO_ADDRESS: Final = bytes(20)
+_TAGS: Final[tuple[BlockIdentifier, ...]] = ("latest", "safe", "finalized")
 _T = TypeVar("_T")
 ExitStep: TypeAlias = Literal["requested", "cancelled", "finished"]
 _EXIT_STEPS: Final[dict[str, ExitStep]] = {
@@ -207,6 +212,14 @@ class SignedTransaction(NamedTuple):
     hash: bytes  # 32 bytes
 
 
+class Heights(NamedTuple):
+    """Numbers of blocks, each at most the one before; 0 at the start of the chain."""
+
+    newest: int
+    safe: int  # unlikely to be reorganised away
+    final: int  # counts as never to be
+
+
 class Receipt(NamedTuple):
     hash: bytes
     block_number: int
@@ -243,7 +256,8 @@ class FeedAnswer(NamedTuple):
 
 
 class Options(NamedTuple):
-    confirmations: int = 0  # blocks on top before a block counts as final
+    confirmations: int = 0  # blocks on top before a block counts as final, half of them as safe
+    asks_node: bool = False  # which blocks are safe and final, instead of counting
     poll_seconds: float = 0.01  # between two looks for a receipt
     wait_seconds: float = 60.0  # for a receipt, before TransactionNotMined
     request_seconds: float = 30.0  # for one answer of the node, before ChainUnavailable
@@ -291,7 +305,7 @@ class Chain:
         try:
             async with asyncio.timeout(self._options.request_seconds):
                 return await question
-        except TransactionNotFound:
+        except (TransactionNotFound, BlockNotFound):
             raise  # an answer, not a failure
         except ContractLogicError as error:
             data = error.data if isinstance(error.data, str) else "0x"
@@ -307,7 +321,7 @@ class Chain:
         interface: Interface,
         function: str,
         *arguments: object,
-        block: int | None = None,
+        block: BlockIdentifier | None = None,
         sender: bytes = _NO_ADDRESS,
     ) -> tuple[Any, ...]:
         data = interface.encode(function, *arguments)
@@ -412,14 +426,26 @@ class Chain:
 
     # --- blocks -------------------------------------------------------------------------------
 
+    async def heights(self) -> Heights:
+        """As the node knows them now; another answer may come from a node that lags behind."""
+        if self._options.asks_node:
+            blocks: list[Any] = [await self._ask(self._w3.eth.get_block(tag)) for tag in _TAGS]
+            newest, safe, final = (int(block["number"]) for block in blocks)
+            return Heights(newest, min(safe, newest), min(final, safe, newest))
+        newest = await self._ask(self._w3.eth.block_number)
+        on_top = self._options.confirmations
+        return Heights(newest, max(0, newest - -(-on_top // 2)), max(0, newest - on_top))
+
     async def final_block(self) -> int:
         """Number of the newest block that counts as final; 0 at the start of the chain."""
-        newest = await self._ask(self._w3.eth.block_number)
-        return max(0, newest - self._options.confirmations)
+        return (await self.heights()).final
 
-    async def block_hash(self, number: int) -> bytes:
-        """Canonical hash at this height: compare with Receipt.block_hash to see a reorg."""
-        block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+    async def block_hash(self, number: int) -> bytes | None:
+        """Canonical hash at this height; None above the newest block that the node has."""
+        try:
+            block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+        except BlockNotFound:
+            return None
         return bytes(block["hash"])
 
     # --- the vault: reads -----------------------------------------------------------------------
@@ -556,28 +582,52 @@ class Chain:
         return await self._nonce(address_of(self._keys.settler), block)
 
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
-        """Raises ContractRejected (AccountRejected names the account) as the vault would."""
+        """Raises ContractRejected (AccountRejected names the account) as the vault would, after
+        what the node knows to be on its way."""
         sender = address_of(self._keys.settler)
-        await self._call(self.vault, _VAULT, "settle", batch_id, packed, sender=sender)
+        arguments = (batch_id, packed)
+        await self._call(self.vault, _VAULT, "settle", *arguments, block="pending", sender=sender)
 
     async def simulate_withdraw(self, withdrawal_id: int, account: int, amount_usdc6: int) -> None:
-        """Raises ContractRejected as the vault would."""
+        """Raises ContractRejected as the vault would, after what is on its way."""
         arguments = (withdrawal_id, account, amount_usdc6)
         sender = address_of(self._keys.settler)
-        await self._call(self.vault, _VAULT, "withdraw", *arguments, sender=sender)
+        await self._call(self.vault, _VAULT, "withdraw", *arguments, block="pending", sender=sender)
 
-    async def prepare_settle(self, batch_id: int, packed: bytes, nonce: int) -> SignedTransaction:
-        """Sign without sending. The batch is not simulated here."""
+    def settle_call(self, batch_id: int, packed: bytes) -> Call:
         assert len(packed) <= FILLS_PER_BATCH_MAX * FILL_BYTES, "the batcher bounds its batches"
-        data = _VAULT.encode("settle", batch_id, packed)
-        return await self._sign(self._keys.settler, nonce, self.vault, data, settle_gas(packed))
+        return Call(self.vault, _VAULT.encode("settle", batch_id, packed), settle_gas(packed))
 
-    async def prepare_withdraw(
-        self, withdrawal_id: int, account: int, amount_usdc6: int, nonce: int
-    ) -> SignedTransaction:
-        """Sign without sending. The withdrawal is not simulated here."""
+    def withdraw_call(self, withdrawal_id: int, account: int, amount_usdc6: int) -> Call:
         data = _VAULT.encode("withdraw", withdrawal_id, account, amount_usdc6)
-        return await self._sign(self._keys.settler, nonce, self.vault, data, _WITHDRAW_GAS)
+        return Call(self.vault, data, _WITHDRAW_GAS)
+
+    async def is_paid(self, withdrawal_id: int, block: int) -> bool:
+        """Whether a withdrawal was executed by the end of `block`, going by the vault's logs."""
+        topics = [HexBytes(_VAULT.topic("Withdrawn")), HexBytes(withdrawal_id.to_bytes(32, "big"))]
+        last = block
+        while last >= self._deploy_block:  # it was most likely not long ago
+            first = max(last - LOG_BLOCKS_MAX + 1, self._deploy_block)
+            query: Any = {
+                "address": checksum(self.vault), "topics": topics,
+                "fromBlock": first, "toBlock": last,
+            }  # fmt: skip
+            if await self._ask(self._w3.eth.get_logs(query)):
+                return True
+            last = first - 1
+        return False
+
+    async def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
+        """As the settler, without sending: the same bytes for the same arguments. Without `fees`
+        what is usual now."""
+        return await self._sign(
+            self._keys.settler, nonce, call.to, call.data, call.gas, fees_wei=fees
+        )
+
+    async def market(self) -> Market:
+        """What gas costs by the newest block."""
+        block: Any = await self._ask(self._w3.eth.get_block("latest"))
+        return Market(int(block["baseFeePerGas"]), await self._ask(self._w3.eth.max_priority_fee))
 
     async def _nonce(self, sender: bytes, block: int | None = None) -> int:
         at: Any = "latest" if block is None else block
@@ -585,9 +635,8 @@ class Chain:
 
     async def _max_fee_wei(self) -> tuple[int, int]:
         """(fee cap, tip): the cap outlives a doubling of the base fee."""
-        block: Any = await self._ask(self._w3.eth.get_block("latest"))
-        tip = await self._ask(self._w3.eth.max_priority_fee)
-        return 2 * int(block["baseFeePerGas"]) + tip, tip
+        market = await self.market()
+        return 2 * market.base_fee_wei + market.tip_wei, market.tip_wei
 
     async def _sign(
         self,
@@ -620,7 +669,7 @@ class Chain:
         """Hand it to the node; harmless when the node knows it already.
 
         Raises NonceUsed (another transaction took the nonce, or one before it is missing),
-        TransactionRefused, ChainUnavailable (the node may have it all the same).
+        Underpriced, TransactionRefused, ChainUnavailable (the node may have it all the same).
         """
         try:
             async with asyncio.timeout(self._options.request_seconds):
@@ -631,6 +680,8 @@ class Chain:
                 return
             if "nonce too low" in said and await self.receipt(transaction.hash) is not None:
                 return
+            if "underpriced" in said or "less than block base fee" in said:
+                raise Underpriced(f"nonce {transaction.nonce}: {said}") from error
             if "nonce" in said:
                 raise NonceUsed(f"nonce {transaction.nonce}: {said}") from error
             raise TransactionRefused(said) from error

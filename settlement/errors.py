@@ -16,7 +16,8 @@ class SettlementError(Exception):
     │   ├── ChainMismatch           another chain, or other contracts, than the ones on file
     │   ├── ArtifactError           a committed contract artifact is missing or damaged
     │   ├── TransactionRefused      the node did not take the transaction; nothing changed
-    │   │   └── NonceUsed           its nonce is not the sender's next one
+    │   │   ├── NonceUsed           its nonce is not the sender's next one
+    │   │   └── Underpriced         its fees are below the block's, or those of what it replaces
     │   ├── TransactionNotMined     no receipt in time; the outcome is unknown
     │   ├── TransactionReverted     mined, but without effect
     │   └── ContractRejected        a call or a simulation reverted, with the contract's reason
@@ -36,6 +37,7 @@ class SettlementError(Exception):
     ├── DatabaseError               PostgreSQL
     │   ├── DatabaseUnavailable     it does not answer, or the connection was lost; open again
     │   ├── DatabaseInUse           another process settles into it, or runs its server
+    │   │   └── FencedOff           another one has begun to, though we had thought we had the lock
     │   └── SchemaMismatch          its tables are not the ones this version made
     ├── LedgerError                 what the ledger was asked to book; nothing was
     │   ├── PostingRefused          a constraint refused it, such as a negative balance
@@ -65,6 +67,10 @@ class TransactionRefused(ChainError):
 
 
 class NonceUsed(TransactionRefused):
+    pass
+
+
+class Underpriced(TransactionRefused):
     pass
 
 
@@ -159,6 +165,10 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseInUse(DatabaseError):
+    pass
+
+
+class FencedOff(DatabaseInUse):
     pass
 
 

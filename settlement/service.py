@@ -21,7 +21,7 @@ from engine.port import Batch, Port
 from engine.records import EVENT_STRUCT, Balances
 from engine.rejects import CompexError
 from settlement import database as db
-from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Deposit, VaultState
+from settlement.chain import Chain, Deposit, VaultState
 from settlement.deliver import DEPOSITS_PER_TURN_MAX, Delivery
 from settlement.errors import (
     ChainUnavailable,
@@ -32,10 +32,15 @@ from settlement.errors import (
     TransactionRefused,
 )
 from settlement.exits import Exits
+from settlement.fees import FeePolicy
+from settlement.fence import Fence
+from settlement.finality import Finality
 from settlement.ledger import Ledger, Numbered
 from settlement.oracle import Oracle, Published
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
+from settlement.sealing import Batches, Triggers
+from settlement.withdrawals import Withdrawals
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
@@ -49,8 +54,8 @@ log = logging.getLogger("compex.settlement")
 class Settings(NamedTuple):
     turn_seconds: float = 1.0  # between two turns of `run`
     turns_per_reconciliation: int = 60
-    batch_wait_ns: int = 0  # how long the oldest fill waits for company before it is sealed
-    fills_per_batch_max: int = FILLS_PER_BATCH_MAX
+    batches: Triggers = Triggers()
+    fees: FeePolicy = FeePolicy()
 
 
 class Turn(NamedTuple):
@@ -77,12 +82,14 @@ class Summary(NamedTuple):
     notional_usdc6: int
     buyer_fees_usdc6: int  # in escrow on chain
     seller_fees_usdc6: int  # of the same fills: due when their proceeds are released
+    fills_safe: int  # in batches mined so deep that they will hardly be reorganised away
     fills_settled: int  # in batches that are RECONCILED
     batches: int  # RECONCILED
     withdrawals: int  # RECONCILED
     refused_withdrawals: int
     quarantined_accounts: int
     voided_fills: int
+    foreign_transactions: int  # of the settler's key, signed by nobody here: it is not ours alone
     gas_used: int  # by the transactions of batches
     gas_per_fill: int  # rounded down; 0 before the first
 
@@ -99,6 +106,7 @@ class Settlement:
         database: db.Database,
         connect: Callable[[], Awaitable[db.Database]],
         ledger: Ledger,
+        fence: Fence,
         last_deposit: int,
         index: SpotIndex | None,
     ) -> None:
@@ -111,9 +119,11 @@ class Settlement:
         self._ledger = ledger
         self._index = index
         self._delivery = Delivery(port, chain, last_deposit)
-        self._outbox = Outbox(
-            database, ledger, chain, clock, settings.fills_per_batch_max
-        )  # fmt: skip
+        self._fence = fence
+        self._finality = Finality(database, fence, chain)
+        self._batches = Batches(database, fence, ledger, chain, clock, settings.batches)
+        kinds = {"settle": self._batches, "withdraw": Withdrawals(database, chain)}
+        self._outbox = Outbox(database, fence, chain, clock, kinds, settings.fees)
         self._exits = Exits(database, chain, port)
         self._oracle = Oracle(chain)
         self._opened_at = ledger.watermark
@@ -144,9 +154,9 @@ class Settlement:
         database = await connecting()
         try:
             ledger = await Ledger.open(database)
-            last_deposit = await ledger.last_deposit()
             self = cls(
-                settings, port, chain, clock, database, connecting, ledger, last_deposit, index
+                settings, port, chain, clock, database, connecting, ledger,
+                await Fence.take(database), await ledger.last_deposit(), index,
             )  # fmt: skip
             port.subscribe(self._receive, self._has_room, heard=self._booked_before)
             if index is not None:
@@ -166,6 +176,11 @@ class Settlement:
     def halted(self) -> str:
         """Why nothing more is settled, in words; empty while all is well."""
         return self._halted
+
+    @property
+    def waiting(self) -> str:
+        """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
+        return self._outbox.waiting
 
     # --- from the engine ------------------------------------------------------------------------
     def _receive(self, batch: Batch) -> None:
@@ -250,22 +265,24 @@ class Settlement:
         events = await self._catch_up()
         if not self._continues:
             await self._check_continuity()
-        final_block = await self._chain.final_block()
+        final_block = await self._finality.look()
         deposits = await self._delivery.deposits(final_block)
         exits, booked = await self._follow_exits(final_block)
         events += booked
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
-            fills = await self._outbox.seal(self._settings.batch_wait_ns)
+            fills = await self._batches.seal()
             steps += await self._outbox.advance()
             if not fills:
                 break
             sealed += fills
-        confirmations = self._delivery.payments(await self._outbox.confirmations())
+        final_block = await self._finality.look()  # what was mined just now may be final
+        due = await self._outbox.confirmations(final_block)
+        confirmations = self._delivery.payments(due)
         if deposits or confirmations:
             events += await self._catch_up()
         if confirmations:
-            await self._outbox.confirmations()  # those just booked become RECONCILED
+            await self._outbox.confirmations(final_block)  # those just booked become RECONCILED
         points = 0
         if self._index is not None:
             points = await self._oracle.publish(self._index.values(self._clock()))
@@ -293,12 +310,12 @@ class Settlement:
             raise SettlementHalted(
                 f"the engine has {self._received_number} events, the ledger has booked {booked}"
             )
-        state = await self._chain.vault_state(await self._chain.final_block())
+        state = await self._chain.vault_state(await self._finality.look())
         if state.deposits < await self._ledger.last_deposit():
             raise SettlementHalted("the vault has fewer deposits than the ledger")
         if state.exits < await self._exits.last_number():
             raise SettlementHalted("the vault has fewer exits than the ledger")
-        last_batch = await self._outbox.last_batch()
+        last_batch = await self._batches.last()
         if state.head > last_batch:
             raise SettlementHalted(
                 f"the vault has settled batch {state.head}, the ledger has sealed {last_batch}"
@@ -322,7 +339,7 @@ class Settlement:
                 state=state,
                 uncredited=uncredited,
                 unconfirmed=[
-                    *await self._outbox.executed(state.head, state.last_withdrawal),
+                    *await self._outbox.executed(state.block_number),
                     *await self._exits.due(),
                 ],
             )
@@ -349,8 +366,8 @@ class Settlement:
 
         Exits up to there are stored on the way.
         """
-        state = await self._chain.vault_state(await self._chain.final_block())
-        if state.head and not await self._outbox.has_batch(state.head, state.head_hash):
+        state = await self._chain.vault_state(await self._finality.look())
+        if state.head and not await self._batches.has(state.head, state.head_hash):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")
         if await self._exits.read(state.block_number) != state.exits:
             raise SettlementHalted(f"the vault counts exit {state.exits}, no log shows it")
@@ -405,16 +422,20 @@ class Settlement:
                 async with self._turn_lock:
                     await self._database.replace(await self._connect())
                     await self._ledger.reopen()
+                    await self._fence.retake()
                 log.warning("the database is there again")
                 return
 
 
 _SUMMARY: Final = """
     SELECT fills, volume_lots, notional_usdc6, buyer_fees_usdc6, seller_fees_usdc6,
-           fills_settled, batches, withdrawals, refused_withdrawals, quarantined_accounts,
-           voided_fills, gas_used
+           fills_safe, fills_settled, batches, withdrawals, refused_withdrawals,
+           quarantined_accounts, voided_fills, foreign_transactions, gas_used
     FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
                  coalesce(sum(notional_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
+         (SELECT coalesce(sum(b.fills), 0)::bigint AS fills_safe
+          FROM outgoing o JOIN batch b USING (id)
+          WHERE o.kind = 'settle' AND o.state IN ('SAFE', 'FINAL', 'RECONCILED')) safe,
          (SELECT coalesce(sum(f.buyer_fee_usdc6), 0)::bigint AS buyer_fees_usdc6,
                  coalesce(sum(f.seller_fee_usdc6), 0)::bigint AS seller_fees_usdc6
           FROM outgoing o JOIN fill f ON f.batch_id = o.id
@@ -427,5 +448,6 @@ _SUMMARY: Final = """
                  count(*) FILTER (WHERE state IN ('REFUSED', 'RETURNED')) AS refused_withdrawals
           FROM outgoing WHERE kind = 'withdraw') withdrawn,
          (SELECT count(*) AS quarantined_accounts FROM quarantine) quarantined,
+         (SELECT count(*) AS foreign_transactions FROM foreign_nonce) foreign_ones,
          (SELECT count(*) AS voided_fills FROM fill WHERE void_number IS NOT NULL) voided
 """

@@ -64,7 +64,7 @@ async def busy_chain(directory: Path) -> tuple[list[Any], list[Any]]:
     clock.now_s += 10_000
     packed = pack_fills([Fill(1, 2, 10_000, 100, 3, 9)])
     for nonce in range(2):  # the second one reverts, and is a transaction all the same
-        signed = await chain.prepare_settle(1, packed, nonce)
+        signed = await chain.sign(chain.settle_call(1, packed), nonce)
         await chain.send(signed)
     blocks = await snapshot(node)
     accounts = await chain.vault_accounts(node.height)

@@ -322,7 +322,7 @@ async def test_a_prepared_transaction_is_mined_at_most_once_however_often_sent(
     await world.fund(2, 100 * DOLLAR)
     packed = pack_fills([fill(1, 2, 10_000, 1)])
     nonce = await world.chain.settler_nonce()
-    signed = await world.chain.prepare_settle(1, packed, nonce)
+    signed = await world.chain.sign(world.chain.settle_call(1, packed), nonce)
     assert await world.chain.receipt(signed.hash) is None
     for _ in range(3):
         await world.chain.send(signed)
@@ -331,10 +331,10 @@ async def test_a_prepared_transaction_is_mined_at_most_once_however_often_sent(
     assert receipt.succeeded
     assert await world.chain.block_hash(receipt.block_number) == receipt.block_hash
     assert await world.chain.settler_nonce() == nonce + 1
-    other = await world.chain.prepare_settle(2, packed, nonce)
+    other = await world.chain.sign(world.chain.settle_call(2, packed), nonce)
     with pytest.raises(NonceUsed, match="too low"):
         await world.chain.send(other)
-    ahead = await world.chain.prepare_settle(2, packed, nonce + 2)
+    ahead = await world.chain.sign(world.chain.settle_call(2, packed), nonce + 2)
     with pytest.raises(NonceUsed, match="too high"):
         await world.chain.send(ahead)
 

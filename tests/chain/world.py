@@ -8,7 +8,7 @@ from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError
 
 from settlement.abi import Interface, rejection
-from settlement.chain import Chain, Fill, Funding, Receipt, address_of, checksum, pack_fills
+from settlement.chain import Call, Chain, Fill, Funding, Receipt, address_of, checksum, pack_fills
 from settlement.devchain import EmbeddedChain
 
 START_S = 1_796_000_000
@@ -87,16 +87,13 @@ class World:
 
     async def settle(self, batch_id: int, fills: list[Fill]) -> Receipt:
         """Signed by the settler and mined, whatever comes of it."""
-        signed = await self.chain.prepare_settle(
-            batch_id, pack_fills(fills), await self.chain.settler_nonce()
-        )
-        await self.chain.send(signed)
-        return await self.chain.wait(signed.hash)
+        return await self._send(self.chain.settle_call(batch_id, pack_fills(fills)))
 
     async def withdraw(self, withdrawal_id: int, account: int, amount: int) -> Receipt:
-        signed = await self.chain.prepare_withdraw(
-            withdrawal_id, account, amount, await self.chain.settler_nonce()
-        )
+        return await self._send(self.chain.withdraw_call(withdrawal_id, account, amount))
+
+    async def _send(self, call: Call) -> Receipt:
+        signed = await self.chain.sign(call, await self.chain.settler_nonce())
         await self.chain.send(signed)
         return await self.chain.wait(signed.hash)
 

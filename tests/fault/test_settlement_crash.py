@@ -102,6 +102,6 @@ async def test_wherever_it_is_dropped_every_fill_and_withdrawal_is_paid_once(
     else:
         pytest.fail("the countdown never outlasted a round")
     await node.end()
-    edges = {"submit", "simulate_settle", "prepare_settle", "simulate_withdraw"}
-    edges |= {"prepare_withdraw", "send", "receipt", "block_hash", "publish"}
+    edges = {"submit", "simulate_settle", "settle_call", "simulate_withdraw", "withdraw_call"}
+    edges |= {"sign", "send", "receipt", "heights", "block_hash", "publish"}
     assert edges <= set(crashed_at), "every edge was tried"

@@ -1,0 +1,2 @@
+-- Taken by a change that is merged separately.
+SELECT 1;
