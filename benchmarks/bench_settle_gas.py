@@ -21,9 +21,8 @@ ROUNDS_KEPT: Final = 64
 
 async def settle(chain: Chain, batch_id: int, fills: list[Fill]) -> int:
     """Gas used by the batch."""
-    signed = await chain.prepare_settle(
-        batch_id, pack_fills(sorted(fills)), await chain.settler_nonce()
-    )
+    call = chain.settle_call(batch_id, pack_fills(sorted(fills)))
+    signed = await chain.sign(call, await chain.settler_nonce())
     await chain.send(signed)
     receipt = await chain.wait(signed.hash)
     assert receipt.succeeded
@@ -31,7 +30,8 @@ async def settle(chain: Chain, batch_id: int, fills: list[Fill]) -> int:
 
 
 async def withdraw(chain: Chain, withdrawal_id: int) -> int:
-    signed = await chain.prepare_withdraw(withdrawal_id, 1, 10**6, await chain.settler_nonce())
+    call = chain.withdraw_call(withdrawal_id, 1, 10**6)
+    signed = await chain.sign(call, await chain.settler_nonce())
     await chain.send(signed)
     return (await chain.wait(signed.hash)).gas_used
 

@@ -48,6 +48,8 @@ from settlement import database
 from settlement.chain import Chain, Funding, Keys, Options, address_of
 from settlement.devchain import EmbeddedChain
 from settlement.errors import SettlementError
+from settlement.fees import GWEI, FeePolicy
+from settlement.sealing import Triggers
 from settlement.service import Settings as SettlementOptions
 from settlement.service import Settlement, Turn
 
@@ -132,7 +134,11 @@ class Node:
     async def _open_chain(self) -> None:
         chain = self.settings.chain
         if chain.rpc_url:
-            options = Options(confirmations=chain.confirmations, poll_seconds=RPC_POLL_SECONDS)
+            options = Options(
+                confirmations=chain.confirmations,
+                asks_node=chain.finality == "node",
+                poll_seconds=RPC_POLL_SECONDS,
+            )
             keys = read_keys(Path(chain.keys_file))
             self.chain = await Chain.connect(chain.rpc_url, keys, options)
         else:
@@ -176,8 +182,16 @@ class Node:
             SettlementOptions(
                 turn_seconds=wanted.turn_seconds,
                 turns_per_reconciliation=wanted.turns_per_reconciliation,
-                batch_wait_ns=wanted.batch_wait_seconds * 1_000_000_000,
-                fills_per_batch_max=wanted.fills_per_batch,
+                batches=Triggers(
+                    fills_max=wanted.fills_per_batch,
+                    wait_ns=wanted.batch_wait_seconds * 1_000_000_000,
+                    value_usdc6=wanted.batch_value_dollars * 1_000_000,
+                ),
+                fees=FeePolicy(
+                    cap_max_wei=wanted.fee_cap_gwei_max * GWEI,
+                    tip_max_wei=wanted.tip_gwei_max * GWEI,
+                    stuck_ns=wanted.raise_fee_seconds * 1_000_000_000,
+                ),
             ),
             self.engine,
             self.chain,

@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 from compex_client import messages as m
@@ -233,6 +233,10 @@ class ChainSettings(Struct, frozen=True, forbid_unknown_fields=True):
     confirmations: Annotated[
         int, Meta(ge=0, le=10_000, description="blocks on top before a block is final")
     ] = 0
+    finality: Annotated[
+        Literal["confirmations", "node"],
+        Meta(description="who says what is final: confirmations, or the node's finalized block"),
+    ] = "confirmations"
     embedded_rpc_port: Annotated[
         int,
         Meta(ge=-1, le=65535, description="JSON-RPC of the embedded chain; 0: any, -1: none"),
@@ -249,6 +253,19 @@ class SettlementSettings(Struct, frozen=True, forbid_unknown_fields=True):
     fills_per_batch: Annotated[
         int, Meta(ge=1, le=5_000, description="a batch is sealed at this many fills")
     ] = 1_000
+    batch_value_dollars: Annotated[
+        int, Meta(ge=1, le=10**9, description="or as soon as its fills are worth this much")
+    ] = 10_000
+    fee_cap_gwei_max: Annotated[
+        int, Meta(ge=1, le=10**6, description="for more per gas nothing is sent; it waits")
+    ] = 500
+    tip_gwei_max: Annotated[
+        int, Meta(ge=0, le=10**6, description="of a first offer; one that is raised may go above")
+    ] = 10
+    raise_fee_seconds: Annotated[
+        int,
+        Meta(ge=1, le=86_400, description="not mined for so long, it is offered an eighth more"),
+    ] = 60
     turns_per_reconciliation: Annotated[
         int, Meta(ge=1, le=1_000_000, description="passes between two reconciliations")
     ] = 60

@@ -21,12 +21,14 @@ from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import (
+    BlockNotFound,
     ContractLogicError,
     ProviderConnectionError,
     TransactionNotFound,
     Web3RPCError,
 )
 from web3.providers.async_base import AsyncBaseProvider
+from web3.types import BlockIdentifier
 
 from settlement import addresses as file
 from settlement import vault as v
@@ -40,7 +42,9 @@ from settlement.errors import (
     TransactionNotMined,
     TransactionRefused,
     TransactionReverted,
+    Underpriced,
 )
+from settlement.fees import Fees, Market
 from settlement.vault import VAULT, Call, VaultAccount, VaultLog, VaultState
 
 PRICE_E8_PER_TICK: Final = 10_000  # a tick is $0.0001; a feed counts in 1e-8 dollars
@@ -61,6 +65,7 @@ _TOKEN: Final = Interface("TestUSDC")
 _ORACLE: Final = Interface("PriceOracle")
 _FEED: Final = Interface("AggregatorV3Interface")
 _NO_ADDRESS: Final = bytes(20)
+_TAGS: Final[tuple[BlockIdentifier, ...]] = ("latest", "safe", "finalized")
 _T = TypeVar("_T")
 
 
@@ -95,6 +100,14 @@ class SignedTransaction(NamedTuple):
     nonce: int
     raw: bytes
     hash: bytes  # 32 bytes
+
+
+class Heights(NamedTuple):
+    """Numbers of blocks, each at most the one before; 0 at the start of the chain."""
+
+    newest: int
+    safe: int  # unlikely to be reorganised away
+    final: int  # counts as never to be
 
 
 class Receipt(NamedTuple):
@@ -133,7 +146,8 @@ class FeedAnswer(NamedTuple):
 
 
 class Options(NamedTuple):
-    confirmations: int = 0  # blocks on top before a block counts as final
+    confirmations: int = 0  # blocks on top before a block counts as final, half of them as safe
+    asks_node: bool = False  # which blocks are safe and final, instead of counting
     poll_seconds: float = 0.01  # between two looks for a receipt
     wait_seconds: float = 60.0  # for a receipt, before TransactionNotMined
     request_seconds: float = 30.0  # for one answer of the node, before ChainUnavailable
@@ -192,7 +206,7 @@ class Chain:
         try:
             async with asyncio.timeout(self._options.request_seconds):
                 return await question
-        except TransactionNotFound:
+        except (TransactionNotFound, BlockNotFound):
             raise  # an answer, not a failure
         except ContractLogicError as error:
             data = error.data if isinstance(error.data, str) else "0x"
@@ -208,7 +222,7 @@ class Chain:
         interface: Interface,
         function: str,
         *arguments: object,
-        block: int | None = None,
+        block: BlockIdentifier | None = None,
         sender: bytes = _NO_ADDRESS,
     ) -> tuple[Any, ...]:
         data = interface.encode(function, *arguments)
@@ -315,14 +329,26 @@ class Chain:
 
     # --- blocks -------------------------------------------------------------------------------
 
+    async def heights(self) -> Heights:
+        """As the node knows them now; another answer may come from a node that lags behind."""
+        if self._options.asks_node:
+            blocks: list[Any] = [await self._ask(self._w3.eth.get_block(tag)) for tag in _TAGS]
+            newest, safe, final = (int(block["number"]) for block in blocks)
+            return Heights(newest, min(safe, newest), min(final, safe, newest))
+        newest = await self._ask(self._w3.eth.block_number)
+        on_top = self._options.confirmations
+        return Heights(newest, max(0, newest - -(-on_top // 2)), max(0, newest - on_top))
+
     async def final_block(self) -> int:
         """Number of the newest block that counts as final; 0 at the start of the chain."""
-        newest = await self._ask(self._w3.eth.block_number)
-        return max(0, newest - self._options.confirmations)
+        return (await self.heights()).final
 
-    async def block_hash(self, number: int) -> bytes:
-        """Canonical hash at this height: compare with Receipt.block_hash to see a reorg."""
-        block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+    async def block_hash(self, number: int) -> bytes | None:
+        """Canonical hash at this height; None above the newest block that the node has."""
+        try:
+            block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+        except BlockNotFound:
+            return None
         return bytes(block["hash"])
 
     async def block_time_s(self, number: int) -> int:
@@ -364,9 +390,9 @@ class Chain:
             if len(page) < ACCOUNTS_PER_READ:
                 return accounts
 
-    async def vault_account(self, account: int) -> VaultAccount:
-        """One account that exists, as of the latest block."""
-        (found,) = await self._accounts_from(account, 1, None)
+    async def vault_account(self, account: int, block: int | None = None) -> VaultAccount:
+        """One account that exists, as of the latest block or the end of `block`."""
+        (found,) = await self._accounts_from(account, 1, block)
         return found
 
     async def _accounts_from(self, first: int, count: int, block: int | None) -> list[VaultAccount]:
@@ -399,10 +425,11 @@ class Chain:
         return await self._nonce(address_of(self._keys.settler), block)
 
     async def simulate(self, call: Call) -> None:
-        """Raises ContractRejected (AccountRejected names the account) as the contract would."""
+        """Raises ContractRejected (AccountRejected names the account) as the contract would, after
+        what the node knows to be on its way."""
         settler = checksum(address_of(self._keys.settler))
         transaction: Any = {"from": settler, "to": checksum(call.to), "data": call.data}
-        await self._ask(self._w3.eth.call(transaction, "latest"))
+        await self._ask(self._w3.eth.call(transaction, "pending"))
 
     def settle_call(self, batch_id: int, packed: bytes) -> Call:
         """Lock what buyers pay for a batch."""
@@ -416,6 +443,14 @@ class Chain:
         """Pay leases out of escrow."""
         return v.release(self.vault, release_id, batch_id, accounts, records)
 
+    def collect_call(self, account: int) -> Call:
+        """Make an account's matured earnings free."""
+        return v.collect(self.vault, account)
+
+    def heartbeat_call(self) -> Call:
+        """Say that the settler is there."""
+        return v.heartbeat(self.vault)
+
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
         """Raises ContractRejected (AccountRejected names the account) as the vault would."""
         await self.simulate(self.settle_call(batch_id, packed))
@@ -424,9 +459,32 @@ class Chain:
         """Raises ContractRejected as the vault would."""
         await self.simulate(self.withdraw_call(withdrawal_id, account, amount_usdc6))
 
-    async def prepare(self, call: Call, nonce: int) -> SignedTransaction:
-        """Sign as the settler, without sending. Nothing is simulated here."""
-        return await self._sign(self._keys.settler, nonce, call.to, call.data, call.gas)
+    async def is_paid(self, withdrawal_id: int, block: int) -> bool:
+        """Whether a withdrawal was executed by the end of `block`, going by the vault's logs."""
+        topics = [HexBytes(VAULT.topic("Withdrawn")), HexBytes(withdrawal_id.to_bytes(32, "big"))]
+        last = block
+        while last >= self.deploy_block:  # it was most likely not long ago
+            first = max(last - LOG_BLOCKS_MAX + 1, self.deploy_block)
+            query: Any = {
+                "address": checksum(self.vault), "topics": topics,
+                "fromBlock": first, "toBlock": last,
+            }  # fmt: skip
+            if await self._ask(self._w3.eth.get_logs(query)):
+                return True
+            last = first - 1
+        return False
+
+    async def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
+        """As the settler, without sending: the same bytes for the same arguments. Without `fees`
+        what is usual now."""
+        return await self._sign(
+            self._keys.settler, nonce, call.to, call.data, call.gas, fees_wei=fees
+        )
+
+    async def market(self) -> Market:
+        """What gas costs by the newest block."""
+        block: Any = await self._ask(self._w3.eth.get_block("latest"))
+        return Market(int(block["baseFeePerGas"]), await self._ask(self._w3.eth.max_priority_fee))
 
     async def _nonce(self, sender: bytes, block: int | None = None) -> int:
         at: Any = "latest" if block is None else block
@@ -434,9 +492,8 @@ class Chain:
 
     async def _max_fee_wei(self) -> tuple[int, int]:
         """(fee cap, tip): the cap outlives a doubling of the base fee."""
-        block: Any = await self._ask(self._w3.eth.get_block("latest"))
-        tip = await self._ask(self._w3.eth.max_priority_fee)
-        return 2 * int(block["baseFeePerGas"]) + tip, tip
+        market = await self.market()
+        return 2 * market.base_fee_wei + market.tip_wei, market.tip_wei
 
     async def _sign(
         self,
@@ -469,7 +526,7 @@ class Chain:
         """Hand it to the node; harmless when the node knows it already.
 
         Raises NonceUsed (another transaction took the nonce, or one before it is missing),
-        TransactionRefused, ChainUnavailable (the node may have it all the same).
+        Underpriced, TransactionRefused, ChainUnavailable (the node may have it all the same).
         """
         try:
             async with asyncio.timeout(self._options.request_seconds):
@@ -480,6 +537,8 @@ class Chain:
                 return
             if "nonce too low" in said and await self.receipt(transaction.hash) is not None:
                 return
+            if "underpriced" in said or "less than block base fee" in said:
+                raise Underpriced(f"nonce {transaction.nonce}: {said}") from error
             if "nonce" in said:
                 raise NonceUsed(f"nonce {transaction.nonce}: {said}") from error
             raise TransactionRefused(said) from error

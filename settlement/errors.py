@@ -17,26 +17,28 @@ class SettlementError(Exception):
     │   │   └── VaultOutdated       a vault of an earlier version, which a person has to leave
     │   ├── ArtifactError           a committed contract artifact is missing or damaged
     │   ├── TransactionRefused      the node did not take the transaction; nothing changed
-    │   │   └── NonceUsed           its nonce is not the sender's next one
+    │   │   ├── NonceUsed           its nonce is not the sender's next one
+    │   │   └── Underpriced         its fees are below the block's, or those of what it replaces
     │   ├── TransactionNotMined     no receipt in time; the outcome is unknown
     │   ├── TransactionReverted     mined, but without effect
     │   └── ContractRejected        a call or a simulation reverted, with the contract's reason
-    │       ├── AccountRejected     ... because of one account, in `.account`
-    │       │   ├── UnknownAccount
-    │       │   ├── InsufficientFree
-    │       │   ├── InsufficientLocked
-    │       │   ├── AccountExiting
-    │       │   └── TransferRefused the token does not pay the account's owner
-    │       ├── BatchOutOfOrder     the id is not the vault's head + 1
-    │       ├── ReleaseOutOfOrder   the id is not that of the last release + 1
-    │       ├── WithdrawalOutOfOrder
+    │       ├── PartRejected        ... because of one part, which can be left out
+    │       │   ├── AccountRejected of one account, in `.account`
+    │       │   │   ├── UnknownAccount
+    │       │   │   ├── InsufficientFree
+    │       │   │   ├── InsufficientLocked
+    │       │   │   ├── AccountExiting
+    │       │   │   └── TransferRefused the token does not pay the account's owner
+    │       │   ├── LeaseClosed     nothing more is paid out of a lease: `.batch` and `.index`
+    │       │   └── NothingToTake   nothing has matured, or somebody else was quicker
     │       ├── NotNow              ... but later it may not
     │       │   ├── VaultPaused
     │       │   ├── BondTooLow      there is too little behind the settler's word to settle
     │       │   └── WindowOpen      a batch may still be challenged
     │       ├── VaultFrozen         for good: owners leave by themselves
-    │       ├── LeaseClosed         nothing more is paid out of one lease: `.batch` and `.index`
-    │       ├── NothingToTake       nothing has matured, or somebody else was quicker
+    │       ├── BatchOutOfOrder     the id is not the vault's head + 1
+    │       ├── ReleaseOutOfOrder   the id is not that of the last release + 1
+    │       ├── WithdrawalOutOfOrder
     │       ├── NotPermitted        the sender lacks the role
     │       ├── RoundOutOfOrder     the product has a round of this window or a later one
     │       └── NoData              the feed has no such round
@@ -47,6 +49,7 @@ class SettlementError(Exception):
     ├── DatabaseError               PostgreSQL
     │   ├── DatabaseUnavailable     it does not answer, or the connection was lost; open again
     │   ├── DatabaseInUse           another process settles into it, or runs its server
+    │   │   └── FencedOff           another one has begun to, though we had thought we had the lock
     │   └── SchemaMismatch          its tables are not the ones this version made
     ├── LedgerError                 what the ledger was asked to book; nothing was
     │   ├── PostingRefused          a constraint refused it, such as a negative balance
@@ -83,6 +86,10 @@ class NonceUsed(TransactionRefused):
     pass
 
 
+class Underpriced(TransactionRefused):
+    pass
+
+
 class TransactionNotMined(ChainError):
     pass
 
@@ -107,8 +114,12 @@ class ContractRejected(ChainError):
         self.reason = reason
 
 
-class AccountRejected(ContractRejected):
-    """One account is why it reverted: leave that account's part out and try again."""
+class PartRejected(ContractRejected):
+    """One part of it is why it reverted: leave that out and try again."""
+
+
+class AccountRejected(PartRejected):
+    """One account is why it reverted."""
 
     def __init__(self, reason: ContractError) -> None:
         super().__init__(reason)
@@ -169,7 +180,7 @@ class VaultFrozen(ContractRejected):
     pass
 
 
-class LeaseClosed(ContractRejected):
+class LeaseClosed(PartRejected):
     def __init__(self, reason: ContractError) -> None:
         super().__init__(reason)
         batch, index = reason.arguments["batch"], reason.arguments["index"]
@@ -178,7 +189,7 @@ class LeaseClosed(ContractRejected):
         self.index: Final = index
 
 
-class NothingToTake(ContractRejected):
+class NothingToTake(PartRejected):
     pass
 
 
@@ -219,6 +230,10 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseInUse(DatabaseError):
+    pass
+
+
+class FencedOff(DatabaseInUse):
     pass
 
 

@@ -19,6 +19,7 @@ from settlement.batch import FILL_BYTES, Fills, costs_usdc6, root_of, unpack
 from settlement.chain import Chain
 from settlement.database import Database, Row
 from settlement.errors import ChainMismatch, SettlementHalted
+from settlement.fence import Fence
 from settlement.releases import Records
 from settlement.vault import CHALLENGE_SECONDS, EXCHANGE, STAKE_USDC6, VaultLog, deposit_of
 
@@ -64,8 +65,9 @@ class Moved:
 class Follower:
     """`read` up to a final block; what it found is in the tables."""
 
-    def __init__(self, database: Database, chain: Chain) -> None:
+    def __init__(self, database: Database, fence: Fence, chain: Chain) -> None:
         self._database = database
+        self._fence = fence
         self._chain = chain
 
     async def read(self, final_block: int) -> int:
@@ -82,7 +84,7 @@ class Follower:
                 for log in logs
                 if log.name in {"Batch", "Challenged"}
             }
-            async with self._database.transaction():
+            async with self._fence.transaction():
                 await _Reading(self._database, logs, times).store()
                 await self._database.execute("UPDATE vault_seen SET block_number = $1", last)
         return final_block
@@ -225,7 +227,7 @@ class _Reading:
             case _:
                 pass  # moves no money: roles, keys, the pause
 
-    # --- what every log comes to ------------------------------------------------------------------
+    # --- what every log comes to ---
     def _credit(
         self, log: VaultLog, kind: str, account: int, amount_usdc6: int, *, is_bond: bool = False
     ) -> None:
@@ -264,7 +266,7 @@ class _Reading:
             log.block_number,
         ))  # fmt: skip
 
-    # --- the settler's bond -------------------------------------------------------------------------
+    # --- the settler's bond ---
     def _settler_bond_taken(self, log: VaultLog) -> None:
         """Of a penalty, which follows what it is for in the same transaction, each party gets a
         quarter and whoever showed it the rest; else the administrator has taken it."""
@@ -278,7 +280,7 @@ class _Reading:
         self._punished = None
         self._move(log, *lines)
 
-    # --- leases -------------------------------------------------------------------------------------
+    # --- leases ---
     async def _batch(self, log: VaultLog) -> None:
         batch_id = log.fields["id"]
         packed: bytes | None = await self._database.value(

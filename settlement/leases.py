@@ -19,7 +19,9 @@ from settlement import batch, releases
 from settlement.batch import Amounts, Fills
 from settlement.chain import Call, Chain
 from settlement.database import Database
-from settlement.errors import ContractRejected, LeaseClosed
+from settlement.errors import LeaseClosed, PartRejected
+from settlement.fence import Fence
+from settlement.outgoing import Standing
 from settlement.products import HOUR_BITS
 from settlement.vault import CHALLENGE_SECONDS, EPOCH_SECONDS, EXCHANGE
 
@@ -103,8 +105,11 @@ _OPEN: Final = "release_id IS NULL AND ended IS NULL AND disputes = 0"
 class Leases:
     """`clock` gives time_ns."""
 
-    def __init__(self, database: Database, chain: Chain, clock: Callable[[], int]) -> None:
+    def __init__(
+        self, database: Database, fence: Fence, chain: Chain, clock: Callable[[], int]
+    ) -> None:
         self._database = database
+        self._fence = fence
         self._chain = chain
         self._clock = clock
 
@@ -126,7 +131,7 @@ class Leases:
         )
         if batch_id is None:
             return 0
-        async with self._database.transaction():
+        async with self._fence.transaction():
             release_id: int = await self._database.value(
                 "SELECT coalesce(max(id), 0) + 1 FROM release"
             )
@@ -142,7 +147,7 @@ class Leases:
         rows = await self._database.rows(
             "SELECT place, posted_at_s, least(stopped_at_s, reported_at_s) AS until_s FROM lease"
             f" WHERE batch_id = $1 AND due_at_s <= $2 AND {_OPEN} ORDER BY place LIMIT $3",
-            *(batch_id, now_s, releases.RECORDS_MAX),
+            *(batch_id, now_s, batch.FILLS_MAX),
         )
         if not rows:
             return 0
@@ -177,10 +182,10 @@ class Leases:
         assert row is not None, "written together with its row in outgoing"
         return self._chain.release_call(number, *row.values())
 
-    async def standing(self, number: int, block: int) -> str:
+    async def standing(self, number: int, block: int) -> Standing:
         return "done" if (await self._chain.vault_state(block)).releases >= number else "open"
 
-    async def leave_out(self, number: int, error: ContractRejected) -> bool:
+    async def leave_out(self, number: int, error: PartRejected) -> bool:
         """The vault has closed one lease, by somebody's claim or question, before its log is final:
         set it aside and build what remains anew under the same id."""
         if not isinstance(error, LeaseClosed):

@@ -22,7 +22,6 @@ from engine.port import Batch, Port
 from engine.records import EVENT_STRUCT, Balances
 from engine.rejects import CompexError
 from settlement import database as db
-from settlement.batch import FILLS_MAX
 from settlement.chain import Chain
 from settlement.deliver import Delivery
 from settlement.errors import (
@@ -34,13 +33,19 @@ from settlement.errors import (
     TransactionRefused,
 )
 from settlement.exits import Exits
+from settlement.fees import FeePolicy
+from settlement.fence import Fence
+from settlement.finality import Finality
 from settlement.follow import Credit, Follower
 from settlement.leases import Leases
 from settlement.ledger import Ledger, Numbered
 from settlement.oracle import Oracle, Published
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
+from settlement.sealing import Batches, Triggers
+from settlement.upkeep import Collections, Heartbeats, Upkeep
 from settlement.vault import VaultState
+from settlement.withdrawals import Withdrawals
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
@@ -54,8 +59,8 @@ log = logging.getLogger("compex.settlement")
 class Settings(NamedTuple):
     turn_seconds: float = 1.0  # between two turns of `run`
     turns_per_reconciliation: int = 60
-    batch_wait_ns: int = 0  # how long the oldest fill waits for company before it is sealed
-    fills_per_batch_max: int = FILLS_MAX
+    batches: Triggers = Triggers()
+    fees: FeePolicy = FeePolicy()
 
 
 class Turn(NamedTuple):
@@ -82,12 +87,14 @@ class Summary(NamedTuple):
     notional_usdc6: int
     buyer_fees_usdc6: int  # in escrow on chain
     seller_fees_usdc6: int  # of the same fills: due when their proceeds are released
+    fills_safe: int  # in batches mined so deep that they will hardly be reorganised away
     fills_settled: int  # in batches that are RECONCILED
     batches: int  # RECONCILED
     withdrawals: int  # RECONCILED
     refused_withdrawals: int
     quarantined_accounts: int
     voided_fills: int
+    foreign_transactions: int  # of the settler's key, signed by nobody here: it is not ours alone
     gas_used: int  # by the transactions of batches
     gas_per_fill: int  # rounded down; 0 before the first
 
@@ -104,6 +111,7 @@ class Settlement:
         database: db.Database,
         connect: Callable[[], Awaitable[db.Database]],
         ledger: Ledger,
+        fence: Fence,
         last_deposit: int,
         index: SpotIndex | None,
     ) -> None:
@@ -115,13 +123,22 @@ class Settlement:
         self._connect = connect  # once more, after the connection was lost
         self._ledger = ledger
         self._index = index
-        self._follower = Follower(database, chain)
+        self._follower = Follower(database, fence, chain)
         self._delivery = Delivery(port, self._follower, last_deposit)
-        self._outbox = Outbox(
-            database, ledger, chain, clock, settings.fills_per_batch_max
-        )  # fmt: skip
+        self._fence = fence
+        self._finality = Finality(database, fence, chain)
+        self._batches = Batches(database, fence, ledger, chain, clock, settings.batches)
+        self._leases = Leases(database, fence, chain, clock)
+        self._upkeep = Upkeep(database, fence, chain, clock)
+        kinds = {
+            "settle": self._batches,
+            "withdraw": Withdrawals(database, chain),
+            "release": self._leases,
+            "collect": Collections(database, chain),
+            "heartbeat": Heartbeats(database, chain),
+        }
+        self._outbox = Outbox(database, fence, chain, clock, kinds, settings.fees)
         self._exits = Exits(database, chain, port)
-        self._leases = Leases(database, chain, clock)
         self._oracle = Oracle(chain)
         self._opened_at = ledger.watermark
         self._queue: deque[Batch] = deque()
@@ -151,9 +168,9 @@ class Settlement:
         database = await connecting()
         try:
             ledger = await Ledger.open(database)
-            last_deposit = await ledger.last_deposit()
             self = cls(
-                settings, port, chain, clock, database, connecting, ledger, last_deposit, index
+                settings, port, chain, clock, database, connecting, ledger,
+                await Fence.take(database), await ledger.last_deposit(), index,
             )  # fmt: skip
             port.subscribe(self._receive, self._has_room, heard=self._booked_before)
             if index is not None:
@@ -173,6 +190,11 @@ class Settlement:
     def halted(self) -> str:
         """Why nothing more is settled, in words; empty while all is well."""
         return self._halted
+
+    @property
+    def waiting(self) -> str:
+        """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
+        return self._outbox.waiting or self._upkeep.warning
 
     # --- from the engine ------------------------------------------------------------------------
     def _receive(self, batch: Batch) -> None:
@@ -255,24 +277,30 @@ class Settlement:
 
     async def _turn(self) -> Turn:
         events = await self._catch_up()
-        await self._follower.read(await self._chain.final_block())
+        final_block = await self._finality.look()
         if not self._continues:
-            await self._check_continuity()
+            await self._check_continuity(final_block)
+        await self._follower.read(final_block)
         deposits = await self._delivery.credits()
         exits, booked = await self._follow_exits()
         events += booked
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
-            fills = await self._outbox.seal(self._settings.batch_wait_ns)
+            fills = await self._batches.seal()
             steps += await self._outbox.advance()
             if not fills:
                 break
             sealed += fills
-        confirmations = self._delivery.payments(await self._outbox.confirmations())
+        planned = await self._leases.build() + await self._upkeep.plan(final_block)
+        if planned:
+            steps += await self._outbox.advance()
+        final_block = await self._finality.look()  # what was mined just now may be final
+        due = await self._outbox.confirmations(final_block)
+        confirmations = self._delivery.payments(due)
         if deposits or confirmations:
             events += await self._catch_up()
         if confirmations:
-            await self._outbox.confirmations()  # those just booked become RECONCILED
+            await self._outbox.confirmations(final_block)  # those just booked become RECONCILED
         points = 0
         if self._index is not None:
             points = await self._oracle.publish(self._index.values(self._clock()))
@@ -293,24 +321,25 @@ class Settlement:
         await self._port.settled()
         return await self._book(self._received_number)
 
-    async def _check_continuity(self) -> None:
+    async def _check_continuity(self, final_block: int) -> None:
         """That the journal, the ledger and the vault are each other's. Once, after the replay."""
         booked = self._ledger.watermark.event_number
         if self._received_number < booked:
             raise SettlementHalted(
                 f"the engine has {self._received_number} events, the ledger has booked {booked}"
             )
-        marks = await self._follower.marks()
-        if marks.credit < await self._ledger.last_deposit():
-            raise SettlementHalted("the vault has fewer deposits and earnings than the ledger")
-        state = await self._chain.vault_state(await self._chain.final_block())
-        if state.exits < marks.exit:
-            raise SettlementHalted("the vault has fewer exits than the ledger")
-        last_batch = await self._outbox.last_batch()
+        state = await self._chain.vault_state(final_block)
+        last_batch = await self._batches.last()
         if state.head > last_batch:
             raise SettlementHalted(
                 f"the vault has settled batch {state.head}, the ledger has sealed {last_batch}"
             )
+        await self._follower.read(final_block)
+        marks = await self._follower.marks()
+        if marks.credit < await self._ledger.last_deposit():
+            raise SettlementHalted("the vault has fewer deposits and earnings than the ledger")
+        if state.exits < marks.exit:
+            raise SettlementHalted("the vault has fewer exits than the ledger")
         self._continues = True
 
     # --- reconciliation -------------------------------------------------------------------------
@@ -331,7 +360,7 @@ class Settlement:
                 moved=await self._follower.moved(),
                 uncredited=uncredited,
                 unconfirmed=[
-                    *await self._outbox.executed(state.head, state.last_withdrawal),
+                    *await self._outbox.executed(state.block_number),
                     *await self._exits.due(),
                 ],
             )
@@ -355,9 +384,9 @@ class Settlement:
 
     async def _vault_state(self) -> tuple[VaultState, list[Credit]]:
         """The vault at the block up to which its logs are read, and what of them is not booked."""
-        block = await self._follower.read(await self._chain.final_block())
+        block = await self._follower.read(await self._finality.look())
         state = await self._chain.vault_state(block)
-        if state.head and not await self._outbox.has_batch(state.head, state.head_root):
+        if state.head and not await self._batches.has(state.head, state.head_root):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")
         marks = await self._follower.marks()
         for what, counted, seen in (
@@ -410,16 +439,20 @@ class Settlement:
                 async with self._turn_lock:
                     await self._database.replace(await self._connect())
                     await self._ledger.reopen()
+                    await self._fence.retake()
                 log.warning("the database is there again")
                 return
 
 
 _SUMMARY: Final = """
     SELECT fills, volume_lots, notional_usdc6, buyer_fees_usdc6, seller_fees_usdc6,
-           fills_settled, batches, withdrawals, refused_withdrawals, quarantined_accounts,
-           voided_fills, gas_used
+           fills_safe, fills_settled, batches, withdrawals, refused_withdrawals,
+           quarantined_accounts, voided_fills, foreign_transactions, gas_used
     FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
                  coalesce(sum(notional_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
+         (SELECT coalesce(sum(b.fills), 0)::bigint AS fills_safe
+          FROM outgoing o JOIN batch b USING (id)
+          WHERE o.kind = 'settle' AND o.state IN ('SAFE', 'FINAL', 'RECONCILED')) safe,
          (SELECT coalesce(sum(f.buyer_fee_usdc6), 0)::bigint AS buyer_fees_usdc6,
                  coalesce(sum(f.seller_fee_usdc6), 0)::bigint AS seller_fees_usdc6
           FROM outgoing o JOIN fill f ON f.batch_id = o.id
@@ -432,5 +465,6 @@ _SUMMARY: Final = """
                  count(*) FILTER (WHERE state IN ('REFUSED', 'RETURNED')) AS refused_withdrawals
           FROM outgoing WHERE kind = 'withdraw') withdrawn,
          (SELECT count(*) AS quarantined_accounts FROM quarantine) quarantined,
+         (SELECT count(*) AS foreign_transactions FROM foreign_nonce) foreign_ones,
          (SELECT count(*) AS voided_fills FROM fill WHERE void_number IS NOT NULL) voided
 """

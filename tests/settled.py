@@ -66,6 +66,8 @@ class Between:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._target, name)
+        if not callable(method):
+            return method
 
         def called(*arguments: Any, **named: Any) -> Any:
             self._before(name)

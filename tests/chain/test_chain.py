@@ -122,8 +122,8 @@ async def test_a_batch_is_locked_released_and_collected_within_the_gas_that_is_g
     await chain.simulate(call)
     assert (await world.tell(call)).succeeded
     for wrong, error in ((1, ReleaseOutOfOrder), (2, LeaseClosed)):
+        again = chain.release_call(wrong, 1, release.accounts, release.records)
         with pytest.raises(error):
-            again = chain.release_call(wrong, 1, release.accounts, release.records)
             await chain.simulate(again)
     exchange, *_, seller = await chain.vault_accounts(await chain.final_block())
     sold = sum(f.divide(f.notional)[0] for f in fills)
@@ -177,7 +177,7 @@ async def test_a_prepared_transaction_is_mined_at_most_once_however_often_sent(
     await world.fund(2, 100 * DOLLAR)
     packed = pack([fill(1, 2, 10_000, 1)])
     nonce = await world.chain.settler_nonce()
-    signed = await world.chain.prepare(world.chain.settle_call(1, packed), nonce)
+    signed = await world.chain.sign(world.chain.settle_call(1, packed), nonce)
     assert await world.chain.receipt(signed.hash) is None
     for _ in range(3):
         await world.chain.send(signed)
@@ -186,10 +186,10 @@ async def test_a_prepared_transaction_is_mined_at_most_once_however_often_sent(
     assert receipt.succeeded
     assert await world.chain.block_hash(receipt.block_number) == receipt.block_hash
     assert await world.chain.settler_nonce() == nonce + 1
-    other = await world.chain.prepare(world.chain.settle_call(2, packed), nonce)
+    other = await world.chain.sign(world.chain.settle_call(2, packed), nonce)
     with pytest.raises(NonceUsed, match="too low"):
         await world.chain.send(other)
-    ahead = await world.chain.prepare(world.chain.settle_call(2, packed), nonce + 2)
+    ahead = await world.chain.sign(world.chain.settle_call(2, packed), nonce + 2)
     with pytest.raises(NonceUsed, match="too high"):
         await world.chain.send(ahead)
 
@@ -218,7 +218,7 @@ async def test_contracts_are_found_again_and_foreign_ones_refused(
             await second.deploy_or_load(tmp_path)
     del fields["vault_version"], fields["timelock"]  # as it was written for the first vault
     listed.write_text(json.dumps(fields), "utf-8")
-    with pytest.raises(VaultOutdated, match="version 1.*RUNBOOK"):
+    with pytest.raises(VaultOutdated, match=r"version 1.*RUNBOOK"):
         await second.deploy_or_load(tmp_path)
 
 

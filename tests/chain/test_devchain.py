@@ -65,7 +65,7 @@ async def busy_chain(directory: Path) -> tuple[list[Any], list[Any]]:
     clock.now_s += 10_000
     call = chain.settle_call(1, pack([Fill(1, 2, 10_000, 100)]))
     for nonce in range(2):  # the second one reverts, and is a transaction all the same
-        signed = await chain.prepare(call, nonce)
+        signed = await chain.sign(call, nonce)
         await chain.send(signed)
     blocks = await snapshot(node)
     accounts = await chain.vault_accounts(node.height)

@@ -20,6 +20,7 @@ from settlement.chain import (
     address_of,
 )
 from settlement.errors import SettlementHalted
+from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.passable import NewDatabase
 from tests.settled import DOLLAR, SECOND_NS, START_NS, Node, key
@@ -68,7 +69,8 @@ async def test_a_deposit_on_chain_becomes_money_in_the_engine(node: Node) -> Non
     assert node.pipeline.balances(node.account(BUYER)).free_usdc6 == 100 * DOLLAR
     assert node.pipeline.balances(node.account(SELLER)).bond_free_usdc6 == 20 * DOLLAR
     report = await node.settlement.reconcile()
-    assert report.reconciled and report.ledger_usdc6 == 170 * DOLLAR == report.tokens_usdc6
+    assert report.reconciled and report.ledger_usdc6 == 170 * DOLLAR == report.vault_usdc6
+    assert report.tokens_usdc6 == 170 * DOLLAR + report.settler_bond_usdc6
 
 
 CUT_OFF = """
@@ -261,7 +263,7 @@ async def test_a_batch_that_another_transaction_settled_is_adopted(
     await database.close()
     await node.give_to_vault(1)  # takes the stored transaction's nonce
     nonce = await node.chain.settler_nonce()
-    other = await node.chain.prepare_settle(1, packed, nonce)
+    other = await node.chain.sign(node.chain.settle_call(1, packed), nonce)
     await node.chain.send(other)
     await node.start()
     await node.settlement.turn()
@@ -441,7 +443,7 @@ async def test_a_lost_ledger_is_not_begun_again_over_a_used_vault(
 async def test_many_turns_settle_many_batches_in_order(node: Node) -> None:
     await funded(node)
     await node.stop()
-    node.settings = Settings(fills_per_batch_max=2)
+    node.settings = Settings(batches=Triggers(fills_max=2))
     await node.start()
     for _ in range(7):
         await node.order(SELLER, Side.SELL, 10_000, 3)

@@ -96,7 +96,7 @@ class World:
 
     async def tell(self, call: Call) -> Receipt:
         """Signed by the settler and mined, whatever comes of it."""
-        signed = await self.chain.prepare(call, await self.chain.settler_nonce())
+        signed = await self.chain.sign(call, await self.chain.settler_nonce())
         await self.chain.send(signed)
         return await self.chain.wait(signed.hash)
 
