@@ -23,6 +23,7 @@ from settlement.chain import Call, Chain, Heights, Receipt
 from settlement.database import Database
 from settlement.errors import (
     AccountRejected,
+    ChainUnavailable,
     ContractRejected,
     NonceUsed,
     SettlementHalted,
@@ -211,9 +212,11 @@ class Outbox:
         standing = await self._kinds[row.kind].standing(row.id, newest)
         if standing == "foreign":
             raise SettlementHalted(f"the vault has something else as {row}")
-        block_hash = await self._chain.block_hash(newest)
-        if standing != "done" or block_hash is None:
+        if standing != "done":
             return False
+        block_hash = await self._chain.block_hash(newest)
+        if block_hash is None:
+            raise ChainUnavailable(f"the node has not got block {newest}, which it had just now")
         await self._mined(row, Receipt(b"", newest, block_hash, True, 0), row.nonce)
         return True
 
