@@ -22,6 +22,7 @@ from settlement.attempts import Attempt, Attempts
 from settlement.chain import Call, Chain, Heights, Receipt
 from settlement.database import Database
 from settlement.errors import (
+    ChainUnavailable,
     ContractRejected,
     NonceUsed,
     NotNow,
@@ -210,9 +211,11 @@ class Outbox:
         standing = await self._kinds[row.kind].standing(row.id, newest)
         if standing == "foreign":
             raise SettlementHalted(f"the vault has something else as {row}")
-        block_hash = await self._chain.block_hash(newest)
-        if standing != "done" or block_hash is None:
+        if standing != "done":
             return False
+        block_hash = await self._chain.block_hash(newest)
+        if block_hash is None:
+            raise ChainUnavailable(f"the node has not got block {newest}, which it had just now")
         await self._mined(row, Receipt(b"", newest, block_hash, True, 0), row.nonce)
         return True
 
