@@ -381,8 +381,9 @@ class Chain:
             exits, releases, settler_bond, last_heard, is_paused, is_frozen, balance_usdc6,
         )  # fmt: skip
 
-    async def vault_accounts(self, block: int) -> list[VaultAccount]:
-        """All accounts, ascending from 0, the exchange's, as of the end of `block`."""
+    async def vault_accounts(self, block: int | None = None) -> list[VaultAccount]:
+        """All accounts, ascending from 0, the exchange's, as of the end of `block`, or now: after
+        what the node knows to be on its way, and with what has matured by this time."""
         accounts: list[VaultAccount] = []
         while True:
             page = await self._accounts_from(len(accounts), ACCOUNTS_PER_READ, block)
@@ -391,12 +392,13 @@ class Chain:
                 return accounts
 
     async def vault_account(self, account: int, block: int | None = None) -> VaultAccount:
-        """One account that exists, as of the latest block or the end of `block`."""
+        """One account that exists, as of the end of `block`, or now."""
         (found,) = await self._accounts_from(account, 1, block)
         return found
 
     async def _accounts_from(self, first: int, count: int, block: int | None) -> list[VaultAccount]:
-        (page,) = await self._call(self.vault, VAULT, "accountsFrom", first, count, block=block)
+        at = "pending" if block is None else block
+        (page,) = await self._call(self.vault, VAULT, "accountsFrom", first, count, block=at)
         return [
             VaultAccount(
                 first + i, _bytes(owner), free, locked, bond, exit_at, matured, earning, bond_at

@@ -321,7 +321,7 @@ class _Reading:
     async def _parties(self, log: VaultLog) -> tuple[int, int]:
         """(buyer, seller) of the lease that a log is about."""
         fill = await self._fill(log)
-        return int(fill["buyer"]), int(fill["seller"])
+        return int(fill["buyer"][0]), int(fill["seller"][0])
 
     async def _challenged(self, log: VaultLog) -> None:
         fields = log.fields

@@ -54,7 +54,7 @@ class Upkeep:
         state = await self._chain.vault_state(final_block)
         self._look_at_bond(state)
         planned = await self._plan_heartbeat(state, now_s)
-        planned += await self._plan_collections(final_block)
+        planned += await self._plan_collections()
         self._planned_s = now_s
         return planned
 
@@ -90,7 +90,7 @@ class Upkeep:
             )
         return 1
 
-    async def _plan_collections(self, final_block: int) -> int:
+    async def _plan_collections(self) -> int:
         under_way = {
             row["account"]
             for row in await self._database.rows(
@@ -100,7 +100,7 @@ class Upkeep:
         }
         due = [
             slots
-            for slots in await self._chain.vault_accounts(final_block)
+            for slots in await self._chain.vault_accounts()
             if slots.account != v.EXCHANGE
             and slots.matured_usdc6 >= COLLECT_USDC6_MIN
             and slots.account not in under_way

@@ -2,13 +2,15 @@
 with the real contracts, a database, and settlement between them. `start` and `stop` may be
 repeated on the same directory; the chain goes on living in between, as other people's would."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
 import asyncpg
 from eth_account import Account
 
+from benchmarks.vault import DISPUTED
 from engine.catalog import load_catalog
 from engine.clock import ScriptedClock
 from engine.index import SpotIndex
@@ -27,6 +29,7 @@ from settlement.chain import (
 )
 from settlement.devchain import EmbeddedChain
 from settlement.service import Settings, Settlement
+from settlement.vault import DISPUTES, VAULT
 
 START_NS = 1_795_219_200_000_000_000
 SECOND_NS = 1_000_000_000
@@ -157,16 +160,28 @@ class Node:
         await self.finish_exit(wallet)
 
     async def request_exit(self, wallet: int) -> None:
-        await self._call_vault(wallet, "requestExit")
+        await self.call_vault(wallet, "requestExit")
 
     async def cancel_exit(self, wallet: int) -> None:
-        await self._call_vault(wallet, "cancelExit")
+        await self.call_vault(wallet, "cancelExit")
 
     async def finish_exit(self, wallet: int) -> None:
-        await self._call_vault(wallet, "finishExit")
+        await self.call_vault(wallet, "finishExit")
 
-    async def _call_vault(self, wallet: int, function: str) -> None:
-        await self._transact(key(wallet), self.chain.vault, Interface("VaultV2").encode(function))
+    async def call_vault(self, wallet: int, function: str, *arguments: object) -> None:
+        """By the wallet's own transaction, to either half of the vault."""
+        await self.tell_vault(key(wallet), function, *arguments)
+
+    async def tell_vault(self, private_key: bytes, function: str, *arguments: object) -> None:
+        half = DISPUTES if function in DISPUTED else VAULT
+        await self._transact(private_key, self.chain.vault, half.encode(function, *arguments))
+
+    async def mint(self, wallet: int, amount_usdc6: int) -> None:
+        """Test USDC in a wallet that the vault may take it from, and ether to move it."""
+        await self.chain.fund([Funding(key(wallet), DOLLAR, 0)])  # its gas, and an account
+        owner, token = address_of(key(wallet)), Interface("TestUSDC")
+        for call in (("mint", owner, amount_usdc6), ("approve", self.chain.vault, amount_usdc6)):
+            await self._transact(key(wallet), self.chain.token, token.encode(*call))
 
     async def _transact(self, private_key: bytes, to: bytes, data: bytes) -> None:
         sender = "0x" + address_of(private_key).hex()
@@ -174,7 +189,7 @@ class Node:
         nonce = int(cast("str", count), 16)
         base_fee = int(cast("str", await self.embedded.request("eth_gasPrice", [])), 16)
         fields = {
-            "chainId": self.chain.chain_id, "nonce": nonce, "gas": 150_000, "value": 0,
+            "chainId": self.chain.chain_id, "nonce": nonce, "gas": 500_000, "value": 0,
             "maxFeePerGas": base_fee + 1, "maxPriorityFeePerGas": 1, "to": checksum(to),
             "data": data,
         }  # fmt: skip
@@ -202,13 +217,19 @@ class Node:
 
     async def sign(self) -> None:
         """Hand in, as if verified, the signatures of the orders accepted since the last time."""
-        if not self.unsigned:
-            return
+        if self.unsigned:
+            async with self.beside() as connection:
+                await connection.executemany(SIGNED, self.unsigned)
+            self.unsigned.clear()
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncGenerator[Any]:
+        """A connection to the database beside the one that settles."""
         connection: Any = await cast("Any", asyncpg.connect)(self.database_url)
-        for account, order_id in self.unsigned:
-            await connection.execute(SIGNED, account, order_id)
-        self.unsigned.clear()
-        await connection.close()
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
     async def list_market(self, wallet: int, capacity_lots: int) -> None:
         """The one market, with capacity declared by this seller."""

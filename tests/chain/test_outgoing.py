@@ -2,16 +2,14 @@
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
-import asyncpg
 import pytest
 
 from settlement import database as db
 from settlement.chain import Chain
 from settlement.devchain import EmbeddedChain
-from settlement.errors import ContractError, ContractRejected, FencedOff, PostingRefused
-from settlement.fees import GWEI, FeePolicy, Fees, Market
+from settlement.errors import FencedOff
 from tests.chain.sending import DOLLAR, Sender, Through
 
 MIGRATIONS = Path(db.__file__).parent / "migrations"
