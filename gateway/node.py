@@ -269,7 +269,10 @@ class Node:
         self._stack.push_async_callback(self.server.stop)
 
     def _settlement_status(self) -> dict[str, Any]:
-        return {"halted": self.settlement.halted or self._settlement_ended}
+        return {
+            "halted": self.settlement.halted or self._settlement_ended,
+            "waiting": self.settlement.waiting,
+        }
 
     @property
     def url(self) -> str:

@@ -492,7 +492,7 @@ async def test_states_are_only_left_for_the_next_one(database: db.Database) -> N
     with pytest.raises(PostingRefused, match="goes from SEALED to SIGNED"):
         await database.execute("UPDATE outgoing SET state = 'SIGNED'")
     await database.execute("UPDATE outgoing SET state = 'SIMULATED'")
-    with pytest.raises(PostingRefused, match="signed_is_stored"):
+    with pytest.raises(PostingRefused, match="signed_has_a_nonce"):
         await database.execute("UPDATE outgoing SET state = 'SIGNED'")
     with pytest.raises(PostingRefused, match="goes from SIMULATED to FINAL"):
         await database.execute("UPDATE outgoing SET state = 'FINAL'")

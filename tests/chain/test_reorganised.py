@@ -35,8 +35,16 @@ async def settled(anvil: Anvil, sender: Sender) -> None:
     assert set(await sender.states()) == {"FINAL"}
 
 
-DEPTHS = [pytest.param(n, marks=pytest.mark.fault(f"reorg-{n}")) for n in (1, 4, 32)]
-CONFLICTS = [pytest.param(n, marks=pytest.mark.fault(f"reorg-{n}-conflict")) for n in (1, 4, 32)]
+DEPTHS = [
+    pytest.param(1, marks=pytest.mark.fault("reorg-1")),
+    pytest.param(4, marks=pytest.mark.fault("reorg-4")),
+    pytest.param(32, marks=pytest.mark.fault("reorg-32")),
+]
+CONFLICTS = [
+    pytest.param(1, marks=pytest.mark.fault("reorg-1-conflict")),
+    pytest.param(4, marks=pytest.mark.fault("reorg-4-conflict")),
+    pytest.param(32, marks=pytest.mark.fault("reorg-32-conflict")),
+]
 
 
 async def paid_in_a_block_under(anvil: Anvil, sender: Sender, depth: int) -> None:

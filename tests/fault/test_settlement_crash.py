@@ -71,6 +71,7 @@ async def assert_settled_once(node: Node, rounds: int, context: str) -> None:
     assert feed.updated_at_s == node.clock.now_ns() // SECOND_NS // 300 * 300, context
 
 
+@pytest.mark.fault("crash-at-each-edge")
 @pytest.mark.parametrize("when", ["before", "after"])
 async def test_wherever_it_is_dropped_every_fill_and_withdrawal_is_paid_once(
     tmp_path: Path, database_url: str, when: str
