@@ -45,13 +45,14 @@ from gateway.settings import Settings, SettingsError
 from gateway.snapshots import Snapshots
 from gateway.transport import Access
 from settlement import database
-from settlement.chain import Chain, Funding, Keys, Options, address_of
+from settlement.chain import Chain, Funding, Keys, Officers, Options, address_of
 from settlement.devchain import EmbeddedChain
 from settlement.errors import SettlementError
 from settlement.fees import GWEI, FeePolicy
 from settlement.sealing import Triggers
 from settlement.service import Settings as SettlementOptions
 from settlement.service import Settlement, Turn
+from settlement.vault import deposit_of
 
 INDEX_SECONDS: Final = 1.0  # between two index values on the feed
 RPC_POLL_SECONDS: Final = 0.5  # a public chain's blocks come slowly
@@ -118,7 +119,7 @@ class Node:
         with progress("opening the chain"):
             await self._open_chain()
         with progress("deploying or checking the contracts"):
-            await self.chain.deploy_or_load(self.directory, _address(self.settings.chain.token))
+            await self._find_contracts()
         with progress("replaying the journal"):
             await self._start_engine(database_url, partition_ns)
         await self._set_fees()
@@ -150,6 +151,13 @@ class Node:
                     self.rpc_url = await embedded.serve_rpc(chain.embedded_rpc_port)
             self.chain = await Chain.connect(embedded.provider, embedded.keys)
         self._stack.push_async_callback(self.chain.close)
+
+    async def _find_contracts(self) -> None:
+        chain, deployer = self.settings.chain, address_of(self.chain.keys.deployer)
+        officers = Officers(
+            _address(chain.arbiter) or deployer, _address(chain.pauser) or deployer
+        )  # fmt: skip
+        await self.chain.deploy_or_load(self.directory, _address(chain.token), officers)
 
     async def _start_engine(self, database_url: str, partition_ns: int | None) -> None:
         catalog = load_catalog()
@@ -350,17 +358,16 @@ class Node:
     async def _deposited(self) -> dict[bytes, tuple[int, int]]:
         """(cash, bond) in µUSDC that each wallet ever deposited, by address."""
         sums: dict[bytes, tuple[int, int]] = {}
-        block = await self.chain.final_block()
-        last = 0
-        while found := await self.chain.deposits(last, block, 1_000):
-            for deposit in found:
-                cash, bond = sums.get(deposit.owner, (0, 0))
-                if deposit.purse:
-                    bond += deposit.amount_usdc6
-                else:
-                    cash += deposit.amount_usdc6
-                sums[deposit.owner] = (cash, bond)
-            last = found[-1].number
+        for log in await self.chain.vault_logs(0, await self.chain.final_block()):
+            if log.name != "Deposited":
+                continue
+            deposit = deposit_of(log)
+            cash, bond = sums.get(deposit.owner, (0, 0))
+            if deposit.purse:
+                bond += deposit.amount_usdc6
+            else:
+                cash += deposit.amount_usdc6
+            sums[deposit.owner] = (cash, bond)
         return sums
 
     async def close(self) -> None:

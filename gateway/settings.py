@@ -20,6 +20,7 @@ from engine.records import FEE_PPM_MAX, FEE_TIERS
 from engine.rejects import CompexError
 from gateway.limits import BURST_MIN, DEFAULT_LIMITS
 
+ADDRESS: Final = "^(0x[0-9a-fA-F]{40})?$"  # or none
 ENVIRONMENT: Final = {
     "COMPEX_DATABASE_URL": ("database", "url"),
     "COMPEX_RPC_URL": ("chain", "rpc_url"),
@@ -47,7 +48,7 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     administrator: Annotated[
         str,
         Meta(
-            pattern="^(0x[0-9a-fA-F]{40})?$",
+            pattern=ADDRESS,
             description="wallet that may list, halt and resume markets; "
             "empty: one made at the first start, its key in administrator.key",
         ),
@@ -223,10 +224,25 @@ class ChainSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "needed with rpc_url"
         ),
     ] = ""
+    arbiter: Annotated[
+        str,
+        Meta(
+            pattern=ADDRESS,
+            description="who decides on bonds in a vault deployed here, never the settler; empty: "
+            "the deployer",
+        ),
+    ] = ""
+    pauser: Annotated[
+        str,
+        Meta(
+            pattern=ADDRESS,
+            description="who may stop a vault deployed here, but for ways out; empty: the deployer",
+        ),
+    ] = ""
     token: Annotated[
         str,
         Meta(
-            pattern="^(0x[0-9a-fA-F]{40})?$",
+            pattern=ADDRESS,
             description="USDC to settle in; empty: a test token is deployed",
         ),
     ] = ""
@@ -251,7 +267,7 @@ class SettlementSettings(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=0, le=86_400, description="how long a fill waits for company in its batch")
     ] = 2
     fills_per_batch: Annotated[
-        int, Meta(ge=1, le=5_000, description="a batch is sealed at this many fills")
+        int, Meta(ge=1, le=4_000, description="a batch is sealed at this many fills")
     ] = 1_000
     batch_value_dollars: Annotated[
         int, Meta(ge=1, le=10**9, description="or as soon as its fills are worth this much")

@@ -159,7 +159,7 @@ class Chain:
     def __init__(self, w3: AsyncWeb3[Any], chain_id: int, keys: Keys, options: Options) -> None:
         """Use `connect`."""
         self._w3 = w3
-        self._keys = keys
+        self.keys = keys
         self._options = options
         self._publishing = asyncio.Lock()
         self._deploying = asyncio.Lock()  # also: sending gas money
@@ -249,7 +249,7 @@ class Chain:
             if token is not None and token != self.token:
                 raise ChainMismatch(f"{path} settles in {checksum(self.token)}")
             return False
-        deployer = address_of(self._keys.deployer)
+        deployer = address_of(self.keys.deployer)
         await self._deploy(token, officers or Officers(deployer, deployer))
         await self._verify(None)
         if path is not None:
@@ -278,7 +278,7 @@ class Chain:
             )
 
     async def _deploy(self, token: bytes | None, officers: Officers) -> None:
-        deployer, settler = address_of(self._keys.deployer), address_of(self._keys.settler)
+        deployer, settler = address_of(self.keys.deployer), address_of(self.keys.settler)
         if officers.arbiter == settler:
             raise ChainMismatch("the settler must not be the arbiter of its own leases")
         async with self._deploying:
@@ -292,7 +292,7 @@ class Chain:
                 "VaultV2", given.token, timelock.contract, settler, *officers,
                 v.SETTLER_BOND_MIN_USDC6, gas=_VAULT_GAS,
             )  # fmt: skip
-            publisher = address_of(self._keys.publisher)
+            publisher = address_of(self.keys.publisher)
             oracle = await self._create("PriceOracle", deployer, publisher)
             self._addresses = given._replace(
                 timelock=timelock.contract,
@@ -305,14 +305,14 @@ class Chain:
 
     async def _create(self, name: str, *arguments: object, gas: int = _DEPLOY_GAS) -> Receipt:
         data = artifact(name).bytecode + Interface(name).constructor(*arguments)
-        nonce = await self._nonce(address_of(self._keys.deployer))
-        signed = await self._sign(self._keys.deployer, nonce, None, data, gas)
+        nonce = await self._nonce(address_of(self.keys.deployer))
+        signed = await self._sign(self.keys.deployer, nonce, None, data, gas)
         await self.send(signed)
         return await self._mined(signed)
 
     async def add_settler_bond(self, amount_usdc6: int) -> None:
         """Put the deployer's money behind the settler's word; of test USDC it makes some."""
-        key, deployer = self._keys.deployer, address_of(self._keys.deployer)
+        key, deployer = self.keys.deployer, address_of(self.keys.deployer)
         calls = [
             Call(self.token, _TOKEN.encode("approve", self.vault, amount_usdc6), _WALLET_GAS),
             v.add_settler_bond(self.vault, amount_usdc6),
@@ -424,12 +424,12 @@ class Chain:
     async def settler_nonce(self, block: int | None = None) -> int:
         """Next nonce, by the latest block or as of the end of `block`. What was prepared but not
         mined is the caller's."""
-        return await self._nonce(address_of(self._keys.settler), block)
+        return await self._nonce(address_of(self.keys.settler), block)
 
     async def simulate(self, call: Call) -> None:
         """Raises ContractRejected (AccountRejected names the account) as the contract would, after
         what the node knows to be on its way."""
-        settler = checksum(address_of(self._keys.settler))
+        settler = checksum(address_of(self.keys.settler))
         transaction: Any = {"from": settler, "to": checksum(call.to), "data": call.data}
         await self._ask(self._w3.eth.call(transaction, "pending"))
 
@@ -480,7 +480,7 @@ class Chain:
         """As the settler, without sending: the same bytes for the same arguments. Without `fees`
         what is usual now."""
         return await self._sign(
-            self._keys.settler, nonce, call.to, call.data, call.gas, fees_wei=fees
+            self.keys.settler, nonce, call.to, call.data, call.gas, fees_wei=fees
         )
 
     async def market(self) -> Market:
@@ -587,7 +587,7 @@ class Chain:
 
     async def ensure_feeds(self, descriptions: dict[int, str]) -> dict[int, bytes]:
         """Feed addresses by product, deploying what is missing; idempotent."""
-        key = self._keys.publisher
+        key = self.keys.publisher
         async with self._publishing:
             missing = [
                 (product, description)
@@ -608,11 +608,11 @@ class Chain:
         """One transaction for all. Raises RoundOutOfOrder, ContractRejected; nothing is partial."""
         assert 0 < len(points) <= PRICES_PER_ROUND_MAX, "the caller splits longer lists"
         async with self._publishing:
-            sender = address_of(self._keys.publisher)
+            sender = address_of(self.keys.publisher)
             rows = [tuple(point) for point in points]
             await self._call(self.oracle, _ORACLE, "publish", rows, sender=sender)
             signed = await self._sign(
-                self._keys.publisher,
+                self.keys.publisher,
                 await self._nonce(sender),
                 self.oracle,
                 _ORACLE.encode("publish", rows),
@@ -674,7 +674,7 @@ class Chain:
     async def _send_gas_money(self, wallets: Sequence[bytes], fees_wei: tuple[int, int]) -> None:
         # A wallet's own transactions may find the base fee doubled by those before them.
         value = 4 * _WALLET_GAS * fees_wei[0] * 4
-        key = self._keys.deployer
+        key = self.keys.deployer
         async with self._deploying:
             nonce = await self._nonce(address_of(key))
             await self._send_all(

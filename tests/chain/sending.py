@@ -19,7 +19,7 @@ from settlement.fence import Fence
 from settlement.outgoing import Outbox, Payment
 from settlement.withdrawals import Withdrawals
 
-VAULT: Final = "Vault"
+VAULT: Final = "VaultV2"
 DOLLAR: Final = 1_000_000
 SECOND_NS: Final = 1_000_000_000
 CASH_USDC6: Final = 100 * DOLLAR
