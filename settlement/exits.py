@@ -31,7 +31,7 @@ _DUE: Final = """
         FROM vault_exit WHERE step = 'finished' AND amount_usdc6 > 0
     ) finished
     WHERE NOT EXISTS (
-        SELECT FROM transfer t
+        SELECT FROM booked t
         WHERE t.kind = 'exit' AND t.reference = finished.ordinal
           AND t.from_account = finished.account
     )
@@ -157,7 +157,7 @@ class Exits:
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
             " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM transfer t"
+            " AND NOT EXISTS (SELECT FROM booked t"
             " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
             " ORDER BY void_number LIMIT $1",
             VOIDS_PER_TURN_MAX,

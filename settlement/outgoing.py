@@ -93,7 +93,7 @@ class Outbox:
             " ('SEALED', 'SIMULATED', 'SIGNED', 'SENT')"
         ):
             return 0  # one at a time: later fills only make the next one fuller, and cheaper
-        fills = await self._ledger.unsealed_fills(self._fills_per_batch_max)
+        fills = await self._ledger.unsealed_fills_v1(self._fills_per_batch_max)
         if not fills:
             return 0
         if len(fills) < self._fills_per_batch_max:
@@ -138,7 +138,7 @@ class Outbox:
             await self._database.execute(
                 "UPDATE fill SET batch_id = NULL WHERE batch_id = $1", batch_id
             )
-            fills = await self._ledger.unsealed_fills(self._fills_per_batch_max)
+            fills = await self._ledger.unsealed_fills_v1(self._fills_per_batch_max)
             if fills:
                 await self._store(batch_id, batch.seal(fills, self._fills_per_batch_max))
             else:  # nothing was signed for it yet, so the id is free again
@@ -330,7 +330,7 @@ class Outbox:
             account, amount = await self._withdrawal(row.id)
             due = {account: amount}
         booked = await self._database.rows(
-            "SELECT from_account, amount_usdc6 FROM transfer WHERE kind = $1 AND reference = $2",
+            "SELECT from_account, amount_usdc6 FROM booked WHERE kind = $1 AND reference = $2",
             *(_BOOKED_AS[told], row.id),
         )
         done: dict[int, int] = {r["from_account"]: r["amount_usdc6"] for r in booked}

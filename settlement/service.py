@@ -227,6 +227,8 @@ class Settlement:
             report = await self._reconcile()
             if report.gaps:
                 self._halted = f"{len(report.gaps)} gaps, the first: {report.gaps[0]}"
+            else:
+                await self._ledger.close_periods()
             return report
 
     @asynccontextmanager
@@ -298,6 +300,9 @@ class Settlement:
             raise SettlementHalted("the vault has fewer deposits than the ledger")
         if state.exits < await self._exits.last_number():
             raise SettlementHalted("the vault has fewer exits than the ledger")
+        # A ledger from before products were booked learns them here; afterwards from the events.
+        markets = self._port.markets()
+        await self._ledger.list_products([(m.instrument, m.product) for m in markets])
         last_batch = await self._outbox.last_batch()
         if state.head > last_batch:
             raise SettlementHalted(
