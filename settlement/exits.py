@@ -31,7 +31,7 @@ _DUE: Final = """
         FROM vault_exit WHERE step = 'finished' AND amount_usdc6 > 0
     ) finished
     WHERE NOT EXISTS (
-        SELECT FROM transfer t
+        SELECT FROM booked t
         WHERE t.kind = 'exit' AND t.reference = finished.ordinal
           AND t.from_account = finished.account
     )
@@ -40,7 +40,7 @@ _DUE: Final = """
 # Accounts with less of a bond in the vault than the engine knows of, or soon with none.
 _UNBACKED: Final = """
     SELECT account FROM bond_request
-    UNION SELECT account FROM vault_move WHERE place = 'bond'
+    UNION SELECT account FROM ledger_account WHERE bucket = 'bond' AND by_vault_usdc6 < 0
 """
 # Accounts that must not trade, and whether their exit is still under way.
 _LEAVING: Final = f"""
@@ -151,7 +151,7 @@ class Exits:
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
             " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM transfer t"
+            " AND NOT EXISTS (SELECT FROM booked t"
             " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
             " ORDER BY void_number LIMIT $1",
             VOIDS_PER_TURN_MAX,

@@ -1,11 +1,12 @@
 """The vault's own words, written down once each: what of final blocks its logs say.
 
     Deposited, Collected, Claimed, Voided, Slashed ─▶ vault_credit ─▶ the engine, as deposits
-    Release, ReleaseUndone, BondTaken, ...         ─▶ vault_move   ─▶ reconciliation
+    Release, ReleaseUndone, BondTaken, ...         ─▶ lines of the ledger, its vault's shard
     Exit..., BondRequested                         ─▶ vault_exit, bond_request ─▶ exits
     Batch, Stopped, NonDelivery, Challenged, ...   ─▶ lease, challenge ─▶ releases, answers
 
-Owns those tables. Invariant: the logs of a range of blocks and how far they are read are written
+Owns the tables vault_seen, vault_owner, vault_credit, vault_exit, bond_request, cancelled_below and
+challenge. Invariant: the logs of a range of blocks and how far they are read are written
 in one database transaction, so each log counts once whatever crashes; what the vault numbers is
 missing nowhere, and a batch or release that was not made here halts. Only settlement's service
 calls it.
@@ -14,14 +15,16 @@ calls it.
 from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
-from settlement import leases, releases
+from settlement import leases, postings, releases
 from settlement.batch import FILL_BYTES, Fills, costs_usdc6, root_of, unpack
 from settlement.chain import Chain
-from settlement.database import Database, Row
+from settlement.database import Database
 from settlement.errors import ChainMismatch, SettlementHalted
 from settlement.fence import Fence
+from settlement.ledger import Ledger, Log
+from settlement.postings import EXCHANGE, Line
 from settlement.releases import Records
-from settlement.vault import CHALLENGE_SECONDS, EXCHANGE, STAKE_USDC6, VaultLog, deposit_of
+from settlement.vault import CHALLENGE_SECONDS, STAKE_USDC6, VaultLog, deposit_of
 
 BLOCKS_PER_READ: Final = 5_000
 _EXIT_STEPS: Final = {
@@ -52,40 +55,32 @@ class Marks(NamedTuple):
     exit: int
 
 
-class Moved:
-    """Signed µUSDC by place and account: see migration 0009."""
-
-    def __init__(self, sums: Mapping[tuple[str, int], int]) -> None:
-        self._sums = sums
-
-    def of(self, place: str, account: int = EXCHANGE) -> int:
-        return self._sums.get((place, account), 0)
-
-
 class Follower:
     """`read` up to a final block; what it found is in the tables."""
 
-    def __init__(self, database: Database, fence: Fence, chain: Chain) -> None:
+    def __init__(self, database: Database, fence: Fence, ledger: Ledger, chain: Chain) -> None:
         self._database = database
         self._fence = fence
+        self._ledger = ledger
         self._chain = chain
 
+    async def seen(self) -> int:
+        """The block up to which the logs are written down."""
+        return await self._database.value("SELECT block_number FROM vault_seen")
+
     async def read(self, final_block: int) -> int:
-        """Write down what was logged up to this block; the block up to which it is written now."""
-        seen: int = await self._database.value("SELECT block_number FROM vault_seen")
-        if final_block <= seen:  # a node may lag behind the one that was asked before
-            return seen
+        """Write down what was logged after `seen` up to this block, which is returned."""
+        seen = await self.seen()
         first = max(seen + 1, self._chain.deploy_block)
         for start in range(first, final_block + 1, BLOCKS_PER_READ):
             last = min(start + BLOCKS_PER_READ - 1, final_block)
             logs = await self._chain.vault_logs(start, last)
-            times = {
-                log.block_number: await self._chain.block_time_s(log.block_number)
-                for log in logs
-                if log.name in {"Batch", "Challenged"}
-            }
+            blocks = {log.block_number for log in logs}
+            times = {block: await self._chain.block_time_s(block) for block in blocks}
             async with self._fence.transaction():
-                await _Reading(self._database, logs, times).store()
+                reading = _Reading(self._database, times)
+                await reading.store(logs)
+                await self._ledger.post_logs(reading.booked)
                 await self._database.execute("UPDATE vault_seen SET block_number = $1", last)
         return final_block
 
@@ -107,42 +102,37 @@ class Follower:
         assert row is not None
         return Marks(*row.values())
 
-    async def moved(self) -> Moved:
-        """What moved in the vault where the engine does not look, summed."""
-        rows = await self._database.rows(
-            "SELECT place::text, account, sum(amount_usdc6)::bigint FROM vault_move"
-            " GROUP BY place, account"
-        )
-        sums = {(place, account): amount for place, account, amount in map(_values, rows)}
-        return Moved(sums)
+
+class _Punished(NamedTuple):
+    """What a penalty is for, and to whom a part of it goes."""
+
+    transaction_hash: bytes
+    lease: int
+    parties: tuple[int, int]
 
 
-def _values(row: Row) -> tuple[str, int, int]:
-    place, account, amount = row.values()
-    return place, account, amount
+def _lease(log: VaultLog) -> int:
+    return postings.lease_of(log.fields["batch"], log.fields["index"])
 
 
 class _Reading:
     """One range of blocks, log after log."""
 
-    def __init__(
-        self, database: Database, logs: Sequence[VaultLog], times_s: dict[int, int]
-    ) -> None:
+    def __init__(self, database: Database, times_s: Mapping[int, int]) -> None:
         self._database = database
-        self._logs = logs
         self._times_s = times_s
+        self.booked: list[Log] = []  # for the ledger
         self._credits: list[tuple[object, ...]] = []
         self._exits: list[tuple[object, ...]] = []
-        self._moves: list[tuple[object, ...]] = []
         self._owners: list[tuple[int, bytes]] = []
-        self._punished: tuple[bytes, tuple[int, int]] | None = None  # transaction, both parties
+        self._punished: _Punished | None = None
 
-    async def store(self) -> None:
+    async def store(self, logs: Sequence[VaultLog]) -> None:
         value = self._database.value
         self._last_credit = await value("SELECT coalesce(max(number), 0) FROM vault_credit")
         self._last_deposit = await value("SELECT coalesce(max(deposit), 0) FROM vault_credit")
         self._last_exit = await value("SELECT coalesce(max(number), 0) FROM vault_exit")
-        for log in self._logs:
+        for log in logs:
             await self._read(log)
         copy = self._database.copy
         await copy("vault_owner", ("account", "owner"), self._owners)
@@ -155,11 +145,6 @@ class _Reading:
             "vault_exit",
             ("number", "account", "step", "amount_usdc6", "block_number"),
             self._exits,
-        )
-        await copy(
-            "vault_move",
-            ("block_number", "log_index", "ordinal", "place", "account", "amount_usdc6"),
-            self._moves,
         )
 
     async def _read(self, log: VaultLog) -> None:
@@ -174,9 +159,9 @@ class _Reading:
                 self._exit(log)
             case "Collected":
                 self._credit(log, "collected", fields["account"], fields["amount"])
-                self._move(log, ("earned", fields["account"], -fields["amount"]))
+                self._book(log, postings.collected(fields["account"], fields["amount"]))
             case "FeesTaken":
-                self._move(log, ("earned", EXCHANGE, -fields["amount"]))
+                self._book(log, postings.fees_taken(fields["amount"]))
             case "BondRequested":
                 await self._database.execute(
                     "INSERT INTO bond_request VALUES ($1, $2)"
@@ -184,18 +169,18 @@ class _Reading:
                     *(fields["account"], fields["bondAt"]),
                 )
             case "BondTaken":
-                self._move(log, ("bond", fields["account"], -fields["amount"]))
+                self._book(log, postings.unbonded(fields["account"], fields["amount"]))
             case "CancelledBelow":
                 await self._database.execute(
                     "INSERT INTO cancelled_below VALUES ($1, $2, $3)",
                     *(fields["account"], fields["below"], fields["since"]),
                 )
             case "SettlerBondAdded":
-                self._move(log, ("settler_bond", EXCHANGE, fields["amount"]))
+                self._book(log, postings.pledged(fields["amount"]))
             case "SettlerBondTaken":
                 self._settler_bond_taken(log)
             case "OwedTaken":
-                self._move(log, ("challengers", EXCHANGE, -fields["amount"]))
+                await self._owed_taken(log)
             case _:
                 await self._read_of_leases(log)
 
@@ -223,7 +208,8 @@ class _Reading:
                 buyer, _ = await self._parties(log)
                 amount_usdc6 = log.fields["amount"]
                 self._credit(log, "slashed", buyer, amount_usdc6)
-                self._move(log, ("bond", log.fields["seller"], -amount_usdc6))
+                seller: int = log.fields["seller"]
+                self._book(log, postings.slashed(_lease(log), seller, amount_usdc6))
             case _:
                 pass  # moves no money: roles, keys, the pause
 
@@ -239,13 +225,10 @@ class _Reading:
             (self._last_credit, kind, account, is_bond, amount_usdc6, deposit, log.block_number)
         )
 
-    def _move(self, log: VaultLog, *lines: tuple[str, int, int]) -> None:
-        """(place, account, signed µUSDC) each."""
-        for ordinal, (place, account, amount_usdc6) in enumerate(lines):
-            if amount_usdc6:
-                self._moves.append(
-                    (log.block_number, log.index, ordinal, place, account, amount_usdc6)
-                )
+    def _book(self, log: VaultLog, lines: Sequence[Line]) -> None:
+        if lines:
+            time_ns = self._times_s[log.block_number] * 1_000_000_000
+            self.booked.append(Log(log.block_number, log.index, time_ns, lines))
 
     def _deposited(self, log: VaultLog) -> None:
         deposit = deposit_of(log)
@@ -271,14 +254,27 @@ class _Reading:
         """Of a penalty, which follows what it is for in the same transaction, each party gets a
         quarter and whoever showed it the rest; else the administrator has taken it."""
         taken_usdc6 = log.fields["amount"]
-        lines = [("settler_bond", EXCHANGE, -taken_usdc6)]
-        if self._punished is not None and self._punished[0] == log.transaction_hash:
-            part_usdc6 = taken_usdc6 // 4
-            for account in self._punished[1]:
-                self._credit(log, "penalty", account, part_usdc6)
-            lines.append(("challengers", EXCHANGE, taken_usdc6 - 2 * part_usdc6))
-        self._punished = None
-        self._move(log, *lines)
+        punished, self._punished = self._punished, None
+        if punished is None or punished.transaction_hash != log.transaction_hash:
+            self._book(log, postings.unpledged(taken_usdc6))
+            return
+        for account in punished.parties:
+            self._credit(log, "penalty", account, taken_usdc6 // 4)
+        self._book(log, postings.punished(punished.lease, taken_usdc6))
+
+    async def _owed_taken(self, log: VaultLog) -> None:
+        """A stake becomes what is owed when its question is voided, without a log of its own: so
+        much as was taken beyond what is booked as owed was a stake before."""
+        amount_usdc6 = log.fields["amount"]
+        owed_usdc6: int = await self._database.value(
+            "SELECT balance_usdc6 FROM ledger_account WHERE account = 0 AND bucket = 'owed'"
+        )
+        for booked in self.booked:
+            for line in booked.lines:
+                owed_usdc6 += line.amount_usdc6 * (line.to_bucket == "owed")
+                owed_usdc6 -= line.amount_usdc6 * (line.from_bucket == "owed")
+        refunded = postings.refunded(EXCHANGE, max(0, amount_usdc6 - owed_usdc6))
+        self._book(log, [*refunded, *postings.rewarded(amount_usdc6)])
 
     # --- leases ---
     async def _batch(self, log: VaultLog) -> None:
@@ -325,7 +321,7 @@ class _Reading:
 
     async def _challenged(self, log: VaultLog) -> None:
         fields = log.fields
-        self._move(log, ("challengers", EXCHANGE, STAKE_USDC6))
+        self._book(log, postings.challenged(_lease(log), STAKE_USDC6))
         await self._mark(log, "disputes = disputes + 1")
         await self._database.execute(
             "INSERT INTO challenge (id, batch_id, place, bought, sold, asked_at_s)"
@@ -336,9 +332,7 @@ class _Reading:
 
     async def _answered(self, log: VaultLog) -> None:
         fields = log.fields
-        self._move(
-            log, ("challengers", EXCHANGE, -STAKE_USDC6), ("settler_bond", EXCHANGE, STAKE_USDC6)
-        )
+        self._book(log, postings.answered(_lease(log), STAKE_USDC6))
         await self._mark(log, "disputes = disputes - 1")
         await self._database.execute(
             "UPDATE challenge SET answered = true"
@@ -350,8 +344,8 @@ class _Reading:
         buyer, seller = await self._parties(log)
         await self._mark(log, "ended = 'void'")
         self._credit(log, "voided", buyer, log.fields["cost"])
-        self._move(log, ("locked", buyer, -log.fields["cost"]))
-        self._punished = log.transaction_hash, (buyer, seller)
+        self._book(log, postings.annulled(_lease(log), buyer, log.fields["cost"]))
+        self._punished = _Punished(log.transaction_hash, _lease(log), (buyer, seller))
 
     async def _claimed(self, log: VaultLog) -> None:
         fill = await self._fill(log)
@@ -362,17 +356,18 @@ class _Reading:
         self._credit(log, "claimed", buyer, to_buyer)
         cost_usdc6 = int(costs_usdc6(fill)[0])
         fees_usdc6 = cost_usdc6 - to_seller - to_buyer
-        self._move(log, ("locked", buyer, -cost_usdc6), ("earned", EXCHANGE, fees_usdc6))
+        freed_usdc6 = to_seller + to_buyer
+        self._book(log, postings.claimed(_lease(log), buyer, freed_usdc6, fees_usdc6))
 
     async def _release(self, log: VaultLog) -> None:
         release_id = log.fields["id"]
         batch_id, records = await self._records(release_id)
-        moved = leases.lines_of(records)
-        total_usdc6 = -sum(line.amount_usdc6 for line in moved if line.place == "locked")
+        lines = postings.released(release_id, records)
+        total_usdc6 = sum(line.amount_usdc6 for line in lines)
         said = (log.fields["batch"], log.fields["leases"], log.fields["total"])
         if said != (batch_id, len(records), total_usdc6):
             raise SettlementHalted(f"the vault's release {release_id} is not the one built here")
-        self._move(log, *moved)
+        self._book(log, lines)
         await self._database.execute(
             "UPDATE lease SET ended = 'released' WHERE release_id = $1", release_id
         )
@@ -382,12 +377,14 @@ class _Reading:
         batch_id, records = await self._records(log.fields["id"])
         place = log.fields["record"]
         record = records[place : place + 1]
-        self._move(log, *leases.lines_of(record, -1))
+        self._book(log, postings.undone(log.fields["id"], record))
         await self._database.execute(
             "UPDATE lease SET ended = NULL, release_id = NULL WHERE batch_id = $1 AND place = $2",
             *(batch_id, int(record["index"][0])),
         )
-        self._punished = log.transaction_hash, (int(record["buyer"][0]), int(record["seller"][0]))
+        parties = int(record["buyer"][0]), int(record["seller"][0])
+        lease = postings.lease_of(batch_id, int(record["index"][0]))
+        self._punished = _Punished(log.transaction_hash, lease, parties)
 
     async def _records(self, release_id: int) -> tuple[int, Records]:
         """(batch, records) of a release that the vault has executed."""

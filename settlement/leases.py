@@ -11,7 +11,7 @@ anybody claims. The outbox treats releases as one of its kinds; settlement's ser
 """
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Final, NamedTuple
+from typing import Final
 
 import numpy as np
 
@@ -23,7 +23,7 @@ from settlement.errors import LeaseClosed, PartRejected
 from settlement.fence import Fence
 from settlement.outgoing import Standing
 from settlement.products import HOUR_BITS
-from settlement.vault import CHALLENGE_SECONDS, EPOCH_SECONDS, EXCHANGE
+from settlement.vault import CHALLENGE_SECONDS, EPOCH_SECONDS
 
 HOUR_SECONDS: Final = 3_600
 DAY_SECONDS: Final = 24 * HOUR_SECONDS
@@ -35,14 +35,6 @@ HOURS_BY_KIND: Final = (0, 1, 24, 168, *(24 * days for days in range(28, 32)))
 LAST_SECONDS: Final = HOUR_SECONDS
 NEVER_S: Final = (1 << 63) - 1  # a lease too large for a record is closed by claim
 ASIDE_SECONDS: Final = 600  # a lease that the vault has closed, until its log is final and read
-
-
-class Line(NamedTuple):
-    """Money that a release moves, signed."""
-
-    place: str
-    account: int
-    amount_usdc6: int
 
 
 # --- pure -----------------------------------------------------------------------------------------
@@ -80,22 +72,6 @@ def paid_usdc6(fills: Fills, posted_at_s: int, until_s: Sequence[int | None]) ->
             start, end = int(starts[i]), int(ends[i])
             paid[i] = int(paid[i]) * max(0, until - start) // (end - start)
     return paid
-
-
-def lines_of(records: releases.Records, sign: int = 1) -> list[Line]:
-    """What these records move in the vault, netted by account; nothing if they are none."""
-    sums: dict[tuple[str, int], int] = {}
-    for record in records:
-        to_seller = int(record["to_seller_usdc6"])
-        to_buyer, fees = int(record["to_buyer_usdc6"]), int(record["to_exchange_usdc6"])
-        for place, account, amount in (
-            ("locked", int(record["buyer"]), -(to_seller + to_buyer + fees)),
-            ("earned", int(record["buyer"]), to_buyer),
-            ("earned", int(record["seller"]), to_seller),
-            ("earned", EXCHANGE, fees),
-        ):
-            sums[place, account] = sums.get((place, account), 0) + sign * amount
-    return [Line(place, account, amount) for (place, account), amount in sorted(sums.items())]
 
 
 # --- building -------------------------------------------------------------------------------------

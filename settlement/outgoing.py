@@ -407,7 +407,7 @@ class Outbox:
             return []
         assert told in ("settle", "withdraw", "return"), "the engine knows of no others"
         booked = await self._database.rows(
-            "SELECT from_account, amount_usdc6 FROM transfer WHERE kind = $1 AND reference = $2",
+            "SELECT from_account, amount_usdc6 FROM booked WHERE kind = $1 AND reference = $2",
             *(_BOOKED_AS[told], row.id),
         )
         done: dict[int, int] = {r["from_account"]: r["amount_usdc6"] for r in booked}

@@ -16,13 +16,15 @@ from collections.abc import Mapping, Sequence
 from typing import Final, NamedTuple
 
 from engine.records import Balances
-from settlement.follow import Credit, Moved
+from settlement.follow import Credit
 from settlement.ledger import Holdings, Trial
 from settlement.outgoing import Payment
-from settlement.vault import EXCHANGE, VaultAccount, VaultState
+from settlement.postings import EXCHANGE, Bucket
+from settlement.vault import VaultAccount, VaultState
 
 ALL_ACCOUNTS: Final = 0  # in a gap: of the whole exchange
 
+_CHALLENGERS: Final[tuple[Bucket, ...]] = ("stakes", "owed")
 _NOTHING: Final = Holdings(0, 0, 0, 0, 0)
 
 
@@ -83,7 +85,7 @@ class Sides(NamedTuple):
     trial: Trial
     vault: Mapping[int, VaultAccount]
     state: VaultState
-    moved: Moved  # in the vault up to the block, where the engine does not look
+    moved: Mapping[tuple[int, Bucket], int]  # by the vault up to the block, not by the engine
     uncredited: Sequence[Credit]  # in the vault at the block, not in the ledger
     unconfirmed: Sequence[Payment]  # executed by the vault at the block, not in the ledger
 
@@ -103,7 +105,7 @@ def compare(sides: Sides) -> Report:
         for name, a, b in zip(_Held._fields, expected[account], held, strict=True):
             _note(gaps, account, name.removesuffix("_usdc6"), ("ledger", a), ("vault", b))
     state, moved, trial = sides.state, sides.moved, sides.trial
-    bond = ("ledger", moved.of("settler_bond")), ("vault", state.settler_bond_usdc6)
+    bond = ("ledger", moved.get((EXCHANGE, "settler_bond"), 0)), ("vault", state.settler_bond_usdc6)
     _note(gaps, ALL_ACCOUNTS, "settler's bond", *bond)
     report = Report(
         event_number=sides.event_number,
@@ -114,7 +116,7 @@ def compare(sides: Sides) -> Report:
         vault_usdc6=sum(v.total_usdc6 for v in sides.vault.values() if v.account != EXCHANGE),
         fees_usdc6=sum(expected[EXCHANGE]),
         settler_bond_usdc6=state.settler_bond_usdc6,
-        challengers_usdc6=moved.of("challengers"),
+        challengers_usdc6=sum(moved.get((EXCHANGE, of), 0) for of in _CHALLENGERS),
         tokens_usdc6=state.token_balance_usdc6,
         gaps=(),
     )
@@ -180,9 +182,9 @@ def _expected_in_vault(sides: Sides, accounts: Sequence[int]) -> Mapping[int, _H
     return {
         account: _Held(
             free[account],
-            locked[account] + moved.of("locked", account),
-            bond[account] + moved.of("bond", account),
-            moved.of("earned", account),
+            locked[account] + moved.get((account, "escrow"), 0),
+            bond[account] + moved.get((account, "bond"), 0),
+            moved.get((account, "earnings"), 0),
         )
         for account in accounts
     }

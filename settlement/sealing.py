@@ -96,6 +96,13 @@ class Batches:
         """Id of the last sealed batch; 0 before the first."""
         return await self._database.value("SELECT coalesce(max(id), 0) FROM batch")
 
+    async def last_reconciled(self) -> int:
+        """Id of the last batch that the engine has confirmed; 0 before the first."""
+        return await self._database.value(
+            "SELECT coalesce(max(id), 0) FROM outgoing"
+            " WHERE kind = 'settle' AND state = 'RECONCILED'"
+        )
+
     async def has(self, batch_id: int, root: bytes) -> bool:
         """Whether this is the root, as the vault keeps it, of the batch sealed under this id."""
         return await self._root(batch_id) == root

@@ -123,7 +123,7 @@ class Settlement:
         self._connect = connect  # once more, after the connection was lost
         self._ledger = ledger
         self._index = index
-        self._follower = Follower(database, fence, chain)
+        self._follower = Follower(database, fence, ledger, chain)
         self._delivery = Delivery(port, self._follower, last_deposit)
         self._fence = fence
         self._finality = Finality(database, fence, chain)
@@ -256,6 +256,8 @@ class Settlement:
             report = await self._reconcile()
             if report.gaps:
                 self._halted = f"{len(report.gaps)} gaps, the first: {report.gaps[0]}"
+            else:
+                await self._ledger.close_periods()
             return report
 
     @asynccontextmanager
@@ -280,10 +282,50 @@ class Settlement:
         final_block = await self._finality.look()
         if not self._continues:
             await self._check_continuity(final_block)
-        await self._follower.read(final_block)
+        steps = await self._outbox.advance()
+        confirmations, booked = await self._confirm(final_block)
+        await self._read_logs(final_block)
         deposits = await self._delivery.credits()
-        exits, booked = await self._follow_exits()
+        exits, heard = await self._follow_exits()
+        events += booked + heard
+        sealed, sent = await self._seal_and_send()
+        planned = await self._leases.build() + await self._upkeep.plan(final_block)
+        if planned:
+            sent += await self._outbox.advance()
+        final_block = await self._finality.look()  # what was mined just now may be final
+        confirmed, booked = await self._confirm(final_block)
         events += booked
+        if deposits:
+            events += await self._catch_up()
+        points = 0
+        if self._index is not None:
+            points = await self._oracle.publish(self._index.values(self._clock()))
+        confirmations += confirmed
+        return Turn(events, deposits, sealed, steps + sent, confirmations, points, exits)
+
+    async def _confirm(self, final_block: int) -> tuple[int, int]:
+        """Tell the engine what of ours is final: (commands submitted, events booked)."""
+        due = await self._outbox.confirmations(final_block)
+        confirmations = self._delivery.payments(due)
+        if not confirmations:
+            return 0, 0
+        booked = await self._catch_up()
+        await self._outbox.confirmations(final_block)  # those just booked become RECONCILED
+        return confirmations, booked
+
+    async def _read_logs(self, final_block: int) -> int:
+        """Write down what the vault has said up to this block; where that ends now. Not beyond a
+        batch that the engine has not confirmed: what follows from it would come out of nothing."""
+        seen = await self._follower.seen()
+        if final_block <= seen:  # a node may lag behind the one that was asked before
+            return seen
+        state = await self._chain.vault_state(final_block)
+        if state.head > await self._batches.last_reconciled():
+            return seen
+        return await self._follower.read(final_block)
+
+    async def _seal_and_send(self) -> tuple[int, int]:
+        """(fills sealed, steps of what is sent)"""
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
             fills = await self._batches.seal()
@@ -291,20 +333,7 @@ class Settlement:
             if not fills:
                 break
             sealed += fills
-        planned = await self._leases.build() + await self._upkeep.plan(final_block)
-        if planned:
-            steps += await self._outbox.advance()
-        final_block = await self._finality.look()  # what was mined just now may be final
-        due = await self._outbox.confirmations(final_block)
-        confirmations = self._delivery.payments(due)
-        if deposits or confirmations:
-            events += await self._catch_up()
-        if confirmations:
-            await self._outbox.confirmations(final_block)  # those just booked become RECONCILED
-        points = 0
-        if self._index is not None:
-            points = await self._oracle.publish(self._index.values(self._clock()))
-        return Turn(events, deposits, sealed, steps, confirmations, points, exits)
+        return sealed, steps
 
     async def _follow_exits(self) -> tuple[int, int]:
         """Do what follows from wallets leaving the vault: (commands submitted, events booked)."""
@@ -334,10 +363,14 @@ class Settlement:
             raise SettlementHalted(
                 f"the vault has settled batch {state.head}, the ledger has sealed {last_batch}"
             )
-        await self._follower.read(final_block)
+        # A ledger from before products were booked learns them here; afterwards from the events.
+        markets = self._port.markets()
+        await self._ledger.list_products([(m.instrument, m.product) for m in markets])
         marks = await self._follower.marks()
         if marks.credit < await self._ledger.last_deposit():
-            raise SettlementHalted("the vault has fewer deposits and earnings than the ledger")
+            raise SettlementHalted("the ledger has more deposits and earnings than were read")
+        if state.deposits < marks.deposit:
+            raise SettlementHalted("the vault has fewer deposits than the ledger")
         if state.exits < marks.exit:
             raise SettlementHalted("the vault has fewer exits than the ledger")
         self._continues = True
@@ -357,7 +390,7 @@ class Settlement:
                 trial=await self._ledger.trial_balance(),
                 vault={slots.account: slots for slots in vault},
                 state=state,
-                moved=await self._follower.moved(),
+                moved=await self._ledger.moved_by_vault(),
                 uncredited=uncredited,
                 unconfirmed=[
                     *await self._outbox.executed(state.block_number),
@@ -384,7 +417,7 @@ class Settlement:
 
     async def _vault_state(self) -> tuple[VaultState, list[Credit]]:
         """The vault at the block up to which its logs are read, and what of them is not booked."""
-        block = await self._follower.read(await self._finality.look())
+        block = await self._read_logs(await self._finality.look())
         state = await self._chain.vault_state(block)
         if state.head and not await self._batches.has(state.head, state.head_root):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")

@@ -1,4 +1,4 @@
--- Which orders are known to be signed by who placed them.
+-- Which orders are known to be signed by who placed them, and under which number.
 CREATE TABLE signed_order (
     account  bigint NOT NULL,
     order_id bigint NOT NULL,

@@ -32,25 +32,7 @@ CREATE TABLE vault_credit (
 CREATE TRIGGER vault_credit_only_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON vault_credit
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
--- --- money that moved where the engine does not look ----------------------------------------------
--- Signed, by log. `locked` and `bond` are what a buyer's escrow and a seller's bond differ by from
--- the engine's; `earned` waits to mature; account 0 is the exchange's fees, and of the settler's
--- bond and of what challengers have put down or are owed.
-CREATE TYPE vault_place AS ENUM ('locked', 'bond', 'earned', 'settler_bond', 'challengers');
-CREATE TABLE vault_move (
-    block_number bigint NOT NULL,
-    log_index    integer NOT NULL,
-    ordinal      integer NOT NULL,
-    place        vault_place NOT NULL,
-    account      bigint NOT NULL CHECK (account >= 0),
-    amount_usdc6 bigint NOT NULL CHECK (amount_usdc6 <> 0),
-    PRIMARY KEY (block_number, log_index, ordinal),
-    CONSTRAINT only_the_exchange_has_these
-        CHECK (place NOT IN ('settler_bond', 'challengers') OR account = 0)
-);
-CREATE TRIGGER vault_move_only_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON vault_move
-    FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
-
+-- --- what wallets have told the vault -----------------------------------------------------------
 -- Whoever has asked for the bond back sells nothing more: what is sold from a day later on is void.
 CREATE TABLE bond_request (
     account   bigint PRIMARY KEY,

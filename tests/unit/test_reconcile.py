@@ -6,9 +6,10 @@ from typing import Any
 import pytest
 
 from engine.records import Balances
-from settlement.follow import Credit, Moved
+from settlement.follow import Credit
 from settlement.ledger import Holdings, Trial
 from settlement.outgoing import Payment
+from settlement.postings import Bucket
 from settlement.reconcile import Sides, compare
 from settlement.vault import VaultAccount, VaultState
 
@@ -25,14 +26,14 @@ VAULT = {
     1: VaultAccount(1, OWNER, 960, 30, 0, 0),
     2: VaultAccount(2, OWNER, 0, 0, 93, 0, 30, 7),
 }
-MOVED = {
-    ("locked", 1): -50, ("earned", 2): 37, ("earned", 0): 10, ("bond", 2): -7,
-    ("settler_bond", 0): 500, ("challengers", 0): 20,
+MOVED: dict[tuple[int, Bucket], int] = {
+    (1, "escrow"): -50, (2, "earnings"): 37, (0, "earnings"): 10, (2, "bond"): -7,
+    (0, "settler_bond"): 500, (0, "stakes"): 12, (0, "owed"): 8,
 }  # fmt: skip
 OWNED = 960 + 30 + 93 + 37
 TOKENS = OWNED + 10 + 500 + 20
 STATE = VaultState(7, 3, bytes(27), 2, 2, 9, 0, 1, 500, 0, False, False, TOKENS)
-SOUND = Sides(42, ENGINE, LEDGER, Trial(0, 0, 0), VAULT, STATE, Moved(MOVED), (), ())
+SOUND = Sides(42, ENGINE, LEDGER, Trial(0, 0, 0), VAULT, STATE, MOVED, (), ())
 
 
 def test_sides_that_agree_are_reconciled() -> None:
@@ -94,14 +95,13 @@ def test_tokens_below_what_the_vault_owes_are_a_gap_and_above_it_a_surplus() -> 
     assert rich.reconciled and rich.surplus_usdc6 == 3
 
 
-@pytest.mark.parametrize("place", [*MOVED, ("locked", 2), ("earned", 1), ("bond", 1)])
+@pytest.mark.parametrize("place", [*MOVED, (2, "escrow"), (1, "earnings"), (1, "bond")])
 @pytest.mark.parametrize("change", [1, -1])
 def test_one_unit_that_moved_otherwise_than_the_logs_say_is_a_gap(
-    place: tuple[str, int], change: int
+    place: tuple[int, Bucket], change: int
 ) -> None:
-    moved = Moved({**MOVED, place: MOVED.get(place, 0) + change})
-    report = compare(SOUND._replace(moved=moved))
-    if place[0] == "challengers":  # which the vault does not tell: only what is missing shows
+    report = compare(SOUND._replace(moved={**MOVED, place: MOVED.get(place, 0) + change}))
+    if place[1] in {"stakes", "owed"}:  # which the vault does not tell: only what is missing shows
         assert bool(report.gaps) == (change > 0)
         return
     assert report.gaps
