@@ -276,7 +276,8 @@ class Settlement:
             if not fills:
                 break
             sealed += fills
-        final_block = await self._finality.look()  # what was mined just now may be final
+        if steps:  # what was mined just now may be final
+            final_block = await self._finality.look()
         due = await self._outbox.confirmations(final_block)
         confirmations = self._delivery.payments(due)
         if deposits or confirmations:
