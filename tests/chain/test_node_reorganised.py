@@ -6,10 +6,15 @@ from pathlib import Path
 import pytest
 
 from engine.records import Side
+from settlement.abi import Interface
+from settlement.chain import address_of
+from settlement.sealing import Triggers
+from settlement.service import Settings
 from tests.chain.anvil import Anvil
-from tests.settled import DOLLAR, Node
+from tests.settled import DOLLAR, Node, key
 
-SELLER, BUYER = 11, 12
+SELLER, BUYER, OTHER = 11, 12, 13
+EXIT_SECONDS = 8 * 24 * 3600  # a day more than the vault's delay
 CONFIRMATIONS = 6
 BLOCKS_TAKEN_BACK = 4
 
@@ -83,3 +88,41 @@ async def test_a_batch_whose_block_is_taken_back_is_settled_once_and_told_when_i
     summary = await node.settlement.summary()
     assert (summary.fills_settled, summary.batches, summary.withdrawals) == (1, 1, 1)
     assert summary.foreign_transactions == 0
+
+
+@pytest.mark.fault("revert-after-simulation", "exited-account")
+async def test_a_batch_that_reverts_takes_those_behind_it_along_and_leaves_out_whom_it_must(
+    anvil: Anvil, node: Node
+) -> None:
+    """BUYER's exit falls due between the simulation and the block; OTHER's batch is already behind
+    it. What was signed may be mined until its failure is final, so nothing is changed before."""
+    await node.stop()
+    node.settings = Settings(batches=Triggers(fills_max=1))
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR, OTHER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await anvil.mine(CONFIRMATIONS)
+    await node.settlement.turn()
+    await node.list_market(SELLER, capacity_lots=10_000)
+    await anvil.sent_by(
+        address_of(key(BUYER)), node.chain.vault, Interface("Vault").encode("requestExit")
+    )
+    await anvil.automine(False)
+    for who in (BUYER, OTHER):
+        await node.order(SELLER, Side.SELL, 20_000, 45)
+        await node.order(who, Side.BUY, 20_000, 45)
+    await node.settlement.turn()
+    assert await anvil.pool() == 2
+    await anvil.wait_seconds(EXIT_SECONDS)
+    await anvil.automine(True)
+    await node.settlement.turn()
+    assert "may still be mined" in node.settlement.waiting
+    assert (await node.settlement.summary()).quarantined_accounts == 0
+    for _ in range(4):
+        await anvil.mine(CONFIRMATIONS + 1)
+        await node.settlement.turn()
+    summary = await node.settlement.summary()
+    assert (summary.fills_settled, summary.batches, summary.voided_fills) == (1, 1, 1)
+    escrow = [node.pipeline.balances(node.account(who)).escrow_usdc6 for who in (BUYER, OTHER)]
+    assert escrow == [0, 900_000]
+    assert (await node.settlement.reconcile()).reconciled
+    assert (node.settlement.waiting, summary.foreign_transactions) == ("", 0)
