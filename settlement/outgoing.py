@@ -30,7 +30,7 @@ from settlement.errors import (
     SettlementHalted,
     Underpriced,
 )
-from settlement.fees import FeePolicy
+from settlement.fees import FeePolicy, Fees
 from settlement.fence import Fence
 
 IN_FLIGHT_MAX: Final = 3  # nonces signed and not used: what one lost transaction can hold up
@@ -107,6 +107,15 @@ class Payment(NamedTuple):
     amount_usdc6: int
 
 
+class _Now(NamedTuple):
+    """What the next row is prepared by."""
+
+    heights: Heights
+    used: int  # the settler's next nonce by the newest block
+    fees: Fees
+    is_alone: bool  # nothing of ours is on its way
+
+
 class Outbox:
     """Moves rows of `outgoing` on. `kinds` come in the order in which they are sent when several
     wait; `clock` gives time_ns."""
@@ -157,29 +166,12 @@ class Outbox:
         """Whatever can be done by what the chain is at one block."""
         heights = await self._chain.heights()
         used = await self._chain.settler_nonce(heights.newest)
-        steps = await self._follow_mined(heights)
-        steps += await self._resolve(heights.newest, used)
+        steps = await self._resolve(heights.newest, used)
+        steps += await self._follow_mined(heights)
         steps += await self._prepare(heights, used)
         return steps + await self._push(used)
 
-    # --- mined --------------------------------------------------------------------------------
-    async def _follow_mined(self, heights: Heights) -> int:
-        steps = 0
-        for row in await self._rows("state IN ('MINED', 'SAFE') ORDER BY nonce"):
-            if await self._chain.block_hash(row.block_number) != row.block_hash:
-                log.warning("%s: block %d is not canonical any more", row, row.block_number)
-                async with self._fence.transaction():
-                    await self._move(row, "SENT")
-                    await self._attempts.reopened(row.nonce)
-            elif row.state == "MINED" and row.block_number <= heights.safe:
-                await self._fenced_move(row, "SAFE")
-            elif row.state == "SAFE" and row.block_number <= heights.final:
-                await self._fenced_move(row, "FINAL")
-            else:
-                continue
-            steps += 1
-        return steps
-
+    # --- what became of them ------------------------------------------------------------------
     async def _resolve(self, newest: int, used: int) -> int:
         """What became of the rows on their way whose nonces are used by the newest block."""
         missing = await self._attempts.missing_nonces(used)
@@ -240,6 +232,30 @@ class Outbox:
         async with self._fence.transaction():
             await self._attempts.announce_foreign(nonces, block)
 
+    async def _follow_mined(self, heights: Heights) -> int:
+        steps = 0
+        for row in await self._rows("state IN ('MINED', 'SAFE') ORDER BY nonce"):
+            if await self._chain.block_hash(row.block_number) != row.block_hash:
+                log.warning("%s: block %d is not canonical any more", row, row.block_number)
+                async with self._fence.transaction():
+                    await self._move(row, "SENT")
+                    await self._attempts.reopened(row.nonce)
+                steps += 1
+            else:
+                steps += await self._deepen(row, heights)
+        return steps
+
+    async def _deepen(self, row: Outgoing, heights: Heights) -> int:
+        steps = 0
+        if row.state == "MINED" and row.block_number <= heights.safe:
+            await self._fenced_move(row, "SAFE")
+            row = row._replace(state="SAFE")
+            steps += 1
+        if row.state == "SAFE" and row.block_number <= heights.final:
+            await self._fenced_move(row, "FINAL")
+            steps += 1
+        return steps
+
     # --- the next one -------------------------------------------------------------------------
     async def _prepare(self, heights: Heights, used: int) -> int:
         """Simulate, sign and store the next row of the first kind that has one to be sent."""
@@ -253,18 +269,20 @@ class Outbox:
         if not rows or in_flight >= IN_FLIGHT_MAX:
             return 0
         market = await self._chain.market()
-        if self._policy.first(market) is None:
+        fees = self._policy.first(market)
+        if fees is None:
             self._waiting = f"the base fee is {market.base_fee_wei} wei, too much to begin"
             return 0
+        now = _Now(heights, used, fees, is_alone=in_flight == 0)
         order = list(self._kinds)
         for row in sorted(rows, key=lambda row: order.index(row.kind)):
             if row.attempts and row.nonce >= used:
                 continue  # what was signed for it is on its way again, after a reorganisation
-            if await self._prepare_row(row, heights, is_alone=in_flight == 0):
+            if await self._prepare_row(row, now):
                 return 1
         return 0
 
-    async def _prepare_row(self, row: Outgoing, heights: Heights, is_alone: bool) -> bool:
+    async def _prepare_row(self, row: Outgoing, now: _Now) -> bool:
         if row.attempts >= ATTEMPTS_MAX:
             raise SettlementHalted(f"{row} failed {row.attempts} times")
         if row.state == "SEALED":
@@ -272,23 +290,16 @@ class Outbox:
                 await self._kinds[row.kind].simulate(row.id)
             except ContractRejected as error:
                 # While others are on their way, they may be the reason.
-                return is_alone and await self._rejected(row, heights, error)
+                return now.is_alone and await self._rejected(row, now.heights, error)
             await self._fenced_move(row, "SIMULATED")
             row = row._replace(state="SIMULATED")
-        await self._sign(row)
-        return True
-
-    async def _sign(self, row: Outgoing) -> None:
-        used = await self._chain.settler_nonce()
-        fees = self._policy.first(await self._chain.market())
-        if fees is None:
-            return
+        nonce = await self._attempts.next_nonce(now.used)
         call = await self._kinds[row.kind].call(row.id)
-        nonce = await self._attempts.next_nonce(used)
-        signed = await self._chain.sign(call, nonce, fees)
+        signed = await self._chain.sign(call, nonce, now.fees)
         async with self._fence.transaction():
-            await self._attempts.add(row.kind, row.id, signed, fees)
+            await self._attempts.add(row.kind, row.id, signed, now.fees)
             await self._move(row, "SIGNED", "attempts = attempts + 1, nonce = $4", nonce)
+        return True
 
     async def _rejected(self, row: Outgoing, heights: Heights, error: ContractRejected) -> bool:
         """The vault refuses it, and nothing on its way is why. Whether anything was done."""

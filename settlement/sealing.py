@@ -47,7 +47,10 @@ class Batches:
         self._triggers = triggers
 
     async def seal(self) -> int:
-        """Seal the next batch if it is time and none waits to be sent; returns its fills, or 0."""
+        """Seal the next batch if it is time and none waits to be sent; returns its fills, or 0.
+
+        While one is on its way the next one gathers more, unless it is full or worth enough.
+        """
         if await self._database.value(
             "SELECT 1 FROM outgoing WHERE kind = 'settle' AND state IN ('SEALED', 'SIMULATED')"
         ):
@@ -71,6 +74,10 @@ class Batches:
             return True
         if sealed.amount_usdc6 >= self._triggers.value_usdc6:
             return True
+        if await self._database.value(
+            "SELECT 1 FROM outgoing WHERE kind = 'settle' AND state IN ('SIGNED', 'SENT')"
+        ):
+            return False
         oldest_ns: int = await self._database.value(
             "SELECT time_ns FROM fill WHERE event_number = $1", sealed.event_numbers[0]
         )

@@ -292,7 +292,8 @@ class Settlement:
         planned = await self._leases.build() + await self._upkeep.plan(final_block)
         if planned:
             sent += await self._outbox.advance()
-        final_block = await self._finality.look()  # what was mined just now may be final
+        if sent:  # what was mined just now may be final
+            final_block = await self._finality.look()
         confirmed, booked = await self._confirm(final_block)
         events += booked
         if deposits:

@@ -104,12 +104,16 @@ class Node:
         self.settlement: Settlement
 
     @classmethod
-    async def begin(cls, directory: Path, database_url: str, confirmations: int = 0) -> "Node":
-        """With the contracts deployed; the engine is not started."""
+    async def begin(
+        cls, directory: Path, database_url: str, confirmations: int = 0, rpc_url: str = ""
+    ) -> "Node":
+        """With the contracts deployed, on the embedded chain unless there is a URL; the engine is
+        not started."""
         node = cls(directory, database_url)
         options = Options(confirmations=confirmations)
         node.embedded = await EmbeddedChain.open(None, node.clock.now_ns)
-        node.chain = await Chain.connect(node.embedded.provider, node.embedded.keys, options)
+        provider = rpc_url or node.embedded.provider
+        node.chain = await Chain.connect(provider, node.embedded.keys, options)
         await node.chain.deploy_or_load(None)
         return node
 

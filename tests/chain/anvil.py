@@ -89,6 +89,12 @@ class Anvil:
         status = await self.rpc("txpool_status")
         return int(status["pending"], 16) + int(status["queued"], 16)
 
+    async def sent_by(self, sender: bytes, to: bytes, data: bytes) -> None:
+        """A transaction of anybody, without a signature; it waits for a block like any other."""
+        await self.rpc("anvil_impersonateAccount", checksum(sender))
+        call = {"from": checksum(sender), "to": checksum(to), "data": "0x" + data.hex()}
+        await self.rpc("eth_sendTransaction", call)
+
     async def wait_seconds(self, seconds: int) -> None:
         await self.rpc("evm_increaseTime", hex(seconds))
         await self.mine()
