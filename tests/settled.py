@@ -68,13 +68,13 @@ class Between:
         self._after = after
 
     def __getattr__(self, name: str) -> Any:
-        method = getattr(self._target, name)
+        method: Any = getattr(self._target, name)
         if not callable(method):
             return method
 
         def called(*arguments: Any, **named: Any) -> Any:
             self._before(name)
-            answer = method(*arguments, **named)
+            answer: Any = method(*arguments, **named)
             if not hasattr(answer, "__await__"):
                 self._after(name)
                 return answer

@@ -16,7 +16,7 @@ from engine.records import (
     fee_usdc6,
 )
 from settlement import database as db
-from settlement.batch import seal, totals_usdc6, unpack
+from settlement.batch import costs_usdc6, seal, totals_usdc6, unpack
 from settlement.ledger import Ledger, Numbered, Trial
 from tests.shard import ALICE, BOB, CAROL, Shard
 
@@ -131,10 +131,11 @@ async def agree(shard: Recorded, ledger: Ledger) -> None:
     assert {t: held[t].cash_usdc6 for t in TRADERS} == {
         t: shard.money(t)["free_usdc6"] + shard.money(t)["held_usdc6"] for t in TRADERS
     }
-    sealed = seal(await ledger.unsealed_fills(2_000))
+    fills, numbers = await ledger.unsealed_fills(2_000)
+    sealed = seal(fills, numbers)
     totals = totals_usdc6(sealed.packed)
     assert {trader: totals.get(trader, 0) for trader in TRADERS} == shard.pending()
     assert sealed.amount_usdc6 == sum(shard.pending().values())
-    assert sum(fill.amount_usdc6 for fill in unpack(sealed.packed)) == sealed.amount_usdc6
+    assert costs_usdc6(unpack(sealed.packed)).sum() == sealed.amount_usdc6
     assert await ledger.trial_balance() == Trial(0, 0, 0)
     shard.check()

@@ -1,4 +1,5 @@
-"""A chain with the vault on it, by the rules of `Vault.sol`, that mines when the simulation says.
+"""A chain with the vault on it, by the rules of `VaultV2` as far as the simulation uses them, that
+mines when the simulation says.
 
 Owns blocks, the transactions that wait for one, and the vault's state after each block. Invariant:
 a mined transaction stays mined, a lost one is never mined unless it is sent again, and each nonce
@@ -10,24 +11,18 @@ import hashlib
 import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, Literal, NamedTuple
 
-from engine.records import Purse
+from benchmarks.vault import Fill
+from engine.records import SECOND_NS, Purse
+from settlement.batch import root_of, unpack
 from settlement.chain import (
     Call,
-    Deposit,
-    ExitLog,
-    ExitStep,
     FeedAnswer,
-    Fill,
     Heights,
     PricePoint,
     Receipt,
     SignedTransaction,
-    VaultAccount,
-    VaultState,
-    fills_hash,
-    unpack_fills,
 )
 from settlement.errors import (
     AccountExiting,
@@ -43,13 +38,23 @@ from settlement.errors import (
     WithdrawalOutOfOrder,
 )
 from settlement.fees import GWEI, Fees, Market
+from settlement.vault import (
+    EXCHANGE,
+    NO_ROOT,
+    ROOT_BYTES,
+    SETTLER_BOND_MIN_USDC6,
+    VaultAccount,
+    VaultLog,
+    VaultState,
+)
 from tests.simulate.faults import Chance, Faults
 
 BLOCK_SECONDS: Final = 0.5
 CALL_SECONDS: Final = (0.0005, 0.02)
 SLOW_BLOCKS: Final = 20
 EXIT_BLOCKS: Final = 12  # between asking for an exit and being able to finish it
-NO_HASH: Final = bytes(32)
+SETTLER_BOND_USDC6: Final = 2 * SETTLER_BOND_MIN_USDC6
+ExitStep = Literal["ExitRequested", "ExitCancelled", "Exited"]
 
 
 @dataclass
@@ -66,13 +71,16 @@ class Vault:
     """Its storage after a block."""
 
     accounts: dict[int, _Slots] = field(default_factory=dict[int, _Slots])
-    batches: list[bytes] = field(default_factory=list[bytes])  # hash of each
+    batches: list[bytes] = field(default_factory=list[bytes])  # root of each
     fills: list[Fill] = field(default_factory=list[Fill])  # all that was settled
-    deposits: list[Deposit] = field(default_factory=list[Deposit])
+    deposits_usdc6: list[int] = field(default_factory=list[int])
     last_withdrawal: int = 0
     withdrawals: set[int] = field(default_factory=set[int])  # ids of those executed
     paid_usdc6: dict[bytes, int] = field(default_factory=dict[bytes, int])
-    exits: list[ExitLog] = field(default_factory=list[ExitLog])
+    exits: int = 0
+    logs: list[VaultLog] = field(default_factory=list[VaultLog])
+    settler_bond_usdc6: int = 0
+    heard_s: int = 0  # the settler's last sign of life
     nonce: int = 0  # the settler's next one
 
     def copy(self) -> "Vault":
@@ -81,50 +89,84 @@ class Vault:
             accounts={number: replace(slots) for number, slots in self.accounts.items()},
             batches=self.batches.copy(),
             fills=self.fills.copy(),
-            deposits=self.deposits.copy(),
+            deposits_usdc6=self.deposits_usdc6.copy(),
             last_withdrawal=self.last_withdrawal,
             withdrawals=self.withdrawals.copy(),
             paid_usdc6=self.paid_usdc6.copy(),
-            exits=self.exits.copy(),
+            exits=self.exits,
+            logs=self.logs.copy(),
+            settler_bond_usdc6=self.settler_bond_usdc6,
+            heard_s=self.heard_s,
             nonce=self.nonce,
         )
 
     def state(self, block: int) -> VaultState:
         held = sum(a.free_usdc6 + a.locked_usdc6 + a.bond_usdc6 for a in self.accounts.values())
-        head_hash = self.batches[-1] if self.batches else NO_HASH
         return VaultState(
-            block, len(self.batches), head_hash, len(self.deposits), len(self.accounts),
-            self.last_withdrawal, len(self.exits), held,
-        )  # fmt: skip
+            block_number=block,
+            head=len(self.batches),
+            head_root=self.root(len(self.batches)),
+            deposits=len(self.deposits_usdc6),
+            accounts=len(self.accounts),
+            last_withdrawal=self.last_withdrawal,
+            exits=self.exits,
+            releases=0,
+            settler_bond_usdc6=self.settler_bond_usdc6,
+            last_heard_s=self.heard_s,
+            is_paused=False,
+            is_frozen=False,
+            token_balance_usdc6=held + self.settler_bond_usdc6,
+        )
+
+    def root(self, batch_id: int) -> bytes:
+        """As much of it as the vault keeps."""
+        is_settled = 0 < batch_id <= len(self.batches)
+        return self.batches[batch_id - 1][:ROOT_BYTES] if is_settled else NO_ROOT
+
+    def log(self, block: int, name: str, **fields: object) -> None:
+        self.logs.append(VaultLog(block, len(self.logs), bytes(32), name, fields))
+
+    def bond(self, amount_usdc6: int, block: int) -> None:
+        """Of the settler's."""
+        self.settler_bond_usdc6 += amount_usdc6
+        self.log(block, "SettlerBondAdded", amount=amount_usdc6)
 
     def deposit(self, owner: bytes, amount_usdc6: int, purse: Purse, block: int) -> None:
         known = [number for number, slots in self.accounts.items() if slots.owner == owner]
         account = known[0] if known else len(self.accounts) + 1
-        slots = self.accounts.setdefault(account, _Slots(owner))
+        spelled = "0x" + owner.hex()
+        if not known:
+            self.accounts[account] = _Slots(owner)
+            self.log(block, "AccountOpened", account=account, owner=spelled)
+        slots = self.accounts[account]
         if slots.exit_at:
             return  # refused while the wallet leaves
         if purse == Purse.BOND:
             slots.bond_usdc6 += amount_usdc6
         else:
             slots.free_usdc6 += amount_usdc6
-        number = len(self.deposits) + 1
-        self.deposits.append(Deposit(number, account, owner, amount_usdc6, purse, block))
+        self.deposits_usdc6.append(amount_usdc6)
+        self.log(
+            block, "Deposited", number=len(self.deposits_usdc6), account=account, owner=spelled,
+            amount=amount_usdc6, isBond=purse == Purse.BOND,
+        )  # fmt: skip
 
     def exit(self, account: int, step: ExitStep, block: int) -> None:
         """By the owner's own transaction; one that would be refused does nothing."""
         slots = self.accounts[account]
-        amount_usdc6 = 0
-        if step == "requested" and not slots.exit_at:
-            slots.exit_at = block + EXIT_BLOCKS
-        elif step == "cancelled" and slots.exit_at:
+        fields: dict[str, int] = {}
+        if step == "ExitRequested" and not slots.exit_at:
+            slots.exit_at = fields["exitAt"] = block + EXIT_BLOCKS
+        elif step == "ExitCancelled" and slots.exit_at:
             slots.exit_at = 0
-        elif step == "finished" and 0 < slots.exit_at <= block:
-            amount_usdc6 = slots.free_usdc6
+        elif step == "Exited" and 0 < slots.exit_at <= block:
+            fields["amount"] = slots.free_usdc6
+            self._pay(slots.owner, slots.free_usdc6)
             slots.free_usdc6 = slots.exit_at = 0
-            self._pay(slots.owner, amount_usdc6)
         else:
             return
-        self.exits.append(ExitLog(len(self.exits) + 1, account, step, amount_usdc6, block))
+        self.exits += 1
+        self.log(block, step, number=self.exits, account=account, **fields)
 
     def _pay(self, owner: bytes, amount_usdc6: int) -> None:
         self.paid_usdc6[owner] = self.paid_usdc6.get(owner, 0) + amount_usdc6
@@ -133,16 +175,20 @@ class Vault:
         expected = len(self.batches) + 1
         if batch_id != expected:
             raise BatchOutOfOrder(_reverted("BatchOutOfOrder", expected=expected, given=batch_id))
-        for fill in unpack_fills(packed):
+        fills = [Fill._make(fill) for fill in unpack(packed).tolist()]
+        for fill in fills:
             for party in (fill.buyer, fill.seller):
                 if party not in self.accounts:
                     raise UnknownAccount(_reverted("UnknownAccount", account=party))
             if 0 < self.accounts[fill.buyer].exit_at <= block:
                 raise AccountExiting(_reverted("AccountExiting", account=fill.buyer))
-            self._take(fill.buyer, fill.amount_usdc6)
-            self.accounts[fill.buyer].locked_usdc6 += fill.amount_usdc6
+            self._take(fill.buyer, fill.cost)
+            self.accounts[fill.buyer].locked_usdc6 += fill.cost
             self.fills.append(fill)
-        self.batches.append(fills_hash(packed))
+        root = root_of(packed)
+        self.batches.append(root)
+        total = sum(fill.cost for fill in fills)
+        self.log(block, "Batch", id=batch_id, root=root, fills=len(fills), total=total)
 
     def withdraw(self, withdrawal_id: int, account: int, amount_usdc6: int) -> None:
         last = self.last_withdrawal
@@ -173,18 +219,30 @@ def _reverted(name: str, **arguments: object) -> ContractError:
 class _Block(NamedTuple):
     hash: bytes
     vault: Vault
+    time_s: int
 
 
 class SimulatedChain:
     """The node of the chain; it outlives every life of the exchange's node."""
 
-    def __init__(self, chance: Chance, faults: Faults, sleep: Callable[[float], Any]) -> None:
+    deploy_block: Final = 1
+
+    def __init__(
+        self,
+        chance: Chance,
+        faults: Faults,
+        sleep: Callable[[float], Any],
+        time_ns: Callable[[], int],
+    ) -> None:
         self._chance = chance
         self._faults = faults
         self._sleep = sleep
+        self._time_ns = time_ns
         self.confirmations: Final = chance.random.randrange(4)
-        self._blocks = [_Block(_hash(b"genesis"), Vault())]
-        self._next = Vault()  # what the block to come makes of the last one
+        now_s = time_ns() // SECOND_NS
+        self._blocks = [_Block(_hash(b"genesis"), Vault(heard_s=now_s), now_s)]
+        self._next = self.latest.copy()  # what the block to come makes of the last one
+        self._next.bond(SETTLER_BOND_USDC6, 1)
         self._waiting: dict[bytes, tuple[int, SignedTransaction]] = {}  # hash: not before a block
         self._receipts: dict[bytes, Receipt] = {}
         self.rounds: dict[int, list[PricePoint]] = {}  # of each product, the oldest first
@@ -220,7 +278,8 @@ class SimulatedChain:
             succeeded = self._execute(tx)
             self._next.nonce += 1
             self._receipts[tx.hash] = Receipt(tx.hash, number, block_hash, succeeded, 50_000)
-        self._blocks.append(_Block(block_hash, self._next))
+        time_s = max(self._time_ns() // SECOND_NS, self._blocks[-1].time_s + 1)
+        self._blocks.append(_Block(block_hash, self._next, time_s))
         self._next = self._next.copy()
 
     def _execute(self, tx: SignedTransaction) -> bool:
@@ -254,31 +313,32 @@ class SimulatedChain:
         await self._asked()
         return Market(self._chance.random.randrange(1, 3) * GWEI, GWEI)
 
-    async def deposits(self, after_number: int, up_to_block: int, limit: int) -> list[Deposit]:
+    async def block_time_s(self, number: int) -> int:
         await self._asked()
-        return self._at(up_to_block).deposits[after_number:][:limit]
+        return self._blocks[number].time_s
 
-    async def exits(self, after_number: int, up_to_block: int, limit: int) -> list[ExitLog]:
+    async def vault_logs(self, first_block: int, last_block: int) -> list[VaultLog]:
         await self._asked()
-        return self._at(up_to_block).exits[after_number:][:limit]
+        logs = self._at(last_block).logs
+        return [log for log in logs if first_block <= log.block_number]
 
     async def vault_state(self, block: int) -> VaultState:
         await self._asked()
         return self._at(block).state(block)
 
-    async def vault_accounts(self, block: int) -> list[VaultAccount]:
+    async def vault_accounts(self, block: int | None = None) -> list[VaultAccount]:
         await self._asked()
+        exchange = VaultAccount(EXCHANGE, bytes(20), 0, 0, 0, 0)
         accounts = self._at(block).accounts
-        return [_view(number, slots) for number, slots in accounts.items()]
+        return [exchange, *(_view(number, slots) for number, slots in accounts.items())]
 
-    async def vault_account(self, account: int) -> VaultAccount:
+    async def vault_account(self, account: int, block: int | None = None) -> VaultAccount:
         await self._asked()
-        return _view(account, self.latest.accounts[account])
+        return _view(account, self._at(block).accounts[account])
 
-    async def batch_hash(self, batch_id: int, block: int | None = None) -> bytes:
+    async def batch_root(self, batch_id: int, block: int | None = None) -> bytes:
         await self._asked()
-        batches = self._at(block).batches
-        return batches[batch_id - 1] if batch_id <= len(batches) else NO_HASH
+        return self._at(block).root(batch_id)
 
     async def settler_nonce(self, block: int | None = None) -> int:
         await self._asked()

@@ -95,7 +95,7 @@ class Machine:
         self.faults = faults
         self.clock = JumpingClock(loop.now_ns)
         self.disk = SimulatedDisk(chance("disk"), faults, loop.call_later)
-        self.chain = SimulatedChain(chance("chain"), faults, asyncio.sleep)
+        self.chain = SimulatedChain(chance("chain"), faults, asyncio.sleep, self.clock.now_ns)
         self.database = sessions(chance("database"), faults, asyncio.sleep)
         self.network = chance("network")
         self.login = chance("login")

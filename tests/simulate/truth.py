@@ -13,6 +13,7 @@ from typing import Any
 from compex_client import messages as m
 from compex_client.units import parse_qty, qty_text
 
+from benchmarks.vault import Fill
 from engine.journal import read
 from engine.records import (
     Balances,
@@ -102,7 +103,8 @@ class Truth:
         assert balances.keys() == vault.accounts.keys()
         ledger: dict[int, Counter[str]] = defaultdict(Counter)
         for account, bucket, amount_usdc6 in rows(
-            "SELECT account, bucket::text, balance_usdc6 FROM ledger_account WHERE account > 0"
+            "SELECT account, bucket::text, balance_usdc6 FROM ledger_account"
+            " WHERE account > 0 AND bucket <> 'earnings'"
         ):
             ledger[account][bucket] = amount_usdc6
         for account, b in balances.items():
@@ -113,7 +115,7 @@ class Truth:
             bond_usdc6 = b.bond_free_usdc6 + b.bond_held_usdc6 + b.bond_locked_usdc6
             due = (b.free_usdc6 + b.held_usdc6, b.escrow_usdc6, bond_usdc6)
             assert due == held, f"account {account}: engine and vault"
-        came_usdc6 = sum(deposit.amount_usdc6 for deposit in vault.deposits)
+        came_usdc6 = sum(vault.deposits_usdc6)
         there_usdc6 = sum(sum(b) for b in balances.values())
         assert came_usdc6 == there_usdc6 + sum(vault.paid_usdc6.values()), "money is conserved"
         [(differing,)] = rows(
@@ -134,10 +136,17 @@ class Truth:
             " ORDER BY event_number"
         )
         assert [number for (number,) in undone] == self.void, "what is void is not settled"
-        settled = sorted(fill.event_number for fill in vault.fills)
-        assert settled == self.fills, "every fill is settled once"
+        settled = sorted(_parts(fill) for fill in vault.fills)
+        assert settled == sorted(map(self._settled, self.fills)), "every fill is settled once"
         credited = [e.reference for e in self.events if e.kind == EventKind.DEPOSITED]
-        assert credited == [deposit.number for deposit in vault.deposits]
+        assert credited == list(range(1, len(vault.deposits_usdc6) + 1))
+
+    def _settled(self, number: int) -> tuple[int, ...]:
+        """A fill of the engine's, as `_parts` of one in the vault."""
+        e = self.events[number - 1]
+        taker, maker = (e.account, e.taker_fee_ppm), (e.counter_account, e.maker_fee_ppm)
+        buyer, seller = (taker, maker) if e.side == Side.BUY else (maker, taker)
+        return (buyer[0], seller[0], e.price_ticks, e.qty_lots, buyer[1], seller[1])
 
     def check_feeds(self, rounds: dict[int, list[PricePoint]]) -> None:
         """Each product's rounds go forward in time, and say what trades there were."""
@@ -149,6 +158,11 @@ class Truth:
             assert ends == sorted(set(ends)), "one round for one window"
             for point in points:
                 assert min(traded) <= point.price_e8 <= max(traded), "a price that nobody paid"
+
+
+def _parts(fill: Fill) -> tuple[int, ...]:
+    """What the engine says of a fill as well."""
+    return (fill.buyer, fill.seller, fill.price, fill.qty, fill.buyer_fee, fill.seller_fee)
 
 
 def _buckets(b: Balances) -> Counter[str]:

@@ -21,9 +21,8 @@ from compex_client.wallet import Wallet
 
 from engine.records import EVENT_STRUCT, Event, EventKind, Purse
 from engine.replay import verify
-from settlement.chain import ExitStep
 from tests.simulate.bots import Administrator, Bot
-from tests.simulate.chain import BLOCK_SECONDS
+from tests.simulate.chain import BLOCK_SECONDS, ExitStep
 from tests.simulate.database import Databases, Sessions
 from tests.simulate.faults import Chance, Faults, drawn
 from tests.simulate.loop import VirtualLoop
@@ -91,6 +90,7 @@ class World:
         self._published: list[bytes] = []
         self._last = (0, 0)
         self._credited = 0  # deposits
+        self._accepted: list[tuple[int, int]] = []  # (account, order)
         self._life: Life | None = None
         self.lives = 0
         self.bots = [
@@ -135,6 +135,8 @@ class World:
         self._published.append(raw)
         self._hash.update(raw)
         self._credited += event.kind == EventKind.DEPOSITED
+        if event.kind == EventKind.ACCEPTED:
+            self._accepted.append((event.account, event.order_id))
 
     async def _keep_node(self) -> None:
         """Life after life, until cancelled."""
@@ -196,6 +198,7 @@ class World:
         """Now and then somebody sets the clock, somebody deposits."""
         while True:
             await asyncio.sleep(1.0)
+            self._sign()
             if self._chance.happens(self.faults.jump_ppm):
                 self.machine.clock.ahead_ns += self._chance.random.choice((-HOUR_NS, HOUR_NS))
                 self.say("clock", f"is {self.machine.clock.ahead_ns // HOUR_NS} hours ahead")
@@ -204,16 +207,27 @@ class World:
             for account, slots in self.machine.chain.latest.accounts.items():
                 self._leave(account, slots.exit_at)
 
+    def _sign(self) -> None:
+        """All orders so far count as signed; said again and again, as it may be lost with the
+        database's connection."""
+        rows = ", ".join(f"({account}, {order_id})" for account, order_id in self._accepted)
+        if rows:
+            self._rows(
+                "INSERT INTO signed_order (account, order_id, number, verified)"
+                f" SELECT account, order_id, order_id, true FROM (VALUES {rows}) v"
+                " (account, order_id) ON CONFLICT DO NOTHING"
+            )
+
     def _leave(self, account: int, exit_at: int) -> None:
         """Who wants to leave may think better of it; in the end everybody has left or stays."""
-        step: ExitStep = "requested"
+        step: ExitStep = "ExitRequested"
         if exit_at:
-            step = "finished" if self._chance.happens(950_000) else "cancelled"
-            if exit_at > self.machine.chain.height and step == "finished":
+            step = "Exited" if self._chance.happens(950_000) else "ExitCancelled"
+            if exit_at > self.machine.chain.height and step == "Exited":
                 return
         elif not self._chance.happens(self.faults.exit_ppm):
             return
-        self.say(f"account {account}", f"exit {step}")
+        self.say(f"account {account}", f"{step}")
         self.machine.chain.exit(account, step)
 
     def _deposit(self, bot: Bot, amount_usdc6: int, purse: Purse) -> None:
@@ -276,7 +290,7 @@ class World:
         ready = life.engine.ready()
         if ready.last_sequence != ready.durable_sequence or not life.is_quiet:
             return "something is on its way"
-        if self._credited != len(vault.deposits):
+        if self._credited != len(vault.deposits_usdc6):
             return "a deposit is not credited"
         for account, slots in vault.accounts.items():
             b = life.engine.balances(account)
