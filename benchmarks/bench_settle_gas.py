@@ -9,7 +9,8 @@ import asyncio
 import time
 from typing import Final
 
-from settlement.chain import Chain, Fill, Funding, PricePoint, pack_fills
+from benchmarks.vault import Fill, pack
+from settlement.chain import Chain, Funding, PricePoint
 from settlement.devchain import EmbeddedChain
 
 # (fills, distinct buyers) of a batch
@@ -21,9 +22,8 @@ ROUNDS_KEPT: Final = 64
 
 async def settle(chain: Chain, batch_id: int, fills: list[Fill]) -> int:
     """Gas used by the batch."""
-    signed = await chain.prepare_settle(
-        batch_id, pack_fills(sorted(fills)), await chain.settler_nonce()
-    )
+    call = chain.settle_call(batch_id, pack(sorted(fills)))
+    signed = await chain.sign(call, await chain.settler_nonce())
     await chain.send(signed)
     receipt = await chain.wait(signed.hash)
     assert receipt.succeeded
@@ -31,7 +31,8 @@ async def settle(chain: Chain, batch_id: int, fills: list[Fill]) -> int:
 
 
 async def withdraw(chain: Chain, withdrawal_id: int) -> int:
-    signed = await chain.prepare_withdraw(withdrawal_id, 1, 10**6, await chain.settler_nonce())
+    call = chain.withdraw_call(withdrawal_id, 1, 10**6)
+    signed = await chain.sign(call, await chain.settler_nonce())
     await chain.send(signed)
     return (await chain.wait(signed.hash)).gas_used
 
@@ -48,12 +49,13 @@ async def main() -> None:
             Fill(
                 buyer=1 + i % buyers,
                 seller=1 + (i * 7) % 200,
-                price_ticks=20_000 + i % 1_000,
-                qty_lots=100,
-                instrument=i % 30,
-                event_number=10**6 + i,
-                buyer_fee_ppm=500,
-                seller_fee_ppm=200,
+                price=20_000 + i % 1_000,
+                qty=100,
+                series=1 + i % 30,
+                buyer_order=10**6 + i,
+                seller_order=10**6 + i,
+                buyer_fee=500,
+                seller_fee=200,
             )
             for i in range(count)
         ]

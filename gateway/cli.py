@@ -41,10 +41,13 @@ def main(arguments: list[str] | None = None) -> int:
     from compex_client import CompexClientError
 
     from engine.rejects import CompexError
-    from settlement.errors import SettlementError
+    from settlement.errors import SettlementError, VaultOutdated
 
     try:
         return options.run(options)
+    except VaultOutdated as error:
+        _tell(error)
+        return Ending.VAULT_OUTDATED
     except (
         CompexError,
         CompexClientError,
@@ -118,6 +121,13 @@ def command_line() -> argparse.ArgumentParser:
     fund.add_argument("--cash", type=int, default=1_000, help="whole USDC to trade with")
     fund.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
     fund.set_defaults(run=_fund)
+
+    bond = commands.add_parser("bond", help="put the deployer's USDC behind the settler's word")
+    bond.add_argument("usdc", type=int, help="whole USDC")
+    bond.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    bond.add_argument("--settings", type=Path, metavar="TOML", help="of a node on another chain")
+    bond.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the embedded chain")
+    bond.set_defaults(run=_bond)
 
     market = commands.add_parser(
         "market", help="list, halt, resume, call, uncross or close (administrator)"
@@ -501,12 +511,10 @@ async def _fund_wallet(options: argparse.Namespace) -> int:
     from compex_client import Wallet
 
     from engine.rejects import CompexError
-    from settlement.chain import CONTRACTS_FILE, Chain, Funding
+    from settlement.chain import Chain, Funding
     from settlement.devchain import KEYS
 
-    contracts = options.dir / CONTRACTS_FILE
-    if not await asyncio.to_thread(contracts.exists):
-        raise CompexError(f"{contracts}: no node has deployed its contracts here; see --dir")
+    await asyncio.to_thread(_require_contracts, options.dir)
     if options.cash < 0 or options.bond < 0 or options.cash + options.bond == 0:
         raise CompexError("--cash and --bond are whole USDC, at least 1 together")
     wallet = Wallet(options.key) if options.key else Wallet.create()
@@ -522,6 +530,42 @@ async def _fund_wallet(options: argparse.Namespace) -> int:
     if not options.key:
         console.print(f"key      {wallet.export_secret()}")
     console.print(f"account  {account}, credited when settlement has seen the deposit")
+    return 0
+
+
+def _require_contracts(directory: Path) -> None:
+    from engine.rejects import CompexError
+    from settlement.addresses import CONTRACTS_FILE
+
+    contracts = directory / CONTRACTS_FILE
+    if not contracts.exists():
+        raise CompexError(f"{contracts}: no node has deployed its contracts here; see --dir")
+
+
+def _bond(options: argparse.Namespace) -> int:
+    return _run(_add_bond(options))
+
+
+async def _add_bond(options: argparse.Namespace) -> int:
+    from engine.rejects import CompexError
+    from gateway.node import read_keys
+    from gateway.settings import load_settings
+    from settlement.chain import Chain
+    from settlement.devchain import KEYS
+
+    await asyncio.to_thread(_require_contracts, options.dir)
+    if options.usdc < 1:
+        raise CompexError("a bond is of whole USDC, at least 1")
+    elsewhere = load_settings(options.settings).chain
+    keys = read_keys(Path(elsewhere.keys_file)) if elsewhere.rpc_url else KEYS
+    chain = await Chain.connect(elsewhere.rpc_url or options.rpc, keys)
+    try:
+        await chain.deploy_or_load(options.dir)
+        await chain.add_settler_bond(options.usdc * 1_000_000)
+        state = await chain.vault_state(await chain.final_block())
+    finally:
+        await chain.close()
+    console.print(f"settler's bond  {state.settler_bond_usdc6 / 1e6:,.6f} USDC")
     return 0
 
 

@@ -18,6 +18,7 @@ class Ending(IntEnum):
     DAMAGED = 4
     OTHER_BUILD = 5
     BROKEN = 6
+    VAULT_OUTDATED = 7
     INTERRUPTED = 130
 
 
@@ -29,6 +30,7 @@ WORDS: Final[dict[Ending, str]] = {
     Ending.DAMAGED: "the journal is damaged",
     Ending.OTHER_BUILD: "the journal is another build's and not adopted yet",
     Ending.BROKEN: "the engine broke while it ran: keep the directory, report the message",
+    Ending.VAULT_OUTDATED: "the vault is of an earlier version; its money has to leave it first",
     Ending.INTERRUPTED: "interrupted before it had begun",
 }
 assert set(WORDS) == set(Ending), "every status has its words"

@@ -45,14 +45,17 @@ from gateway.settings import Settings, SettingsError
 from gateway.snapshots import Snapshots
 from gateway.transport import Access
 from settlement import database
-from settlement.chain import Chain, Funding, Keys, Options, address_of
+from settlement.chain import Chain, Funding, Keys, Officers, Options, address_of
 from settlement.devchain import EmbeddedChain
 from settlement.errors import DatabaseUnavailable, SettlementError
+from settlement.fees import GWEI, FeePolicy
 from settlement.orders import separator
 from settlement.products import settled
+from settlement.sealing import Triggers
 from settlement.service import Settings as SettlementOptions
 from settlement.service import Settlement, Turn
 from settlement.signatures import Handed, Signatures, authority_of
+from settlement.vault import deposit_of
 
 INDEX_SECONDS: Final = 1.0  # between two index values on the feed
 RPC_POLL_SECONDS: Final = 0.5  # a public chain's blocks come slowly
@@ -169,7 +172,7 @@ class Node:
         with progress("opening the chain"):
             await self._open_chain()
         with progress("deploying or checking the contracts"):
-            await self.chain.deploy_or_load(self.directory, _address(self.settings.chain.token))
+            await self._find_contracts()
         with progress("replaying the journal"):
             await self._start_engine(database_url, partition_ns)
         await self._set_fees()
@@ -185,7 +188,11 @@ class Node:
     async def _open_chain(self) -> None:
         chain = self.settings.chain
         if chain.rpc_url:
-            options = Options(confirmations=chain.confirmations, poll_seconds=RPC_POLL_SECONDS)
+            options = Options(
+                confirmations=chain.confirmations,
+                asks_node=chain.finality == "node",
+                poll_seconds=RPC_POLL_SECONDS,
+            )
             keys = read_keys(Path(chain.keys_file))
             self.chain = await Chain.connect(chain.rpc_url, keys, options)
         else:
@@ -197,6 +204,13 @@ class Node:
                     self.rpc_url = await embedded.serve_rpc(chain.embedded_rpc_port)
             self.chain = await Chain.connect(embedded.provider, embedded.keys)
         self._stack.push_async_callback(self.chain.close)
+
+    async def _find_contracts(self) -> None:
+        chain, deployer = self.settings.chain, address_of(self.chain.keys.deployer)
+        officers = Officers(
+            _address(chain.arbiter) or deployer, _address(chain.pauser) or deployer
+        )  # fmt: skip
+        await self.chain.deploy_or_load(self.directory, _address(chain.token), officers)
 
     async def _start_engine(self, database_url: str, partition_ns: int | None) -> None:
         catalog = load_catalog()
@@ -234,9 +248,17 @@ class Node:
             SettlementOptions(
                 turn_seconds=wanted.turn_seconds,
                 turns_per_reconciliation=wanted.turns_per_reconciliation,
-                batch_wait_ns=wanted.batch_wait_seconds * 1_000_000_000,
+                batches=Triggers(
+                    fills_max=wanted.fills_per_batch,
+                    wait_ns=wanted.batch_wait_seconds * 1_000_000_000,
+                    value_usdc6=wanted.batch_value_dollars * 1_000_000,
+                ),
+                fees=FeePolicy(
+                    cap_max_wei=wanted.fee_cap_gwei_max * GWEI,
+                    tip_max_wei=wanted.tip_gwei_max * GWEI,
+                    stuck_ns=wanted.raise_fee_seconds * 1_000_000_000,
+                ),
                 sign_within_ns=wanted.sign_within_seconds * 1_000_000_000,
-                fills_per_batch_max=wanted.fills_per_batch,
             ),
             self.engine,
             self.chain,
@@ -321,7 +343,10 @@ class Node:
         self._stack.push_async_callback(self.server.stop)
 
     def _settlement_status(self) -> dict[str, Any]:
-        return {"halted": self.settlement.halted or self._settlement_ended}
+        return {
+            "halted": self.settlement.halted or self._settlement_ended,
+            "waiting": self.settlement.waiting,
+        }
 
     @property
     def url(self) -> str:
@@ -399,17 +424,16 @@ class Node:
     async def _deposited(self) -> dict[bytes, tuple[int, int]]:
         """(cash, bond) in µUSDC that each wallet ever deposited, by address."""
         sums: dict[bytes, tuple[int, int]] = {}
-        block = await self.chain.final_block()
-        last = 0
-        while found := await self.chain.deposits(last, block, 1_000):
-            for deposit in found:
-                cash, bond = sums.get(deposit.owner, (0, 0))
-                if deposit.purse:
-                    bond += deposit.amount_usdc6
-                else:
-                    cash += deposit.amount_usdc6
-                sums[deposit.owner] = (cash, bond)
-            last = found[-1].number
+        for log in await self.chain.vault_logs(0, await self.chain.final_block()):
+            if log.name != "Deposited":
+                continue
+            deposit = deposit_of(log)
+            cash, bond = sums.get(deposit.owner, (0, 0))
+            if deposit.purse:
+                bond += deposit.amount_usdc6
+            else:
+                cash += deposit.amount_usdc6
+            sums[deposit.owner] = (cash, bond)
         return sums
 
     async def close(self) -> None:

@@ -9,7 +9,7 @@ import os
 import tomllib
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Final, get_args, get_type_hints
+from typing import Annotated, Any, Final, Literal, get_args, get_type_hints
 
 import msgspec
 from compex_client import messages as m
@@ -20,6 +20,7 @@ from engine.records import FEE_PPM_MAX, FEE_TIERS
 from engine.rejects import CompexError
 from gateway.limits import BURST_MIN, DEFAULT_LIMITS
 
+ADDRESS: Final = "^(0x[0-9a-fA-F]{40})?$"  # or none
 ENVIRONMENT: Final = {
     "COMPEX_DATABASE_URL": ("database", "url"),
     "COMPEX_RPC_URL": ("chain", "rpc_url"),
@@ -47,7 +48,7 @@ class GatewaySettings(Struct, frozen=True, forbid_unknown_fields=True):
     administrator: Annotated[
         str,
         Meta(
-            pattern="^(0x[0-9a-fA-F]{40})?$",
+            pattern=ADDRESS,
             description="wallet that may list, halt and resume markets; "
             "empty: one made at the first start, its key in administrator.key",
         ),
@@ -223,16 +224,35 @@ class ChainSettings(Struct, frozen=True, forbid_unknown_fields=True):
             "needed with rpc_url"
         ),
     ] = ""
+    arbiter: Annotated[
+        str,
+        Meta(
+            pattern=ADDRESS,
+            description="who decides on bonds in a vault deployed here, never the settler; empty: "
+            "the deployer",
+        ),
+    ] = ""
+    pauser: Annotated[
+        str,
+        Meta(
+            pattern=ADDRESS,
+            description="who may stop a vault deployed here, but for ways out; empty: the deployer",
+        ),
+    ] = ""
     token: Annotated[
         str,
         Meta(
-            pattern="^(0x[0-9a-fA-F]{40})?$",
+            pattern=ADDRESS,
             description="USDC to settle in; empty: a test token is deployed",
         ),
     ] = ""
     confirmations: Annotated[
         int, Meta(ge=0, le=10_000, description="blocks on top before a block is final")
     ] = 0
+    finality: Annotated[
+        Literal["confirmations", "node"],
+        Meta(description="who says what is final: confirmations, or the node's finalized block"),
+    ] = "confirmations"
     embedded_rpc_port: Annotated[
         int,
         Meta(ge=-1, le=65535, description="JSON-RPC of the embedded chain; 0: any, -1: none"),
@@ -247,8 +267,21 @@ class SettlementSettings(Struct, frozen=True, forbid_unknown_fields=True):
         int, Meta(ge=0, le=86_400, description="how long a fill waits for company in its batch")
     ] = 2
     fills_per_batch: Annotated[
-        int, Meta(ge=1, le=5_000, description="a batch is sealed at this many fills")
+        int, Meta(ge=1, le=4_000, description="a batch is sealed at this many fills")
     ] = 1_000
+    batch_value_dollars: Annotated[
+        int, Meta(ge=1, le=10**9, description="or as soon as its fills are worth this much")
+    ] = 10_000
+    fee_cap_gwei_max: Annotated[
+        int, Meta(ge=1, le=10**6, description="for more per gas nothing is sent; it waits")
+    ] = 500
+    tip_gwei_max: Annotated[
+        int, Meta(ge=0, le=10**6, description="of a first offer; one that is raised may go above")
+    ] = 10
+    raise_fee_seconds: Annotated[
+        int,
+        Meta(ge=1, le=86_400, description="not mined for so long, it is offered an eighth more"),
+    ] = 60
     turns_per_reconciliation: Annotated[
         int, Meta(ge=1, le=1_000_000, description="passes between two reconciliations")
     ] = 60

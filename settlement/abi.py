@@ -79,6 +79,10 @@ class Interface:
         """What follows the bytecode in a deployment."""
         return encode(self._constructor, arguments)
 
+    @property
+    def events(self) -> list[str]:
+        return list(self._logs)
+
     def topic(self, event: str) -> bytes:
         return self._logs[event].topic
 
@@ -114,8 +118,17 @@ _CUSTOM: Final = _custom_errors()
 _CLASSES: Final[dict[str, type[ContractRejected]]] = {
     "UnknownAccount": errors.UnknownAccount,
     "InsufficientFree": errors.InsufficientFree,
+    "InsufficientLocked": errors.InsufficientLocked,
     "AccountExiting": errors.AccountExiting,
+    "TransferRefused": errors.TransferRefused,
     "BatchOutOfOrder": errors.BatchOutOfOrder,
+    "ReleaseOutOfOrder": errors.ReleaseOutOfOrder,
+    "IsPaused": errors.VaultPaused,
+    "IsFrozen": errors.VaultFrozen,
+    "BondTooLow": errors.BondTooLow,
+    "WindowOpen": errors.WindowOpen,
+    "LeaseClosed": errors.LeaseClosed,
+    "NothingToTake": errors.NothingToTake,
     "WithdrawalOutOfOrder": errors.WithdrawalOutOfOrder,
     "AccessControlUnauthorizedAccount": errors.NotPermitted,
     "RoundOutOfOrder": errors.RoundOutOfOrder,

@@ -1,20 +1,28 @@
 """The answer to a question about a fill: both signed orders, from what was kept of them.
 
 Invariant: what is given back the vault takes; if it would not, because somebody has not signed, or
-not for that much, that is said instead, and which side it is. Whoever follows the vault's events
-calls it, with the place of the fill that was named and the sums that the event tells.
+not for that much, that is said instead, and which side it is. `Answers` builds them from the place
+of the fill and the sums that were asked about; `Answering` tells the vault, as one of the outbox's
+kinds, and settlement's service has it planned.
 """
 
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Mapping
 from typing import Final, NamedTuple
 
+from settlement import batch
+from settlement import vault as v
+from settlement.chain import Chain
 from settlement.database import Database, Row
-from settlement.errors import SettlementError
+from settlement.errors import PartRejected, SettlementError
+from settlement.fence import Fence
 from settlement.orders import Authority, Order, Signed, may_trade, path_of, signer_of, tree
+from settlement.outgoing import Standing
 from settlement.signatures import GRACE_S
 
 WORD: Final = 32
-Place = tuple[int, int, int, list[bytes]]  # batch, index, the fill's 30 bytes as a number, path
+
+log = logging.getLogger("compex.settlement")
 
 
 class NoAnswer(SettlementError):
@@ -64,14 +72,14 @@ class Answers:
         self._owner_of = owner_of
 
     async def answer(
-        self, place: Place, bought_lots: int, sold_lots: int, posted_at_s: int
-    ) -> tuple[Place, int, int, tuple[object, ...], tuple[object, ...]]:
+        self, place: v.Place, bought_lots: int, sold_lots: int, posted_at_s: int
+    ) -> tuple[v.Place, int, int, v.SignedOrder, v.SignedOrder]:
         """The arguments of the vault's `answer`; the sums are those of the event Challenged, the
         time is when the fill's batch was posted. Raises NoAnswer."""
-        fill = read_fill(place[2])
+        fill = read_fill(place.fill)
         buy = await self._side(fill, True, bought_lots, posted_at_s)
         sell = await self._side(fill, False, sold_lots, posted_at_s)
-        return place, bought_lots, sold_lots, buy.argument(), sell.argument()
+        return place, bought_lots, sold_lots, _shown(buy), _shown(sell)
 
     async def _side(self, fill: Fill, is_buy: bool, lots: int, posted_at_s: int) -> Signed:
         account, number = fill.party(is_buy)
@@ -111,6 +119,14 @@ def is_signed(signed: Signed, owner: bytes, domain: bytes) -> bool:
     return is_by_key and may_trade(signed.authority, owner, domain)
 
 
+def _shown(signed: Signed) -> v.SignedOrder:
+    order = signed.order
+    return v.SignedOrder(
+        order.price_ticks, order.qty_lots, order.fee_ppm_max, order.valid_until_s, signed.path,
+        signed.signature, v.Authority(*signed.authority),
+    )  # fmt: skip
+
+
 def _signed(row: Row) -> Signed:
     leaves = [row["leaves"][i : i + WORD] for i in range(0, len(row["leaves"]), WORD)]
     order = Order._make(row[name] for name in Order._fields)
@@ -123,11 +139,85 @@ def _signed(row: Row) -> Signed:
 
 # The order's own end is `valid_until_s`; the key's is named apart.
 _SIGNED: Final = """
-    SELECT o.account, o.is_buy, o.series, o.delivery AS "window", o.price_ticks, o.qty_lots, o.number,
-           o.fee_ppm_max, o.valid_until_s, o.place, r.leaves, r.signature, k.key, k.scopes,
+    SELECT o.account, o.is_buy, o.series, o.delivery AS "window", o.price_ticks, o.qty_lots,
+           o.number, o.fee_ppm_max, o.valid_until_s, o.place, r.leaves, r.signature, k.key, k.scopes,
            k.markets_hash, k.valid_from_s, k.valid_until_s AS key_until_s, k.nonce,
            k.signature AS proof
     FROM signed_order o JOIN order_root r ON r.id = o.root
     JOIN signing_key k ON k.id = r.signing_key
     WHERE o.account = $1 AND o.number = $2 AND o.verified
 """
+
+
+class Answering:
+    """Questions about fills, each answered once if there is an answer."""
+
+    def __init__(self, database: Database, fence: Fence, chain: Chain, answers: Answers) -> None:
+        self._database = database
+        self._fence = fence
+        self._chain = chain
+        self._answers = answers
+        self._hopeless: set[int] = set()  # said once
+
+    async def plan(self) -> int:
+        """Write down what can be answered and is not yet; how many rows that were."""
+        rows = await self._database.rows(
+            "SELECT id FROM challenge c JOIN lease USING (batch_id, place)"
+            " WHERE NOT answered AND ended IS NULL AND NOT EXISTS"
+            " (SELECT FROM outgoing o WHERE o.kind = 'answer' AND o.id = c.id) ORDER BY id"
+        )
+        planned = 0
+        for number in (row["id"] for row in rows):
+            try:
+                await self.call(number)
+            except NoAnswer as error:
+                if number not in self._hopeless:
+                    log.error("question %d has no answer, and the fill will be void: %s",
+                              number, error)  # fmt: skip
+                    self._hopeless.add(number)
+                continue
+            async with self._fence.transaction():
+                await self._database.execute(
+                    "INSERT INTO outgoing (kind, id) VALUES ('answer', $1)", number
+                )
+            planned += 1
+        return planned
+
+    async def simulate(self, number: int) -> None:
+        await self._chain.simulate(await self.call(number))
+
+    async def call(self, number: int) -> v.Call:
+        """Raises NoAnswer."""
+        row = await self._database.row(
+            "SELECT c.batch_id, c.place, c.bought, c.sold, l.posted_at_s, b.packed"
+            " FROM challenge c JOIN lease l USING (batch_id, place) JOIN batch b ON b.id = batch_id"
+            " WHERE c.id = $1",
+            number,
+        )
+        assert row is not None, "it was asked"
+        index, packed = row["place"], row["packed"]
+        fill = packed[index * batch.FILL_BYTES : (index + 1) * batch.FILL_BYTES]
+        path = batch.path_of(packed, index)
+        place = v.Place(row["batch_id"], index, int.from_bytes(fill, "big"), path)
+        arguments = await self._answers.answer(
+            place, row["bought"], row["sold"], row["posted_at_s"]
+        )
+        return v.answer(self._chain.vault, *arguments)
+
+    async def standing(self, number: int, block: int) -> Standing:  # noqa: ARG002
+        """As far as the vault's logs are read: answering again is refused, and harmless."""
+        row = await self._database.row(
+            "SELECT answered, ended FROM challenge JOIN lease USING (batch_id, place)"
+            " WHERE id = $1",
+            number,
+        )
+        assert row is not None, "it was asked"
+        if row["answered"]:
+            return "done"
+        return "open" if row["ended"] is None else "passed"
+
+    async def leave_out(self, number: int, error: PartRejected) -> bool:  # noqa: ARG002
+        return False
+
+    async def due(self, number: int) -> Mapping[int, int]:  # noqa: ARG002
+        return {}

@@ -8,12 +8,9 @@ Only settlement's service, the node that assembles it, and the tests call this m
 """
 
 import asyncio
-import json
-import os
-import struct
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Sequence
 from pathlib import Path
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, cast
+from typing import Any, Final, NamedTuple, TypeVar, cast
 
 from aiohttp import ClientError
 from coincurve import PrivateKey
@@ -24,15 +21,19 @@ from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncHTTPProvider, AsyncWeb3
 from web3.exceptions import (
+    BlockNotFound,
     ContractLogicError,
     ProviderConnectionError,
     TransactionNotFound,
     Web3RPCError,
 )
 from web3.providers.async_base import AsyncBaseProvider
+from web3.types import BlockIdentifier
 
-from engine.records import Purse, cost_usdc6
+from settlement import addresses as file
+from settlement import vault as v
 from settlement.abi import Interface, rejection
+from settlement.addresses import CONTRACTS_FILE, Addresses
 from settlement.contracts import artifact
 from settlement.errors import (
     ChainMismatch,
@@ -41,88 +42,31 @@ from settlement.errors import (
     TransactionNotMined,
     TransactionRefused,
     TransactionReverted,
+    Underpriced,
 )
+from settlement.fees import Fees, Market
+from settlement.vault import VAULT, Call, VaultAccount, VaultLog, VaultState
 
-# One fill as `Vault.settle` reads it, big endian, one word of 32 bytes: buyer u32, seller u32,
-# price_ticks u32, qty_lots u32, instrument u32, event number u64, each side's fee_ppm u16.
-FILL_STRUCT: Final = struct.Struct(">IIIIIQHH")
-FILL_BYTES: Final = 32
-# Even if every fill had another buyer, this many stay below the 16.7 million gas that one
-# transaction may use, and far below the 128 KiB that a pool takes.
-FILLS_PER_BATCH_MAX: Final = 2_000
 PRICE_E8_PER_TICK: Final = 10_000  # a tick is $0.0001; a feed counts in 1e-8 dollars
 PRICES_PER_ROUND_MAX: Final = 256  # one transaction below the gas limit, all slots being new
 TRANSACTION_GAS_MAX: Final = 1 << 24  # EIP-7825
 LOG_BLOCKS_MAX: Final = 5_000  # nodes refuse longer ranges in one query
 ACCOUNTS_PER_READ: Final = 500
 SENDS_AT_ONCE: Final = 64
-CONTRACTS_FILE: Final = "contracts.json"
+TIMELOCK_SECONDS: Final = 8 * 86_400  # from a proposal to the vault's administrator to its effect
 _DEPLOY_GAS: Final = 6_000_000
-_WITHDRAW_GAS: Final = 200_000
+_VAULT_GAS: Final = 15_000_000  # both halves
 _ROUND_GAS: Final = 60_000  # per price
 _FEED_GAS: Final = 700_000
 _WALLET_GAS: Final = 250_000  # each of mint, approve, deposit
 _TRANSFER_GAS: Final = 21_000
 
 _TOKEN: Final = Interface("TestUSDC")
-_VAULT: Final = Interface("Vault")
 _ORACLE: Final = Interface("PriceOracle")
 _FEED: Final = Interface("AggregatorV3Interface")
 _NO_ADDRESS: Final = bytes(20)
+_TAGS: Final[tuple[BlockIdentifier, ...]] = ("latest", "safe", "finalized")
 _T = TypeVar("_T")
-ExitStep: TypeAlias = Literal["requested", "cancelled", "finished"]
-_EXIT_STEPS: Final[dict[str, ExitStep]] = {
-    "ExitRequested": "requested",
-    "ExitCancelled": "cancelled",
-    "Exited": "finished",
-}
-
-
-class Fill(NamedTuple):
-    """One fill as the vault settles it: the buyer pays its notional and the buyer's fee.
-
-    The seller's fee is stated, to be taken from the proceeds once they are released.
-    """
-
-    buyer: int  # vault account index
-    seller: int
-    price_ticks: int
-    qty_lots: int
-    instrument: int
-    event_number: int
-    buyer_fee_ppm: int = 0
-    seller_fee_ppm: int = 0
-
-    @property
-    def amount_usdc6(self) -> int:
-        """What goes into escrow; the vault computes the same."""
-        return cost_usdc6(self.price_ticks, self.qty_lots, self.buyer_fee_ppm)
-
-
-def pack_fills(fills: Iterable[Fill]) -> bytes:
-    """The calldata of `settle`. Cheapest on chain when the fills of one buyer are neighbours."""
-    return b"".join(FILL_STRUCT.pack(*fill) for fill in fills)
-
-
-def unpack_fills(packed: bytes) -> list[Fill]:
-    """Inverse of pack_fills. Raises struct.error unless the length is a multiple of FILL_BYTES."""
-    return [Fill._make(fields) for fields in FILL_STRUCT.iter_unpack(packed)]
-
-
-def fills_hash(packed: bytes) -> bytes:
-    """keccak256 of the packed fills: what the vault records for the batch. 32 bytes."""
-    return keccak(packed)
-
-
-def settle_gas(packed: bytes) -> int:
-    """A gas limit that suffices to settle these fills.
-
-    Per fill its calldata (at most 40 a byte where the floor of EIP-7623 decides, else 16 and the
-    arithmetic), per run of one buyer a slot read cold and written.
-    """
-    buyers = [packed[i : i + 4] for i in range(0, len(packed), FILL_BYTES)]
-    runs = sum(1 for i, buyer in enumerate(buyers) if i == 0 or buyer != buyers[i - 1])
-    return 150_000 + 1_400 * len(buyers) + 6_000 * runs
 
 
 def address_of(key: bytes) -> bytes:
@@ -143,52 +87,11 @@ class Keys(NamedTuple):
     publisher: bytes  # prices
 
 
-class Deposit(NamedTuple):
-    """One deposit as logged by the vault; `number` counts 1, 2, 3, ... vault-wide."""
+class Officers(NamedTuple):
+    """20-byte addresses of who has a word in a vault that is deployed here, beside the settler."""
 
-    number: int
-    account: int
-    owner: bytes  # 20-byte wallet address of the account
-    amount_usdc6: int
-    purse: Purse
-    block_number: int
-
-
-class ExitLog(NamedTuple):
-    """One step of a wallet's own exit; `number` counts 1, 2, 3, ... vault-wide over all steps."""
-
-    number: int
-    account: int
-    step: ExitStep
-    amount_usdc6: int  # what the owner took; 0 unless finished
-    block_number: int
-
-
-class VaultAccount(NamedTuple):
-    """One account's slots in the vault."""
-
-    account: int
-    owner: bytes  # 20 bytes
-    free_usdc6: int
-    locked_usdc6: int
-    bond_usdc6: int
-    exit_at_s: int  # Unix seconds from which the owner may take the free funds; 0: no exit asked
-
-
-_Log = TypeVar("_Log", Deposit, ExitLog)
-
-
-class VaultState(NamedTuple):
-    """The vault's counters at one block."""
-
-    block_number: int
-    head: int  # id of the last settled batch; 0: none
-    head_hash: bytes  # fills_hash of it; 32 zero bytes if there is none
-    deposits: int  # number of the last deposit
-    accounts: int  # index of the last account
-    last_withdrawal: int  # id of the last withdrawal executed
-    exits: int  # number of the last step of an exit
-    token_balance_usdc6: int  # token.balanceOf(vault)
+    arbiter: bytes  # decides on bonds; never the settler
+    pauser: bytes  # stops deposits, settling and releasing
 
 
 class SignedTransaction(NamedTuple):
@@ -197,6 +100,14 @@ class SignedTransaction(NamedTuple):
     nonce: int
     raw: bytes
     hash: bytes  # 32 bytes
+
+
+class Heights(NamedTuple):
+    """Numbers of blocks, each at most the one before; 0 at the start of the chain."""
+
+    newest: int
+    safe: int  # unlikely to be reorganised away
+    final: int  # counts as never to be
 
 
 class Receipt(NamedTuple):
@@ -235,7 +146,8 @@ class FeedAnswer(NamedTuple):
 
 
 class Options(NamedTuple):
-    confirmations: int = 0  # blocks on top before a block counts as final
+    confirmations: int = 0  # blocks on top before a block counts as final, half of them as safe
+    asks_node: bool = False  # which blocks are safe and final, instead of counting
     poll_seconds: float = 0.01  # between two looks for a receipt
     wait_seconds: float = 60.0  # for a receipt, before TransactionNotMined
     request_seconds: float = 30.0  # for one answer of the node, before ChainUnavailable
@@ -247,18 +159,29 @@ class Chain:
     def __init__(self, w3: AsyncWeb3[Any], chain_id: int, keys: Keys, options: Options) -> None:
         """Use `connect`."""
         self._w3 = w3
-        self._keys = keys
+        self.keys = keys
         self._options = options
         self._publishing = asyncio.Lock()
         self._deploying = asyncio.Lock()  # also: sending gas money
-        self._deploy_block = 0
-        self._test_token = False
-        # By kind of log: a number, and the first block that the next one may be in.
-        self._seen: dict[str, tuple[int, int]] = {}
+        self._addresses = Addresses()
         self.chain_id = chain_id
-        self.token = _NO_ADDRESS
-        self.vault = _NO_ADDRESS
-        self.oracle = _NO_ADDRESS
+
+    @property
+    def token(self) -> bytes:
+        return self._addresses.token
+
+    @property
+    def vault(self) -> bytes:
+        return self._addresses.vault
+
+    @property
+    def oracle(self) -> bytes:
+        return self._addresses.oracle
+
+    @property
+    def deploy_block(self) -> int:
+        """No log of the vault is older."""
+        return self._addresses.deploy_block
 
     @classmethod
     async def connect(
@@ -283,7 +206,7 @@ class Chain:
         try:
             async with asyncio.timeout(self._options.request_seconds):
                 return await question
-        except TransactionNotFound:
+        except (TransactionNotFound, BlockNotFound):
             raise  # an answer, not a failure
         except ContractLogicError as error:
             data = error.data if isinstance(error.data, str) else "0x"
@@ -299,7 +222,7 @@ class Chain:
         interface: Interface,
         function: str,
         *arguments: object,
-        block: int | None = None,
+        block: BlockIdentifier | None = None,
         sender: bytes = _NO_ADDRESS,
     ) -> tuple[Any, ...]:
         data = interface.encode(function, *arguments)
@@ -309,232 +232,188 @@ class Chain:
 
     # --- deployment ---------------------------------------------------------------------------
 
-    async def deploy_or_load(self, directory: Path | None, token: bytes | None = None) -> bool:
+    async def deploy_or_load(
+        self, directory: Path | None, token: bytes | None = None, officers: Officers | None = None
+    ) -> bool:
         """Use the contracts in `directory`/contracts.json, or deploy and write that file.
 
         `token` is an existing six-decimal USDC to settle in; without it TestUSDC is deployed.
-        With `directory` None nothing is kept. True if it deployed. Raises ChainMismatch when the
-        file is about another chain, or the code at an address is not the committed one.
+        `officers` are the deployer, unless they are named. With `directory` None nothing is kept.
+        True if it deployed. Raises ChainMismatch when the file is about another chain, or the code
+        at an address is not the committed one; VaultOutdated.
         """
         path = None if directory is None else directory / CONTRACTS_FILE
         if path is not None and path.exists():
-            self._load(path)
+            self._addresses = file.load(path, self.chain_id)
             await self._verify(path)
             if token is not None and token != self.token:
                 raise ChainMismatch(f"{path} settles in {checksum(self.token)}")
             return False
-        await self._deploy(token)
+        deployer = address_of(self.keys.deployer)
+        await self._deploy(token, officers or Officers(deployer, deployer))
         await self._verify(None)
         if path is not None:
-            self._save(path)
+            file.save(path, self.chain_id, self._addresses)
         return True
 
-    def _load(self, path: Path) -> None:
-        try:
-            fields = json.loads(path.read_text("utf-8"))
-            chain_id = fields["chain_id"]
-            token, vault, oracle = (
-                bytes.fromhex(fields[name].removeprefix("0x"))
-                for name in ("token", "vault", "oracle")
-            )
-            self._deploy_block = int(fields["deploy_block"])
-            self._test_token = bool(fields["test_token"])
-        except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise ChainMismatch(f"{path} is not a list of contracts: {error!r}") from error
-        if chain_id != self.chain_id:
-            raise ChainMismatch(f"{path} is about chain {chain_id}; this is {self.chain_id}")
-        self.token, self.vault, self.oracle = token, vault, oracle
-
-    def _save(self, path: Path) -> None:
-        """All or nothing: a half-written file would cost the contracts' money."""
-        fields = {
-            "chain_id": self.chain_id,
-            "deploy_block": self._deploy_block,
-            "oracle": checksum(self.oracle),
-            "test_token": self._test_token,
-            "token": checksum(self.token),
-            "vault": checksum(self.vault),
-        }
-        draft = path.with_suffix(".draft")
-        with draft.open("w", encoding="utf-8") as file:
-            file.write(json.dumps(fields, indent=1) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
-        draft.replace(path)
-        directory = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(directory)
-        finally:
-            os.close(directory)
-
     async def _verify(self, path: Path | None) -> None:
-        expected = [("Vault", self.vault), ("PriceOracle", self.oracle)]
-        if self._test_token:
+        addresses = self._addresses
+        expected = [("VaultV2", self.vault), ("PriceOracle", self.oracle)]
+        expected.append(("ParameterTimelock", addresses.timelock))
+        if addresses.is_test_token:
             expected.append(("TestUSDC", self.token))
         for name, address in expected:
-            code = await self._ask(self._w3.eth.get_code(checksum(address)))
-            if not artifact(name).is_runtime(bytes(code)):
-                source = "" if path is None else f", which {path} names,"
-                found = "other code" if code else "nothing"
-                raise ChainMismatch(
-                    f"at {checksum(address)}{source} there is {found}, not this version's {name}"
-                )
+            await self._verify_code(name, address, path)
+        # The other half is the vault's own choice: whatever is there, its money is moved by it.
+        (half,) = await self._call(self.vault, VAULT, "DISPUTES")
+        await self._verify_code("Disputes", _bytes(half), path)
 
-    async def _deploy(self, token: bytes | None) -> None:
-        deployer = address_of(self._keys.deployer)
+    async def _verify_code(self, name: str, address: bytes, path: Path | None) -> None:
+        code = await self._ask(self._w3.eth.get_code(checksum(address)))
+        if not artifact(name).is_runtime(bytes(code)):
+            source = "" if path is None else f", which {path} names,"
+            found = "other code" if code else "nothing"
+            raise ChainMismatch(
+                f"at {checksum(address)}{source} there is {found}, not this version's {name}"
+            )
+
+    async def _deploy(self, token: bytes | None, officers: Officers) -> None:
+        deployer, settler = address_of(self.keys.deployer), address_of(self.keys.settler)
+        if officers.arbiter == settler:
+            raise ChainMismatch("the settler must not be the arbiter of its own leases")
         async with self._deploying:
-            nonce = await self._nonce(deployer)
-            sent: list[SignedTransaction] = []
+            given = Addresses(token=token or _NO_ADDRESS, is_test_token=token is None)
+            if token is None:
+                given = given._replace(token=(await self._create("TestUSDC")).contract)
+            timelock = await self._create(
+                "ParameterTimelock", TIMELOCK_SECONDS, [deployer], [_NO_ADDRESS]
+            )
+            vault = await self._create(
+                "VaultV2", given.token, timelock.contract, settler, *officers,
+                v.SETTLER_BOND_MIN_USDC6, gas=_VAULT_GAS,
+            )  # fmt: skip
+            publisher = address_of(self.keys.publisher)
+            oracle = await self._create("PriceOracle", deployer, publisher)
+            self._addresses = given._replace(
+                timelock=timelock.contract,
+                vault=vault.contract,
+                deploy_block=vault.block_number,
+                oracle=oracle.contract,
+            )
+        if given.is_test_token:
+            await self.add_settler_bond(2 * v.SETTLER_BOND_MIN_USDC6)
 
-            async def create(name: str, *arguments: object) -> bytes:
-                data = artifact(name).bytecode + Interface(name).constructor(*arguments)
-                signed = await self._sign(
-                    self._keys.deployer, nonce + len(sent), None, data, _DEPLOY_GAS
-                )
+    async def _create(self, name: str, *arguments: object, gas: int = _DEPLOY_GAS) -> Receipt:
+        data = artifact(name).bytecode + Interface(name).constructor(*arguments)
+        nonce = await self._nonce(address_of(self.keys.deployer))
+        signed = await self._sign(self.keys.deployer, nonce, None, data, gas)
+        await self.send(signed)
+        return await self._mined(signed)
+
+    async def add_settler_bond(self, amount_usdc6: int) -> None:
+        """Put the deployer's money behind the settler's word; of test USDC it makes some."""
+        key, deployer = self.keys.deployer, address_of(self.keys.deployer)
+        calls = [
+            Call(self.token, _TOKEN.encode("approve", self.vault, amount_usdc6), _WALLET_GAS),
+            v.add_settler_bond(self.vault, amount_usdc6),
+        ]
+        if self._addresses.is_test_token:
+            data = _TOKEN.encode("mint", deployer, amount_usdc6)
+            calls.insert(0, Call(self.token, data, _WALLET_GAS))
+        async with self._deploying:
+            for call in calls:
+                nonce = await self._nonce(deployer)
+                signed = await self._sign(key, nonce, call.to, call.data, call.gas)
                 await self.send(signed)
-                sent.append(signed)
-                return (await self._mined(signed)).contract
-
-            self._test_token = token is None
-            self.token = await create("TestUSDC") if token is None else token
-            settler, publisher = address_of(self._keys.settler), address_of(self._keys.publisher)
-            self.vault = await create("Vault", self.token, deployer, settler)
-            self._deploy_block = (await self.wait(sent[-1].hash)).block_number
-            self.oracle = await create("PriceOracle", deployer, publisher)
+                await self._mined(signed)
 
     # --- blocks -------------------------------------------------------------------------------
 
+    async def heights(self) -> Heights:
+        """As the node knows them now; another answer may come from a node that lags behind."""
+        if self._options.asks_node:
+            blocks: list[Any] = [await self._ask(self._w3.eth.get_block(tag)) for tag in _TAGS]
+            newest, safe, final = (int(block["number"]) for block in blocks)
+            return Heights(newest, min(safe, newest), min(final, safe, newest))
+        newest = await self._ask(self._w3.eth.block_number)
+        on_top = self._options.confirmations
+        return Heights(newest, max(0, newest - -(-on_top // 2)), max(0, newest - on_top))
+
     async def final_block(self) -> int:
         """Number of the newest block that counts as final; 0 at the start of the chain."""
-        newest = await self._ask(self._w3.eth.block_number)
-        return max(0, newest - self._options.confirmations)
+        return (await self.heights()).final
 
-    async def block_hash(self, number: int) -> bytes:
-        """Canonical hash at this height: compare with Receipt.block_hash to see a reorg."""
-        block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+    async def block_hash(self, number: int) -> bytes | None:
+        """Canonical hash at this height; None above the newest block that the node has."""
+        try:
+            block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+        except BlockNotFound:
+            return None
         return bytes(block["hash"])
+
+    async def block_time_s(self, number: int) -> int:
+        """Unix seconds that the contracts saw in this block."""
+        block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+        return block["timestamp"]
 
     # --- the vault: reads -----------------------------------------------------------------------
 
-    async def deposits(self, after_number: int, up_to_block: int, limit: int) -> list[Deposit]:
-        """Deposits after_number + 1, + 2, ... in blocks up to `up_to_block`; at most `limit`.
-
-        `up_to_block` is final: what lies below it is not searched twice. Raises ChainMismatch
-        when one of them is missing from what the node says.
-        """
-        read = self._deposits_in
-        return await self._numbered("deposit", read, after_number, up_to_block, limit)
-
-    async def exits(self, after_number: int, up_to_block: int, limit: int) -> list[ExitLog]:
-        """Steps of exits after_number + 1, + 2, ..., on the same terms as deposits."""
-        return await self._numbered("exit", self._exits_in, after_number, up_to_block, limit)
-
-    async def _numbered(
-        self,
-        kind: str,
-        read: Callable[[int, int], Awaitable[Sequence[_Log]]],
-        after_number: int,
-        up_to_block: int,
-        limit: int,
-    ) -> list[_Log]:
-        seen_number, seen_block = self._seen.get(kind, (0, 0))
-        first = seen_block if seen_number <= after_number else 0
-        first = max(first, self._deploy_block)
-        found: list[_Log] = []
-        while first <= up_to_block and len(found) < limit:
-            last = min(first + LOG_BLOCKS_MAX - 1, up_to_block)
-            for log in await read(first, last):
-                if log.number <= after_number + len(found):
-                    continue
-                if log.number != after_number + len(found) + 1:
-                    raise ChainMismatch(f"{kind} {after_number + len(found) + 1} is missing")
-                found.append(log)
-            first = last + 1
-        if len(found) < limit:
-            # All of them: the next one is in a block to come, which need not be searched again.
-            self._seen[kind] = (after_number + len(found), up_to_block + 1)
-        else:
-            found = found[:limit]
-            self._seen[kind] = (found[-1].number, found[-1].block_number)
-        return found
-
-    async def _vault_logs(self, topics: list[HexBytes], first: int, last: int) -> list[Any]:
-        query: Any = {
-            "address": checksum(self.vault),
-            "topics": [topics],
-            "fromBlock": first,
-            "toBlock": last,
-        }
-        return cast(list[Any], await self._ask(self._w3.eth.get_logs(query)))
-
-    async def _exits_in(self, first: int, last: int) -> list[ExitLog]:
-        topics = {HexBytes(_VAULT.topic(event)): event for event in _EXIT_STEPS}
-        exits: list[ExitLog] = []
-        for log in await self._vault_logs(list(topics), first, last):
-            event = topics[HexBytes(log["topics"][0])]
-            fields = _VAULT.decode_log(event, log["topics"], log["data"])
-            assert fields is not None, "the node filters by topic"
-            exits.append(
-                ExitLog(
-                    number=fields["number"],
-                    account=fields["account"],
-                    step=_EXIT_STEPS[event],
-                    amount_usdc6=fields.get("amount", 0),
-                    block_number=log["blockNumber"],
-                )
-            )
-        return exits
-
-    async def _deposits_in(self, first: int, last: int) -> list[Deposit]:
-        deposits: list[Deposit] = []
-        topics = [HexBytes(_VAULT.topic("Deposited"))]
-        for log in await self._vault_logs(topics, first, last):
-            fields = _VAULT.decode_log("Deposited", log["topics"], log["data"])
-            assert fields is not None, "the node filters by topic"
-            deposits.append(
-                Deposit(
-                    number=fields["number"],
-                    account=fields["account"],
-                    owner=_bytes(fields["owner"]),
-                    amount_usdc6=fields["amount"],
-                    purse=Purse.BOND if fields["isBond"] else Purse.CASH,
-                    block_number=log["blockNumber"],
-                )
-            )
-        return deposits
+    async def vault_logs(self, first_block: int, last_block: int) -> list[VaultLog]:
+        """All that the vault and its other half have logged in these blocks, in order."""
+        logs: list[VaultLog] = []
+        for first in range(max(first_block, self.deploy_block), last_block + 1, LOG_BLOCKS_MAX):
+            query: Any = {
+                "address": checksum(self.vault),
+                "fromBlock": first,
+                "toBlock": min(first + LOG_BLOCKS_MAX - 1, last_block),
+            }
+            found = cast(list[Any], await self._ask(self._w3.eth.get_logs(query)))
+            logs += [log for log in map(v.read_log, found) if log is not None]
+        return sorted(logs, key=lambda log: (log.block_number, log.index))
 
     async def vault_state(self, block: int) -> VaultState:
         """The vault's counters as of the end of `block`."""
-        return VaultState(block, *await self._call(self.vault, _VAULT, "state", block=block))
+        c, n, balance_usdc6 = await self._call(self.vault, VAULT, "state", block=block)
+        head, last_withdrawal, settler_bond, last_heard, accounts, is_paused, is_frozen = c
+        deposits, releases, exits = n
+        return VaultState(
+            block, head, await self.batch_root(head, block), deposits, accounts, last_withdrawal,
+            exits, releases, settler_bond, last_heard, is_paused, is_frozen, balance_usdc6,
+        )  # fmt: skip
 
-    async def vault_accounts(self, block: int) -> list[VaultAccount]:
-        """All accounts, ascending from index 1, as of the end of `block`."""
+    async def vault_accounts(self, block: int | None = None) -> list[VaultAccount]:
+        """All accounts, ascending from 0, the exchange's, as of the end of `block`, or now: after
+        what the node knows to be on its way, and with what has matured by this time."""
         accounts: list[VaultAccount] = []
         while True:
-            page = await self._accounts_from(len(accounts) + 1, ACCOUNTS_PER_READ, block)
+            page = await self._accounts_from(len(accounts), ACCOUNTS_PER_READ, block)
             accounts += page
             if len(page) < ACCOUNTS_PER_READ:
                 return accounts
 
-    async def vault_account(self, account: int) -> VaultAccount:
-        """One account that exists, as of the latest block."""
-        (found,) = await self._accounts_from(account, 1, None)
+    async def vault_account(self, account: int, block: int | None = None) -> VaultAccount:
+        """One account that exists, as of the end of `block`, or now."""
+        (found,) = await self._accounts_from(account, 1, block)
         return found
 
     async def _accounts_from(self, first: int, count: int, block: int | None) -> list[VaultAccount]:
-        (page,) = await self._call(self.vault, _VAULT, "accountsFrom", first, count, block=block)
+        at = "pending" if block is None else block
+        (page,) = await self._call(self.vault, VAULT, "accountsFrom", first, count, block=at)
         return [
-            VaultAccount(first + i, _bytes(owner), free, locked, bond, exit_at)
-            for i, (owner, free, locked, bond, exit_at) in enumerate(page)
-        ]
+            VaultAccount(
+                first + i, _bytes(owner), free, locked, bond, exit_at, matured, earning, bond_at
+            )
+            for i, (owner, free, locked, bond, matured, earning, exit_at, bond_at)
+            in enumerate(page)
+        ]  # fmt: skip
 
-    async def batch_hash(self, batch_id: int, block: int | None = None) -> bytes:
-        """fills_hash recorded for the batch; 32 zero bytes if it is not settled."""
-        return (await self._call(self.vault, _VAULT, "batch", batch_id, block=block))[0]
+    async def batch_root(self, batch_id: int, block: int | None = None) -> bytes:
+        """The first 27 bytes of the batch's root; zeros if it is not settled."""
+        return (await self._call(self.vault, VAULT, "batch", batch_id, block=block))[0]
 
     async def account_of(self, owner: bytes) -> int:
         """Vault index of a wallet address as of the latest block; 0 if it has none."""
-        return (await self._call(self.vault, _VAULT, "indexOf", owner))[0]
+        return (await self._call(self.vault, VAULT, "indexOf", owner))[0]
 
     async def token_balance_usdc6(self, owner: bytes, block: int | None = None) -> int:
         """What a wallet or contract holds of the token; as of the latest block by default."""
@@ -545,31 +424,69 @@ class Chain:
     async def settler_nonce(self, block: int | None = None) -> int:
         """Next nonce, by the latest block or as of the end of `block`. What was prepared but not
         mined is the caller's."""
-        return await self._nonce(address_of(self._keys.settler), block)
+        return await self._nonce(address_of(self.keys.settler), block)
+
+    async def simulate(self, call: Call) -> None:
+        """Raises ContractRejected (AccountRejected names the account) as the contract would, after
+        what the node knows to be on its way."""
+        settler = checksum(address_of(self.keys.settler))
+        transaction: Any = {"from": settler, "to": checksum(call.to), "data": call.data}
+        await self._ask(self._w3.eth.call(transaction, "pending"))
+
+    def settle_call(self, batch_id: int, packed: bytes) -> Call:
+        """Lock what buyers pay for a batch."""
+        return v.settle(self.vault, batch_id, packed)
+
+    def withdraw_call(self, withdrawal_id: int, account: int, amount_usdc6: int) -> Call:
+        """Pay an account's owner out."""
+        return v.withdraw(self.vault, withdrawal_id, account, amount_usdc6)
+
+    def release_call(self, release_id: int, batch_id: int, accounts: bytes, records: bytes) -> Call:
+        """Pay leases out of escrow."""
+        return v.release(self.vault, release_id, batch_id, accounts, records)
+
+    def collect_call(self, account: int) -> Call:
+        """Make an account's matured earnings free."""
+        return v.collect(self.vault, account)
+
+    def heartbeat_call(self) -> Call:
+        """Say that the settler is there."""
+        return v.heartbeat(self.vault)
 
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
         """Raises ContractRejected (AccountRejected names the account) as the vault would."""
-        sender = address_of(self._keys.settler)
-        await self._call(self.vault, _VAULT, "settle", batch_id, packed, sender=sender)
+        await self.simulate(self.settle_call(batch_id, packed))
 
     async def simulate_withdraw(self, withdrawal_id: int, account: int, amount_usdc6: int) -> None:
         """Raises ContractRejected as the vault would."""
-        arguments = (withdrawal_id, account, amount_usdc6)
-        sender = address_of(self._keys.settler)
-        await self._call(self.vault, _VAULT, "withdraw", *arguments, sender=sender)
+        await self.simulate(self.withdraw_call(withdrawal_id, account, amount_usdc6))
 
-    async def prepare_settle(self, batch_id: int, packed: bytes, nonce: int) -> SignedTransaction:
-        """Sign without sending. The batch is not simulated here."""
-        assert len(packed) <= FILLS_PER_BATCH_MAX * FILL_BYTES, "the batcher bounds its batches"
-        data = _VAULT.encode("settle", batch_id, packed)
-        return await self._sign(self._keys.settler, nonce, self.vault, data, settle_gas(packed))
+    async def is_paid(self, withdrawal_id: int, block: int) -> bool:
+        """Whether a withdrawal was executed by the end of `block`, going by the vault's logs."""
+        topics = [HexBytes(VAULT.topic("Withdrawn")), HexBytes(withdrawal_id.to_bytes(32, "big"))]
+        last = block
+        while last >= self.deploy_block:  # it was most likely not long ago
+            first = max(last - LOG_BLOCKS_MAX + 1, self.deploy_block)
+            query: Any = {
+                "address": checksum(self.vault), "topics": topics,
+                "fromBlock": first, "toBlock": last,
+            }  # fmt: skip
+            if await self._ask(self._w3.eth.get_logs(query)):
+                return True
+            last = first - 1
+        return False
 
-    async def prepare_withdraw(
-        self, withdrawal_id: int, account: int, amount_usdc6: int, nonce: int
-    ) -> SignedTransaction:
-        """Sign without sending. The withdrawal is not simulated here."""
-        data = _VAULT.encode("withdraw", withdrawal_id, account, amount_usdc6)
-        return await self._sign(self._keys.settler, nonce, self.vault, data, _WITHDRAW_GAS)
+    async def sign(self, call: Call, nonce: int, fees: Fees | None = None) -> SignedTransaction:
+        """As the settler, without sending: the same bytes for the same arguments. Without `fees`
+        what is usual now."""
+        return await self._sign(
+            self.keys.settler, nonce, call.to, call.data, call.gas, fees_wei=fees
+        )
+
+    async def market(self) -> Market:
+        """What gas costs by the newest block."""
+        block: Any = await self._ask(self._w3.eth.get_block("latest"))
+        return Market(int(block["baseFeePerGas"]), await self._ask(self._w3.eth.max_priority_fee))
 
     async def _nonce(self, sender: bytes, block: int | None = None) -> int:
         at: Any = "latest" if block is None else block
@@ -577,9 +494,8 @@ class Chain:
 
     async def _max_fee_wei(self) -> tuple[int, int]:
         """(fee cap, tip): the cap outlives a doubling of the base fee."""
-        block: Any = await self._ask(self._w3.eth.get_block("latest"))
-        tip = await self._ask(self._w3.eth.max_priority_fee)
-        return 2 * int(block["baseFeePerGas"]) + tip, tip
+        market = await self.market()
+        return 2 * market.base_fee_wei + market.tip_wei, market.tip_wei
 
     async def _sign(
         self,
@@ -612,7 +528,7 @@ class Chain:
         """Hand it to the node; harmless when the node knows it already.
 
         Raises NonceUsed (another transaction took the nonce, or one before it is missing),
-        TransactionRefused, ChainUnavailable (the node may have it all the same).
+        Underpriced, TransactionRefused, ChainUnavailable (the node may have it all the same).
         """
         try:
             async with asyncio.timeout(self._options.request_seconds):
@@ -623,6 +539,8 @@ class Chain:
                 return
             if "nonce too low" in said and await self.receipt(transaction.hash) is not None:
                 return
+            if "underpriced" in said or "less than block base fee" in said:
+                raise Underpriced(f"nonce {transaction.nonce}: {said}") from error
             if "nonce" in said:
                 raise NonceUsed(f"nonce {transaction.nonce}: {said}") from error
             raise TransactionRefused(said) from error
@@ -669,7 +587,7 @@ class Chain:
 
     async def ensure_feeds(self, descriptions: dict[int, str]) -> dict[int, bytes]:
         """Feed addresses by product, deploying what is missing; idempotent."""
-        key = self._keys.publisher
+        key = self.keys.publisher
         async with self._publishing:
             missing = [
                 (product, description)
@@ -690,11 +608,11 @@ class Chain:
         """One transaction for all. Raises RoundOutOfOrder, ContractRejected; nothing is partial."""
         assert 0 < len(points) <= PRICES_PER_ROUND_MAX, "the caller splits longer lists"
         async with self._publishing:
-            sender = address_of(self._keys.publisher)
+            sender = address_of(self.keys.publisher)
             rows = [tuple(point) for point in points]
             await self._call(self.oracle, _ORACLE, "publish", rows, sender=sender)
             signed = await self._sign(
-                self._keys.publisher,
+                self.keys.publisher,
                 await self._nonce(sender),
                 self.oracle,
                 _ORACLE.encode("publish", rows),
@@ -729,7 +647,7 @@ class Chain:
         dollar at least). Raises ChainMismatch when the token is not TestUSDC.
         """
         assert len({funding.key for funding in fundings}) == len(fundings), "each wallet once"
-        if not self._test_token:
+        if not self._addresses.is_test_token:
             raise ChainMismatch("only test USDC can be minted")
         fees = await self._max_fee_wei()
         await self._send_gas_money([address_of(funding.key) for funding in fundings], fees)
@@ -756,7 +674,7 @@ class Chain:
     async def _send_gas_money(self, wallets: Sequence[bytes], fees_wei: tuple[int, int]) -> None:
         # A wallet's own transactions may find the base fee doubled by those before them.
         value = 4 * _WALLET_GAS * fees_wei[0] * 4
-        key = self._keys.deployer
+        key = self.keys.deployer
         async with self._deploying:
             nonce = await self._nonce(address_of(key))
             await self._send_all(
@@ -776,9 +694,9 @@ class Chain:
             (self.token, _TOKEN.encode("approve", self.vault, total)),
         ]
         if funding.cash_usdc6:
-            calls.append((self.vault, _VAULT.encode("deposit", funding.cash_usdc6)))
+            calls.append((self.vault, VAULT.encode("deposit", funding.cash_usdc6, False)))
         if funding.bond_usdc6:
-            calls.append((self.vault, _VAULT.encode("depositBond", funding.bond_usdc6)))
+            calls.append((self.vault, VAULT.encode("deposit", funding.bond_usdc6, True)))
         nonce = await self._nonce(wallet)
         return [
             await self._sign(funding.key, nonce + i, to, data, _WALLET_GAS, 0, fees_wei)

@@ -1,7 +1,7 @@
-"""What goes back into the engine: deposits, escrow, withdrawals and exits that are final on chain.
+"""What goes back into the engine: deposits, earnings, escrow, withdrawals, exits, once final.
 
 Owns the order of delivery. Invariant: everything is delivered at least once and in order; the
-engine takes each deposit number, batch id and withdrawal id once and refuses the repetition, so
+engine takes each credit's number, batch id and withdrawal id once and refuses the repetition, so
 that after a crash whatever is not booked in the ledger is simply delivered again. Only
 settlement's service calls it.
 """
@@ -12,11 +12,11 @@ from typing import Final
 from engine.port import Port
 from engine.records import Command, CommandKind, Event, EventKind, Purse
 from engine.rejects import Refused, Reject
-from settlement.chain import Chain
 from settlement.errors import SettlementHalted
+from settlement.follow import Credit, Follower
 from settlement.outgoing import Payment
 
-DEPOSITS_PER_TURN_MAX: Final = 1_000
+CREDITS_PER_TURN_MAX: Final = 1_000
 IN_FLIGHT_MAX: Final = 8_192  # commands whose answer is not booked yet
 
 # A repetition, or a command overtaken by its account's owner, is answered so and changes nothing.
@@ -49,39 +49,37 @@ _ANSWERS: Final = frozenset({
 class Delivery:
     """Submits commands and keeps which of them are on their way."""
 
-    def __init__(self, port: Port, chain: Chain, last_deposit: int) -> None:
+    def __init__(self, port: Port, follower: Follower, last_credit: int) -> None:
         self._port = port
-        self._chain = chain
-        self._last_deposit = last_deposit
+        self._follower = follower
+        self._last_credit = last_credit
         self._opened: set[int] = set()
         self._in_flight: dict[int, Command] = {}
         self._payments: set[tuple[str, int, int]] = set()
 
-    async def deposits(self, final_block: int) -> int:
-        """Credit deposits up to this block, oldest first; returns how many were submitted.
+    async def credits(self) -> int:
+        """Credit what became free in the vault, oldest first; returns how many were submitted.
 
         Stops at the first one that the engine has no room for; the next call goes on there.
         Raises SettlementHalted when the engine knows an account under another wallet.
         """
         count = 0
-        found = await self._chain.deposits(self._last_deposit, final_block, DEPOSITS_PER_TURN_MAX)
-        for deposit in found:
-            known = self._port.owner_of(deposit.account)
+        for due in await self._follower.credits(self._last_credit, CREDITS_PER_TURN_MAX):
+            known = self._port.owner_of(due.account)
             if not any(known):
-                if deposit.account not in self._opened and not self._submit(
-                    open_account(deposit.account, deposit.owner)
+                if due.account not in self._opened and not self._submit(
+                    open_account(due.account, due.owner)
                 ):
                     break
-                self._opened.add(deposit.account)
-            elif known != deposit.owner:
+                self._opened.add(due.account)
+            elif known != due.owner:
                 raise SettlementHalted(
-                    f"account {deposit.account} is 0x{deposit.owner.hex()} in the vault"
+                    f"account {due.account} is 0x{due.owner.hex()} in the vault"
                     f" and 0x{known.hex()} in the engine"
                 )
-            command = credit(deposit.account, deposit.amount_usdc6, deposit.number, deposit.purse)
-            if not self._submit(command):
+            if not self._submit(credit(due)):
                 break
-            self._last_deposit = deposit.number
+            self._last_credit = due.number
             count += 1
         return count
 
@@ -156,13 +154,14 @@ def open_account(account: int, owner: bytes) -> Command:
     )
 
 
-def credit(account: int, amount_usdc6: int, number: int, purse: Purse) -> Command:
+def credit(due: Credit) -> Command:
+    """A deposit as the engine counts them: earnings, too, are money that comes from the vault."""
     return Command(
         kind=CommandKind.DEPOSIT,
-        account=account,
-        price_ticks=amount_usdc6,
-        client_id=number,
-        side=purse,
+        account=due.account,
+        price_ticks=due.amount_usdc6,
+        client_id=due.number,
+        side=Purse.BOND if due.is_bond else Purse.CASH,
     )
 
 

@@ -204,7 +204,7 @@ class EmbeddedChain:
     def _answer(self, method: str, parameters: Sequence[object]) -> object:
         if self._failed:
             raise DevchainStopped(_UNWRITABLE)
-        return self._evm.answer(method, parameters)
+        return self._evm.answer(method, parameters, self._clock() // 1_000_000_000)
 
     def _mine(self) -> None:
         while not self._failed and (taken := self._take_block()):

@@ -14,17 +14,30 @@ class SettlementError(Exception):
     ├── ChainError                  the chain, a contract or a transaction
     │   ├── ChainUnavailable        the node does not answer; retry later, the outcome is unknown
     │   ├── ChainMismatch           another chain, or other contracts, than the ones on file
+    │   │   └── VaultOutdated       a vault of an earlier version, which a person has to leave
     │   ├── ArtifactError           a committed contract artifact is missing or damaged
     │   ├── TransactionRefused      the node did not take the transaction; nothing changed
-    │   │   └── NonceUsed           its nonce is not the sender's next one
+    │   │   ├── NonceUsed           its nonce is not the sender's next one
+    │   │   └── Underpriced         its fees are below the block's, or those of what it replaces
     │   ├── TransactionNotMined     no receipt in time; the outcome is unknown
     │   ├── TransactionReverted     mined, but without effect
     │   └── ContractRejected        a call or a simulation reverted, with the contract's reason
-    │       ├── AccountRejected     ... because of one account, in `.account`
-    │       │   ├── UnknownAccount
-    │       │   ├── InsufficientFree
-    │       │   └── AccountExiting
+    │       ├── PartRejected        ... because of one part, which can be left out
+    │       │   ├── AccountRejected of one account, in `.account`
+    │       │   │   ├── UnknownAccount
+    │       │   │   ├── InsufficientFree
+    │       │   │   ├── InsufficientLocked
+    │       │   │   ├── AccountExiting
+    │       │   │   └── TransferRefused the token does not pay the account's owner
+    │       │   ├── LeaseClosed     nothing more is paid out of a lease: `.batch` and `.index`
+    │       │   └── NothingToTake   nothing has matured, or somebody else was quicker
+    │       ├── NotNow              ... but later it may not
+    │       │   ├── VaultPaused
+    │       │   ├── BondTooLow      there is too little behind the settler's word to settle
+    │       │   └── WindowOpen      a batch may still be challenged
+    │       ├── VaultFrozen         for good: owners leave by themselves
     │       ├── BatchOutOfOrder     the id is not the vault's head + 1
+    │       ├── ReleaseOutOfOrder   the id is not that of the last release + 1
     │       ├── WithdrawalOutOfOrder
     │       ├── NotPermitted        the sender lacks the role
     │       ├── RoundOutOfOrder     the product has a round of this window or a later one
@@ -36,6 +49,7 @@ class SettlementError(Exception):
     ├── DatabaseError               PostgreSQL
     │   ├── DatabaseUnavailable     it does not answer, or the connection was lost; open again
     │   ├── DatabaseInUse           another process settles into it, or runs its server
+    │   │   └── FencedOff           another one has begun to, though we had thought we had the lock
     │   └── SchemaMismatch          its tables are not the ones this version made
     ├── LedgerError                 what the ledger was asked to book; nothing was
     │   ├── PostingRefused          a constraint refused it, such as a negative balance
@@ -56,6 +70,10 @@ class ChainMismatch(ChainError):
     pass
 
 
+class VaultOutdated(ChainMismatch):
+    pass
+
+
 class ArtifactError(ChainError):
     pass
 
@@ -65,6 +83,10 @@ class TransactionRefused(ChainError):
 
 
 class NonceUsed(TransactionRefused):
+    pass
+
+
+class Underpriced(TransactionRefused):
     pass
 
 
@@ -92,8 +114,12 @@ class ContractRejected(ChainError):
         self.reason = reason
 
 
-class AccountRejected(ContractRejected):
-    """One account is why it reverted: leave that account's part out and try again."""
+class PartRejected(ContractRejected):
+    """One part of it is why it reverted: leave that out and try again."""
+
+
+class AccountRejected(PartRejected):
+    """One account is why it reverted."""
 
     def __init__(self, reason: ContractError) -> None:
         super().__init__(reason)
@@ -110,7 +136,15 @@ class InsufficientFree(AccountRejected):
     pass
 
 
+class InsufficientLocked(AccountRejected):
+    pass
+
+
 class AccountExiting(AccountRejected):
+    pass
+
+
+class TransferRefused(AccountRejected):
     pass
 
 
@@ -118,7 +152,44 @@ class BatchOutOfOrder(ContractRejected):
     pass
 
 
+class ReleaseOutOfOrder(ContractRejected):
+    pass
+
+
 class WithdrawalOutOfOrder(ContractRejected):
+    pass
+
+
+class NotNow(ContractRejected):
+    """Nothing is wrong with what was asked; it may be asked again."""
+
+
+class VaultPaused(NotNow):
+    pass
+
+
+class BondTooLow(NotNow):
+    pass
+
+
+class WindowOpen(NotNow):
+    pass
+
+
+class VaultFrozen(ContractRejected):
+    pass
+
+
+class LeaseClosed(PartRejected):
+    def __init__(self, reason: ContractError) -> None:
+        super().__init__(reason)
+        batch, index = reason.arguments["batch"], reason.arguments["index"]
+        assert isinstance(batch, int) and isinstance(index, int)
+        self.batch: Final = batch
+        self.index: Final = index
+
+
+class NothingToTake(PartRejected):
     pass
 
 
@@ -159,6 +230,10 @@ class DatabaseUnavailable(DatabaseError):
 
 
 class DatabaseInUse(DatabaseError):
+    pass
+
+
+class FencedOff(DatabaseInUse):
     pass
 
 

@@ -118,6 +118,7 @@ class Evm:
         self._transactions: dict[str, Json] = {}
         self._receipts: dict[str, Json] = {}
         self._logs: list[list[Json]] = [[]]  # by block number
+        self._pending_s = genesis_time_s + 1
         self._methods: dict[str, Callable[..., object]] = {
             "eth_blockNumber": lambda: _hex(self.height),
             "eth_call": self._call,
@@ -360,8 +361,10 @@ class Evm:
         """What `answer` knows; sending is the owner's business."""
         return frozenset(self._methods)
 
-    def answer(self, method: str, parameters: Sequence[object]) -> object:
-        """The `result` of a reading method. Raises RpcError."""
+    def answer(self, method: str, parameters: Sequence[object], now_s: int = 0) -> object:
+        """The `result` of a reading method; `now_s` is the time that a block would have which was
+        mined now. Raises RpcError."""
+        self._pending_s = max(now_s, self.time_s + 1)
         handler = self._methods.get(method)
         if handler is None:
             raise RpcError(-32601, f"the method {method[:64]} is not offered")
@@ -371,7 +374,8 @@ class Evm:
             raise RpcError(-32602, f"{method}: {error}") from error
 
     def _number(self, block: object) -> int:
-        """Of a mined block. There is no pending one: what is sent is mined at once."""
+        """Of a mined block. The pending one is the newest, but for its time: what is sent is mined
+        at once."""
         if block in (None, "latest", "pending", "safe", "finalized"):
             return self.height
         if block == "earliest":
@@ -384,6 +388,8 @@ class Evm:
     def _state(self, block: object) -> Any:
         """As of the end of a block; gas costs nothing, so that calls need no ether."""
         header = self._headers[self._number(block)]
+        if block == "pending":
+            header = header.copy(timestamp=self._pending_s)
         return self._chain.get_vm(header.copy(base_fee_per_gas=0)).state
 
     def _transaction(self, key: object) -> Json | None:

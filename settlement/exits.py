@@ -1,13 +1,14 @@
-"""Wallets that leave the vault by themselves: what its logs say, and what must follow from it.
+"""Wallets that leave the vault by themselves, or take their bond: what must follow from it.
 
     ExitRequested ─▶ close the account ─▶ withdraw what is free, again and again
     Exited        ─▶ close, undo fills that cannot be paid, take the money off, open again
     ExitCancelled ─▶ open again
+    BondRequested ─▶ close for good: the engine cannot take a bond off, and nothing stands behind
+                     what is sold from a day later on; so, too, once a bond was slashed
 
-Owns the table vault_exit and which fills are void. Invariant: a log of a
-final block is stored before anything follows from it, and what follows is decided afresh each
-turn from what is stored, booked and published, so a repetition finds nothing left to do. Only
-settlement's service calls it.
+Owns which fills are void. Invariant: a log of a final block is stored before anything follows from
+it, and what follows is decided afresh each turn from what is stored, booked and published, so a
+repetition finds nothing left to do. Only settlement's service calls it.
 """
 
 from typing import Final, NamedTuple
@@ -19,7 +20,6 @@ from settlement.database import Database
 from settlement.deliver import confirm
 from settlement.outgoing import Payment
 
-LOGS_PER_READ_MAX: Final = 1_000
 ACCOUNTS_PER_TURN_MAX: Final = 256  # that leave; the others have their turn later
 VOIDS_PER_TURN_MAX: Final = 1_000
 
@@ -31,11 +31,16 @@ _DUE: Final = """
         FROM vault_exit WHERE step = 'finished' AND amount_usdc6 > 0
     ) finished
     WHERE NOT EXISTS (
-        SELECT FROM transfer t
+        SELECT FROM booked t
         WHERE t.kind = 'exit' AND t.reference = finished.ordinal
           AND t.from_account = finished.account
     )
     ORDER BY number
+"""
+# Accounts with less of a bond in the vault than the engine knows of, or soon with none.
+_UNBACKED: Final = """
+    SELECT account FROM bond_request
+    UNION SELECT account FROM ledger_account WHERE bucket = 'bond' AND by_vault_usdc6 < 0
 """
 # Accounts that must not trade, and whether their exit is still under way.
 _LEAVING: Final = f"""
@@ -44,6 +49,7 @@ _LEAVING: Final = f"""
     ) latest
     WHERE step = 'requested' OR account IN (SELECT account FROM ({_DUE}) due)
 """
+_CLOSING: Final = f"SELECT account FROM ({_LEAVING}) leaving UNION ({_UNBACKED})"
 
 
 class _Closed(NamedTuple):
@@ -52,30 +58,18 @@ class _Closed(NamedTuple):
 
 
 class Exits:
-    """`read`, then submit `closings`, have them booked, submit `drainings`."""
+    """Submit `closings`, have them booked, submit `drainings`."""
 
     def __init__(self, database: Database, chain: Chain, port: Port) -> None:
         self._database = database
         self._chain = chain
         self._port = port
 
-    async def last_number(self) -> int:
-        """Of the logs stored; 0 before the first."""
-        return await self._database.value("SELECT coalesce(max(number), 0) FROM vault_exit")
-
-    async def read(self, final_block: int) -> int:
-        """Store what the vault has logged up to this block; the number of the last log."""
-        last = await self.last_number()
-        while True:
-            found = await self._chain.exits(last, final_block, LOGS_PER_READ_MAX)
-            if not found:
-                return last
-            await self._database.copy(
-                "vault_exit",
-                ("number", "account", "step", "amount_usdc6", "block_number"),
-                found,
-            )
-            last = found[-1].number
+    async def any(self) -> bool:
+        """Whether anybody has ever left or asked for a bond."""
+        return await self._database.value(
+            f"SELECT EXISTS (SELECT FROM vault_exit) OR EXISTS ({_UNBACKED})"
+        )
 
     async def due(self) -> list[Payment]:
         """What owners have taken and the engine does not know of yet, oldest first."""
@@ -88,9 +82,9 @@ class Exits:
     async def closings(self) -> list[Command]:
         """Close who leaves, open who stays or has left, undo fills that cannot be paid."""
         closing = await self._database.rows(
-            f"SELECT account FROM ({_LEAVING}) leaving"
+            f"SELECT account FROM ({_CLOSING}) closing"
             " WHERE NOT EXISTS (SELECT FROM closed_account c"
-            " WHERE c.account = leaving.account AND c.emptied) ORDER BY account LIMIT $1",
+            " WHERE c.account = closing.account AND c.emptied) ORDER BY account LIMIT $1",
             ACCOUNTS_PER_TURN_MAX,
         )
         commands = [
@@ -105,7 +99,7 @@ class Exits:
         """Open who is closed and does not leave."""
         opening = await self._database.rows(
             "SELECT account FROM closed_account"
-            f" WHERE account NOT IN (SELECT account FROM ({_LEAVING}) leaving)"
+            f" WHERE account NOT IN (SELECT account FROM ({_CLOSING}) closing)"
             " ORDER BY account LIMIT $1",
             ACCOUNTS_PER_TURN_MAX,
         )
@@ -159,7 +153,7 @@ class Exits:
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
             " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM transfer t"
+            " AND NOT EXISTS (SELECT FROM booked t"
             " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
             " ORDER BY void_number LIMIT $1",
             VOIDS_PER_TURN_MAX,

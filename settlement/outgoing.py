@@ -1,58 +1,100 @@
-"""What the vault is told, batch settlements and withdrawals: each once, whatever crashes when.
+"""What the vault is told: each row once, whatever crashes, is lost or reorganised when.
 
-Owns the tables batch, quarantine and outgoing. Every step is written down before the side effect
-it permits: the bytes before the simulation, the signed transaction before it is sent. Invariant:
-at most one transaction is on its way (SIGNED or SENT) while later ones wait, so a nonce is never
-skipped; ids make the vault refuse a repetition. Only settlement's service calls it.
+Owns the table outgoing, the state of every row. Each step is written down before the side effect
+it permits, in a transaction that only the one writer can commit: what is simulated, then what is
+signed, then it is sent. Invariant: at most IN_FLIGHT_MAX nonces are on their way, none is skipped,
+and a row changes or ends without effect only when nothing signed for it can be mined any more.
+Only settlement's service calls it. What differs between kinds of rows is their `Handling`.
 
-    SEALED ─▶ SIMULATED ─▶ SIGNED ─▶ SENT ─▶ MINED ─▶ FINAL ─▶ RECONCILED
-       └▶ REFUSED ─▶ RETURNED
+    OPEN ─▶ SEALED ─▶ SIMULATED ─▶ SIGNED ─▶ SENT ─▶ MINED ─▶ SAFE ─▶ FINAL ─▶ RECONCILED
+               └▶ REFUSED ─▶ RETURNED
 
-The nonce went elsewhere: back to SEALED; a reorganised block: back to SENT.
+OPEN are the fills that are in no batch yet, before there is a row. Signed again for a higher fee:
+SENT to SIGNED. Its nonce was spent without effect: back to SEALED. Its block was reorganised away:
+back to SENT, and the stored bytes are sent again.
 """
 
-from collections.abc import Callable
-from typing import Final, Literal, NamedTuple
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from typing import Final, Literal, NamedTuple, Protocol, TypeAlias
 
-from settlement import batch
-from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Receipt, SignedTransaction
+from settlement.attempts import Attempt, Attempts
+from settlement.chain import Call, Chain, Heights, Receipt
 from settlement.database import Database
 from settlement.errors import (
-    AccountRejected,
-    BatchOutOfOrder,
+    ChainUnavailable,
     ContractRejected,
     NonceUsed,
+    NotNow,
+    PartRejected,
     SettlementHalted,
-    WithdrawalOutOfOrder,
+    Underpriced,
 )
-from settlement.ledger import Ledger
+from settlement.fees import FeePolicy, Fees
+from settlement.fence import Fence
 
-ATTEMPTS_MAX: Final = 8  # transactions signed for one batch or withdrawal before a person looks
-NO_HASH: Final = bytes(32)
+IN_FLIGHT_MAX: Final = 3  # nonces signed and not used: what one lost transaction can hold up
+ATTEMPTS_MAX: Final = 8  # nonces spent on one row before a person looks
 STEPS_PER_TURN_MAX: Final = 256  # bounds one turn; the rest waits for the next
 
-Kind = Literal["settle", "withdraw"]
-Told = Literal["settle", "withdraw", "return", "exit"]
+Told: TypeAlias = Literal["settle", "withdraw", "return", "exit"]
 # Which transfer of the ledger shows that the engine was told.
 _BOOKED_AS: Final[dict[Told, str]] = {
     "settle": "escrow",
     "withdraw": "withdraw",
     "return": "return",
 }
+# Of one id, as of the end of a block: the vault can still execute it; it has; it has not and never
+# will; it has executed something else under this id.
+Standing: TypeAlias = Literal["open", "done", "passed", "foreign"]
+
+log = logging.getLogger("compex.settlement")
+
+
+class Handling(Protocol):
+    """How one kind of transaction is simulated, prepared and recognised as done; everything else,
+    from the nonce to finality, is the same for all kinds.
+
+    Ids of a kind are prepared in their order. The vault refuses to execute an id twice, or doing
+    so is harmless: a transaction that was given up for lost may be mined all the same.
+    """
+
+    async def simulate(self, number: int) -> None:
+        """On top of what is pending. Raises ContractRejected as the vault would."""
+        ...
+
+    async def call(self, number: int) -> Call:
+        """What to sign: the same for an id for as long as something signed may be mined."""
+        ...
+
+    async def standing(self, number: int, block: int) -> Standing:
+        """As of the end of `block`."""
+        ...
+
+    async def leave_out(self, number: int, error: PartRejected) -> bool:
+        """The vault refuses the id because of one part, and nothing signed for it can be mined any
+        more: change it so that it is not refused, within the caller's transaction. False if
+        there is nothing to change; then the whole of it is REFUSED."""
+        ...
+
+    async def due(self, number: int) -> Mapping[int, int]:
+        """µUSDC by account that the engine is to be told of once it is final; empty: nothing."""
+        ...
 
 
 class Outgoing(NamedTuple):
-    """One row of the table: how far one batch or withdrawal has come."""
+    """One row of the table: how far one of a kind has come."""
 
-    kind: Kind
+    kind: str
     id: int
     state: str
-    attempts: int
-    nonce: int
-    raw: bytes
-    tx_hash: bytes
+    attempts: int  # nonces
+    nonce: int  # the last one
     block_number: int
     block_hash: bytes
+
+    def __str__(self) -> str:
+        return f"{self.kind} {self.id}"
 
 
 class Payment(NamedTuple):
@@ -65,230 +107,282 @@ class Payment(NamedTuple):
     amount_usdc6: int
 
 
+class _Now(NamedTuple):
+    """What the next row is prepared by."""
+
+    heights: Heights
+    used: int  # the settler's next nonce by the newest block
+    fees: Fees
+    is_alone: bool  # nothing of ours is on its way
+
+
 class Outbox:
-    """Moves rows of `outgoing` on. `clock` gives time_ns."""
+    """Moves rows of `outgoing` on. `kinds` come in the order in which they are sent when several
+    wait; `clock` gives time_ns."""
 
     def __init__(
         self,
         database: Database,
-        ledger: Ledger,
+        fence: Fence,
         chain: Chain,
         clock: Callable[[], int],
-        fills_per_batch_max: int = FILLS_PER_BATCH_MAX,
+        kinds: Mapping[str, Handling],
+        policy: FeePolicy,
     ) -> None:
         self._database = database
-        self._ledger = ledger
+        self._fence = fence
         self._chain = chain
         self._clock = clock
-        self._fills_per_batch_max = fills_per_batch_max
+        self._kinds = kinds
+        self._policy = policy
+        self._attempts = Attempts(database, clock)
+        self._sent: set[bytes] = set()  # in this turn
+        self._waiting = ""
 
-    # --- sealing ------------------------------------------------------------------------------
-    async def seal(self, oldest_wait_ns: int) -> int:
-        """Seal the next batch if there are fills and none is waiting; returns its fills, or 0.
+    @property
+    def waiting(self) -> str:
+        """Why something that could be sent is not, in words; empty when nothing waits."""
+        return self._waiting
 
-        A batch is sealed when it is full or its oldest fill has waited `oldest_wait_ns`.
-        """
-        if await self._database.value(
-            "SELECT 1 FROM outgoing WHERE kind = 'settle' AND state IN"
-            " ('SEALED', 'SIMULATED', 'SIGNED', 'SENT')"
-        ):
-            return 0  # one at a time: later fills only make the next one fuller, and cheaper
-        fills = await self._ledger.unsealed_fills(self._fills_per_batch_max)
-        if not fills:
-            return 0
-        if len(fills) < self._fills_per_batch_max:
-            oldest_ns: int = await self._database.value(
-                "SELECT time_ns FROM fill WHERE event_number = $1", fills[0].event_number
-            )
-            # Below zero: the time of day was set back since; nobody waits until it has come again.
-            if 0 <= self._clock() - oldest_ns < oldest_wait_ns:
-                return 0
-        sealed = batch.seal(fills, self._fills_per_batch_max)
-        async with self._database.transaction():
-            batch_id: int = await self._database.value("SELECT coalesce(max(id), 0) + 1 FROM batch")
-            await self._store(batch_id, sealed)
-            await self._database.execute(
-                "INSERT INTO outgoing (kind, id) VALUES ('settle', $1)", batch_id
-            )
-        return len(sealed.event_numbers)
-
-    async def _store(self, batch_id: int, sealed: batch.Sealed) -> None:
-        await self._database.execute(
-            "INSERT INTO batch (id, packed, fills_hash, fills, amount_usdc6, sealed_ns)"
-            " VALUES ($1, $2, $3, $4, $5, $6) ON CONFLICT (id) DO UPDATE SET"
-            " packed = $2, fills_hash = $3, fills = $4, amount_usdc6 = $5, sealed_ns = $6",
-            *(batch_id, sealed.packed, sealed.hash, len(sealed.event_numbers)),
-            *(sealed.amount_usdc6, self._clock()),
-        )
-        marked = await self._database.execute(
-            "UPDATE fill SET batch_id = $1"
-            " WHERE batch_id IS NULL AND event_number = ANY($2::bigint[])",
-            *(batch_id, sealed.event_numbers),
-        )
-        assert marked == len(sealed.event_numbers), "every sealed fill was in no batch"
-
-    async def _reseal_without(self, batch_id: int, error: AccountRejected) -> None:
-        """Quarantine one account and seal what remains under the same id, in one transaction."""
-        async with self._database.transaction():
-            await self._database.execute(
-                "INSERT INTO quarantine (account, batch_id, reason, time_ns)"
-                " VALUES ($1, $2, $3, $4)",
-                *(error.account, batch_id, str(error), self._clock()),
-            )
-            await self._database.execute(
-                "UPDATE fill SET batch_id = NULL WHERE batch_id = $1", batch_id
-            )
-            fills = await self._ledger.unsealed_fills(self._fills_per_batch_max)
-            if fills:
-                await self._store(batch_id, batch.seal(fills, self._fills_per_batch_max))
-            else:  # nothing was signed for it yet, so the id is free again
-                await self._database.execute(
-                    "DELETE FROM outgoing WHERE kind = 'settle' AND id = $1", batch_id
-                )
-                await self._database.execute("DELETE FROM batch WHERE id = $1", batch_id)
-
-    # --- on the chain ---------------------------------------------------------------------------
     async def advance(self) -> int:
         """Move everything on as far as it goes now; returns how many steps were taken.
 
-        Raises ChainUnavailable and the like with everything so far kept; SettlementHalted when
-        only a person can go on.
+        Raises ChainUnavailable and the like with everything so far kept; FencedOff when another
+        process writes by now; SettlementHalted when only a person can go on.
         """
+        self._sent.clear()
+        waited, self._waiting = self._waiting, ""
         steps = 0
         while steps < STEPS_PER_TURN_MAX:
             taken = await self._step()
             if not taken:
                 break
             steps += taken
+        if self._waiting and self._waiting != waited:
+            log.warning("settlement waits: %s", self._waiting)
         return steps
 
     async def _step(self) -> int:
-        """Take one step of the first row that can move; 0 if none can."""
-        final_block = await self._chain.final_block()
-        taken = 0
-        # Mined ones first, in the order they were mined: if a block was reorganised away, the
-        # transactions in it have to be sent again, lowest nonce first.
-        for row in await self._rows("state = 'MINED' ORDER BY nonce"):
-            state = await self._look_at_mined(row, final_block)
-            if state == "SENT":
-                break
-            taken += state == "FINAL"
-        on_its_way = await self._rows("state IN ('SIGNED', 'SENT') ORDER BY nonce")
-        if on_its_way:
-            return taken + await self._push(on_its_way[0])
-        waiting = await self._rows("state IN ('SEALED', 'SIMULATED') ORDER BY kind, id LIMIT 1")
-        if waiting:
-            return taken + await self._prepare(waiting[0])
-        return taken
+        """Whatever can be done by what the chain is at one block."""
+        heights = await self._chain.heights()
+        used = await self._chain.settler_nonce(heights.newest)
+        steps = await self._resolve(heights.newest, used)
+        steps += await self._follow_mined(heights)
+        steps += await self._prepare(heights, used)
+        return steps + await self._push(used)
 
-    async def _look_at_mined(self, row: Outgoing, final_block: int) -> str:
-        if await self._chain.block_hash(row.block_number) != row.block_hash:
-            await self._move(row, "SENT")
-            return "SENT"
-        if row.block_number <= final_block:
-            await self._move(row, "FINAL")
-            return "FINAL"
-        return "MINED"
+    # --- what became of them ------------------------------------------------------------------
+    async def _resolve(self, newest: int, used: int) -> int:
+        """What became of the rows on their way whose nonces are used by the newest block."""
+        missing = await self._attempts.missing_nonces(used)
+        if missing:
+            await self._announce(missing, newest)
+        rows = await self._rows("state IN ('SIGNED', 'SENT') AND nonce < $1 ORDER BY nonce", used)
+        for row in rows:
+            if await self._adopt(row, newest):
+                continue
+            reverted = await self._reverted(row)
+            if reverted is None:
+                await self._announce([row.nonce], newest)
+            async with self._fence.transaction():
+                if reverted is not None:
+                    await self._attempts.mined(reverted)
+                await self._move(row, "SEALED")
+        return len(rows)
 
-    async def _prepare(self, row: Outgoing) -> int:
-        """Simulate, then sign and store."""
-        if row.attempts >= ATTEMPTS_MAX:
-            raise SettlementHalted(f"{row.kind} {row.id} failed {row.attempts} times")
-        if row.state == "SEALED":
-            return await self._simulate(row)
-        nonce = await self._chain.settler_nonce()
-        if row.kind == "settle":
-            packed = await self._packed(row.id)
-            signed = await self._chain.prepare_settle(row.id, packed, nonce)
-        else:
-            account, amount = await self._withdrawal(row.id)
-            signed = await self._chain.prepare_withdraw(row.id, account, amount, nonce)
-        await self._move(
-            row, "SIGNED", "attempts = attempts + 1, nonce = $4, raw = $5, tx_hash = $6", *signed
-        )
-        return 1
+    async def _adopt(self, row: Outgoing, newest: int) -> bool:
+        """Count it as mined if any of its transactions was, or the vault has it by `newest`.
 
-    async def _simulate(self, row: Outgoing) -> int:
-        try:
-            if row.kind == "settle":
-                await self._chain.simulate_settle(row.id, await self._packed(row.id))
-            else:
-                account, amount = await self._withdrawal(row.id)
-                await self._chain.simulate_withdraw(row.id, account, amount)
-        except AccountRejected as error:
-            if row.kind == "settle":
-                await self._reseal_without(row.id, error)
-            else:
-                await self._move(row, "REFUSED", "refusal = $4", str(error))
-            return 1
-        except (BatchOutOfOrder, WithdrawalOutOfOrder) as error:
-            # An earlier transaction of ours that was given up for lost may have been mined.
-            if row.attempts > 0 and not await self._is_foreign(row):
-                return await self._adopt(row)
-            raise SettlementHalted(f"the vault refuses {row.kind} {row.id}: {error}") from error
-        except ContractRejected as error:
-            raise SettlementHalted(f"the vault refuses {row.kind} {row.id}: {error}") from error
-        await self._move(row, "SIMULATED")
-        return 1
-
-    async def _push(self, row: Outgoing) -> int:
-        """Send, or send again, what is signed, and look whether it was mined."""
-        receipt = await self._chain.receipt(row.tx_hash)
-        if receipt is None:
-            try:
-                await self._chain.send(SignedTransaction(row.nonce, row.raw, row.tx_hash))
-            except NonceUsed:
-                receipt = await self._chain.receipt(row.tx_hash)
-                if receipt is None:
-                    return await self._lost(row)
-        if row.state == "SIGNED":
-            await self._move(row, "SENT")
-            return 1
-        receipt = receipt or await self._chain.receipt(row.tx_hash)
-        if receipt is None:
-            return 0
-        if not receipt.succeeded:
-            return await self._lost(row)
-        await self._mined(row, receipt)
-        return 1
-
-    async def _lost(self, row: Outgoing) -> int:
-        """Its nonce is spent without effect: adopt what an older attempt did, or start over."""
-        if not await self._adopt(row):
-            await self._move(row, "SEALED")
-        return 1
-
-    async def _is_foreign(self, row: Outgoing) -> bool:
-        """Whether the vault has another batch under this id."""
-        if row.kind != "settle":
-            return False
-        recorded = await self._chain.batch_hash(row.id)
-        return recorded not in (NO_HASH, await self._fills_hash(row.id))
-
-    async def _adopt(self, row: Outgoing) -> int:
-        """Count it as mined if, as of the final block, the vault has executed it.
-
-        By which transaction is not known, so the final block stands for the one it was mined in.
+        By whose transaction is then not known; the block stands for the one it was mined in.
         """
-        number = await self._chain.final_block()
-        if row.kind == "settle":
-            done = await self._chain.batch_hash(row.id, number) == await self._fills_hash(row.id)
-        else:  # withdrawals are executed in the order of their ids
-            done = (await self._chain.vault_state(number)).last_withdrawal >= row.id
-        if not done:
-            return 0
-        block_hash = await self._chain.block_hash(number)
-        await self._mined(row, Receipt(row.tx_hash, number, block_hash, True, 0))
-        return 1
+        for attempt in await self._attempts.of_row(row.kind, row.id):
+            receipt = await self._chain.receipt(attempt.tx_hash)
+            if receipt is not None and receipt.succeeded:
+                await self._mined(row, receipt, attempt.nonce)
+                return True
+        standing = await self._kinds[row.kind].standing(row.id, newest)
+        if standing == "foreign":
+            raise SettlementHalted(f"the vault has something else as {row}")
+        if standing != "done":
+            return False
+        block_hash = await self._chain.block_hash(newest)
+        if block_hash is None:
+            raise ChainUnavailable(f"the node has not got block {newest}, which it had just now")
+        await self._mined(row, Receipt(b"", newest, block_hash, True, 0), row.nonce)
+        return True
 
-    async def _mined(self, row: Outgoing, receipt: Receipt) -> None:
-        await self._move(
-            row, "MINED", "block_number = $4, block_hash = $5, gas_used = $6",
-            *(receipt.block_number, receipt.block_hash, receipt.gas_used),
-        )  # fmt: skip
+    async def _mined(self, row: Outgoing, receipt: Receipt, nonce: int) -> None:
+        async with self._fence.transaction():
+            if receipt.hash:
+                await self._attempts.mined(receipt)
+            await self._move(
+                row, "MINED", "nonce = $4, block_number = $5, block_hash = $6, gas_used = $7",
+                *(nonce, receipt.block_number, receipt.block_hash, receipt.gas_used),
+            )  # fmt: skip
+
+    async def _reverted(self, row: Outgoing) -> Receipt | None:
+        for attempt in await self._attempts.of_row(row.kind, row.id):
+            if attempt.nonce == row.nonce:
+                receipt = await self._chain.receipt(attempt.tx_hash)
+                if receipt is not None:
+                    return receipt
+        return None
+
+    async def _announce(self, nonces: Sequence[int], block: int) -> None:
+        async with self._fence.transaction():
+            await self._attempts.announce_foreign(nonces, block)
+
+    async def _follow_mined(self, heights: Heights) -> int:
+        steps = 0
+        for row in await self._rows("state IN ('MINED', 'SAFE') ORDER BY nonce"):
+            if await self._chain.block_hash(row.block_number) != row.block_hash:
+                log.warning("%s: block %d is not canonical any more", row, row.block_number)
+                async with self._fence.transaction():
+                    await self._move(row, "SENT")
+                    await self._attempts.reopened(row.nonce)
+                steps += 1
+            else:
+                steps += await self._deepen(row, heights)
+        return steps
+
+    async def _deepen(self, row: Outgoing, heights: Heights) -> int:
+        steps = 0
+        if row.state == "MINED" and row.block_number <= heights.safe:
+            await self._fenced_move(row, "SAFE")
+            row = row._replace(state="SAFE")
+            steps += 1
+        if row.state == "SAFE" and row.block_number <= heights.final:
+            await self._fenced_move(row, "FINAL")
+            steps += 1
+        return steps
+
+    # --- the next one -------------------------------------------------------------------------
+    async def _prepare(self, heights: Heights, used: int) -> int:
+        """Simulate, sign and store the next row of the first kind that has one to be sent."""
+        rows = await self._rows(
+            "state IN ('SEALED', 'SIMULATED') AND kind = ANY($1::outgoing_kind[]) AND NOT EXISTS"
+            " (SELECT FROM outgoing o WHERE o.kind = outgoing.kind AND o.id < outgoing.id"
+            " AND o.state IN ('SEALED', 'SIMULATED'))",
+            list(self._kinds),
+        )
+        in_flight = await self._attempts.in_flight(used)
+        if not rows or in_flight >= IN_FLIGHT_MAX:
+            return 0
+        market = await self._chain.market()
+        fees = self._policy.first(market)
+        if fees is None:
+            self._waiting = f"the base fee is {market.base_fee_wei} wei, too much to begin"
+            return 0
+        now = _Now(heights, used, fees, is_alone=in_flight == 0)
+        order = list(self._kinds)
+        for row in sorted(rows, key=lambda row: order.index(row.kind)):
+            if row.attempts and row.nonce >= used:
+                continue  # what was signed for it is on its way again, after a reorganisation
+            if await self._prepare_row(row, now):
+                return 1
+        return 0
+
+    async def _prepare_row(self, row: Outgoing, now: _Now) -> bool:
+        if row.attempts >= ATTEMPTS_MAX:
+            raise SettlementHalted(f"{row} failed {row.attempts} times")
+        if row.state == "SEALED":
+            try:
+                await self._kinds[row.kind].simulate(row.id)
+            except ContractRejected as error:
+                # While others are on their way, they may be the reason.
+                return now.is_alone and await self._rejected(row, now.heights, error)
+            await self._fenced_move(row, "SIMULATED")
+            row = row._replace(state="SIMULATED")
+        nonce = await self._attempts.next_nonce(now.used)
+        call = await self._kinds[row.kind].call(row.id)
+        signed = await self._chain.sign(call, nonce, now.fees)
+        async with self._fence.transaction():
+            await self._attempts.add(row.kind, row.id, signed, now.fees)
+            await self._move(row, "SIGNED", "attempts = attempts + 1, nonce = $4", nonce)
+        return True
+
+    async def _rejected(self, row: Outgoing, heights: Heights, error: ContractRejected) -> bool:
+        """The vault refuses it, and nothing on its way is why. Whether anything was done."""
+        if isinstance(error, NotNow):
+            self._waiting = f"the vault refuses {row}: {error}"
+            return False
+        if row.attempts and await self._adopt(row, heights.newest):
+            return True
+        if not await self._is_given_up(row, heights.final):
+            self._waiting = f"what was signed for {row} may still be mined, and is refused: {error}"
+            return False
+        if row.attempts and await self._kinds[row.kind].standing(row.id, heights.final) == "passed":
+            await self._refuse(row, error)
+            return True
+        if not isinstance(error, PartRejected):
+            raise SettlementHalted(f"the vault refuses {row}: {error}") from error
+        async with self._fence.transaction():
+            is_changed = await self._kinds[row.kind].leave_out(row.id, error)
+        if not is_changed:
+            await self._refuse(row, error)
+        return True
+
+    async def _refuse(self, row: Outgoing, error: ContractRejected) -> None:
+        async with self._fence.transaction():
+            await self._move(row, "REFUSED", "refusal = $4", str(error))
+
+    async def _is_given_up(self, row: Outgoing, final_block: int) -> bool:
+        """Whether nothing signed for it, or for one behind it, can be mined any more."""
+        highest = await self._attempts.highest_nonce(row.kind, row.id)
+        return highest < 0 or await self._chain.settler_nonce(final_block) > highest
+
+    # --- on their way -------------------------------------------------------------------------
+    async def _push(self, used: int) -> int:
+        """Send, or send again, the newest transaction of each nonce that is not used yet.
+
+        Of rows that have gone back to SEALED too, if a reorganisation gave their nonce back: those
+        behind it wait for it.
+        """
+        steps = 0
+        rows = {row.nonce: row for row in await self._rows("state IN ('SIGNED', 'SENT')")}
+        for attempt in await self._attempts.unmined(used):
+            row = rows.get(attempt.nonce)
+            is_cheap = not await self._send(attempt)
+            if row is not None and row.state == "SIGNED":
+                await self._fenced_move(row, "SENT")
+                steps += 1
+            elif is_cheap or self._policy.is_stuck(attempt.signed_ns, self._clock()):
+                steps += await self._raise(attempt, row)
+        return steps
+
+    async def _send(self, attempt: Attempt) -> bool:
+        """Once a turn. False if the node finds that it offers too little."""
+        if attempt.tx_hash in self._sent:
+            return True
+        try:
+            await self._chain.send(attempt.signed)
+        except NonceUsed as error:
+            log.info("%s %d: %s", attempt.kind, attempt.id, error)  # the next step sees by what
+        except Underpriced as error:
+            log.warning("%s %d: %s", attempt.kind, attempt.id, error)
+            return False
+        self._sent.add(attempt.tx_hash)
+        return True
+
+    async def _raise(self, attempt: Attempt, row: Outgoing | None) -> int:
+        """Sign the same once more for a higher fee; the older one stays valid, and stored."""
+        fees = self._policy.raised(attempt.fees, await self._chain.market())
+        if fees is None:
+            self._waiting = (
+                f"{attempt.kind} {attempt.id} is not mined for {attempt.fee_cap_wei} wei per gas,"
+                " and an eighth more is above the limit"
+            )
+            return 0
+        call = await self._kinds[attempt.kind].call(attempt.id)
+        signed = await self._chain.sign(call, attempt.nonce, fees)
+        async with self._fence.transaction():
+            await self._attempts.add(attempt.kind, attempt.id, signed, fees)
+            if row is not None:
+                await self._move(row, "SIGNED")
+        return 1
 
     # --- back to the engine ---------------------------------------------------------------------
-    async def confirmations(self) -> list[Payment]:
+    async def confirmations(self, final_block: int) -> list[Payment]:
         """What is final on chain or refused and the engine has not been told, in the order of ids.
 
         Whatever was told entirely becomes RECONCILED or RETURNED on the way.
@@ -300,42 +394,36 @@ class Outbox:
             " AND o.state NOT IN ('FINAL', 'RECONCILED', 'REFUSED', 'RETURNED')) ORDER BY kind, id"
         ):
             refused = row.state == "REFUSED"
-            if refused and not await self._is_given_up(row):
-                break  # withdrawals come last, and are answered in their order
+            if refused and row.attempts and not await self._is_given_up(row, final_block):
+                break
             missing = await self._unconfirmed(row, "return" if refused else row.kind)
             if not missing:
-                await self._move(row, "RETURNED" if refused else "RECONCILED")
+                await self._fenced_move(row, "RETURNED" if refused else "RECONCILED")
             payments += missing
         return payments
 
-    async def _is_given_up(self, row: Outgoing) -> bool:
-        """Whether no transaction of ours can execute it any more, whatever is reorganised."""
-        if row.attempts == 0:
-            return True
-        return await self._chain.settler_nonce(await self._chain.final_block()) > row.nonce
+    async def executed(self, block: int) -> list[Payment]:
+        """What the vault has executed by the end of `block` and the engine has not confirmed."""
+        payments: list[Payment] = []
+        for row in await self._rows(
+            "attempts > 0 AND state NOT IN ('RECONCILED', 'REFUSED', 'RETURNED') ORDER BY kind, id"
+        ):
+            if await self._kinds[row.kind].standing(row.id, block) == "done":
+                payments += await self._unconfirmed(row, row.kind)
+        return payments
 
-    async def executed(self, head: int, last_withdrawal: int) -> list[Payment]:
-        """What the vault has executed, going by its counters, and the engine has not confirmed."""
-        rows = await self._rows(
-            "state NOT IN ('RECONCILED', 'REFUSED', 'RETURNED') AND"
-            " id <= CASE kind WHEN 'settle' THEN $1::bigint ELSE $2::bigint END ORDER BY kind, id",
-            *(head, last_withdrawal),
-        )
-        return [payment for row in rows for payment in await self._unconfirmed(row, row.kind)]
-
-    async def _unconfirmed(self, row: Outgoing, told: Told) -> list[Payment]:
-        if row.kind == "settle":
-            due = batch.totals_usdc6(await self._packed(row.id))
-        else:
-            account, amount = await self._withdrawal(row.id)
-            due = {account: amount}
+    async def _unconfirmed(self, row: Outgoing, told: str) -> list[Payment]:
+        due = await self._kinds[row.kind].due(row.id)
+        if not due:
+            return []
+        assert told in ("settle", "withdraw", "return"), "the engine knows of no others"
         booked = await self._database.rows(
-            "SELECT from_account, amount_usdc6 FROM transfer WHERE kind = $1 AND reference = $2",
+            "SELECT from_account, amount_usdc6 FROM booked WHERE kind = $1 AND reference = $2",
             *(_BOOKED_AS[told], row.id),
         )
         done: dict[int, int] = {r["from_account"]: r["amount_usdc6"] for r in booked}
         if any(due.get(account) != amount for account, amount in done.items()):
-            raise SettlementHalted(f"the engine confirmed {row.kind} {row.id} otherwise")
+            raise SettlementHalted(f"the engine confirmed {row} otherwise")
         return [
             Payment(told, row.id, account, amount)
             for account, amount in due.items()
@@ -343,34 +431,17 @@ class Outbox:
         ]
 
     # --- rows ---------------------------------------------------------------------------------
-    async def last_batch(self) -> int:
-        """Id of the last sealed batch; 0 before the first."""
-        return await self._database.value("SELECT coalesce(max(id), 0) FROM batch")
-
-    async def has_batch(self, batch_id: int, fills_hash: bytes) -> bool:
-        """Whether this is the hash of the batch sealed under this id."""
-        return await self._fills_hash(batch_id) == fills_hash
-
-    async def _fills_hash(self, batch_id: int) -> bytes | None:
-        return await self._database.value("SELECT fills_hash FROM batch WHERE id = $1", batch_id)
-
-    async def _packed(self, batch_id: int) -> bytes:
-        return await self._database.value("SELECT packed FROM batch WHERE id = $1", batch_id)
-
-    async def _withdrawal(self, withdrawal_id: int) -> tuple[int, int]:
-        row = await self._database.row(
-            "SELECT account, amount_usdc6 FROM withdrawal WHERE id = $1", withdrawal_id
-        )
-        assert row is not None, "written together with its row in outgoing"
-        return row["account"], row["amount_usdc6"]
-
     async def _rows(self, where: str, *arguments: object) -> list[Outgoing]:
         rows = await self._database.rows(
-            "SELECT kind, id, state, attempts, nonce, raw, tx_hash, block_number, block_hash"
+            "SELECT kind, id, state, attempts, nonce, block_number, block_hash"
             f" FROM outgoing WHERE {where}",
             *arguments,
         )
         return [Outgoing._make(row.values()) for row in rows]
+
+    async def _fenced_move(self, row: Outgoing, state: str) -> None:
+        async with self._fence.transaction():
+            await self._move(row, state)
 
     async def _move(self, row: Outgoing, state: str, also: str = "", *values: object) -> None:
         """To another state, with the columns that come with it, if it is still where it was."""

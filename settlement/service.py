@@ -1,7 +1,8 @@
 """Settlement: from the engine's fills to final escrow on chain, and back into the engine.
 
     events ─▶ ledger ─▶ sealed batch ─▶ vault ─▶ final ─▶ confirmations ─▶ engine
-    final deposits and exits ────────────────────────────▶ engine            index ─▶ feeds
+    final logs of the vault: deposits, earnings, exits ──▶ engine            index ─▶ feeds
+                             leases ─▶ release ─▶ vault
 
 Owns the order of these steps. Invariant: every side effect is permitted by something already
 stored and is harmless when repeated, so the process may stop anywhere and `open` goes on there;
@@ -21,8 +22,9 @@ from engine.port import Batch, Port
 from engine.records import EVENT_STRUCT, Balances
 from engine.rejects import CompexError
 from settlement import database as db
-from settlement.chain import FILLS_PER_BATCH_MAX, Chain, Deposit, VaultState
-from settlement.deliver import DEPOSITS_PER_TURN_MAX, Delivery
+from settlement.answers import Answering, Answers
+from settlement.chain import Chain
+from settlement.deliver import Delivery
 from settlement.errors import (
     ChainUnavailable,
     DatabaseUnavailable,
@@ -32,10 +34,20 @@ from settlement.errors import (
     TransactionRefused,
 )
 from settlement.exits import Exits
+from settlement.fees import FeePolicy
+from settlement.fence import Fence
+from settlement.finality import Finality
+from settlement.follow import Credit, Follower
+from settlement.leases import Leases
 from settlement.ledger import Ledger, Numbered
 from settlement.oracle import Oracle, Published
+from settlement.orders import separator
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
+from settlement.sealing import Batches, Triggers
+from settlement.upkeep import Collections, Heartbeats, Upkeep
+from settlement.vault import VaultState
+from settlement.withdrawals import Withdrawals
 from settlement.withholding import Withholding
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
@@ -51,15 +63,15 @@ class Settings(NamedTuple):
     turn_seconds: float = 1.0  # between two turns of `run`
     turns_per_reconciliation: int = 60
     sign_within_ns: int = 0  # fills that stay unsigned much longer are undone; 0: none are
-    batch_wait_ns: int = 0  # how long the oldest fill waits for company before it is sealed
-    fills_per_batch_max: int = FILLS_PER_BATCH_MAX
+    batches: Triggers = Triggers()
+    fees: FeePolicy = FeePolicy()
 
 
 class Turn(NamedTuple):
     """What one pass did."""
 
     events: int  # booked
-    deposits: int  # submitted to the engine
+    deposits: int  # and earnings, submitted to the engine
     sealed_fills: int
     steps: int  # of batches and withdrawals, on chain
     confirmations: int  # submitted to the engine
@@ -79,12 +91,14 @@ class Summary(NamedTuple):
     notional_usdc6: int
     buyer_fees_usdc6: int  # in escrow on chain
     seller_fees_usdc6: int  # of the same fills: due when their proceeds are released
+    fills_safe: int  # in batches mined so deep that they will hardly be reorganised away
     fills_settled: int  # in batches that are RECONCILED
     batches: int  # RECONCILED
     withdrawals: int  # RECONCILED
     refused_withdrawals: int
     quarantined_accounts: int
     voided_fills: int
+    foreign_transactions: int  # of the settler's key, signed by nobody here: it is not ours alone
     gas_used: int  # by the transactions of batches
     gas_per_fill: int  # rounded down; 0 before the first
 
@@ -101,6 +115,7 @@ class Settlement:
         database: db.Database,
         connect: Callable[[], Awaitable[db.Database]],
         ledger: Ledger,
+        fence: Fence,
         last_deposit: int,
         index: SpotIndex | None,
     ) -> None:
@@ -112,10 +127,25 @@ class Settlement:
         self._connect = connect  # once more, after the connection was lost
         self._ledger = ledger
         self._index = index
-        self._delivery = Delivery(port, chain, last_deposit)
-        self._outbox = Outbox(
-            database, ledger, chain, clock, settings.fills_per_batch_max
-        )  # fmt: skip
+        self._follower = Follower(database, fence, ledger, chain)
+        self._delivery = Delivery(port, self._follower, last_deposit)
+        self._fence = fence
+        self._finality = Finality(database, fence, chain)
+        self._batches = Batches(database, fence, ledger, chain, clock, settings.batches)
+        self._leases = Leases(database, fence, chain, clock)
+        self._upkeep = Upkeep(database, fence, chain, clock)
+        domain = separator(chain.chain_id, chain.vault)
+        answers = Answers(database, domain, port.owner_of)
+        self._answering = Answering(database, fence, chain, answers)
+        kinds = {
+            "answer": self._answering,
+            "settle": self._batches,
+            "withdraw": Withdrawals(database, chain),
+            "release": self._leases,
+            "collect": Collections(database, chain),
+            "heartbeat": Heartbeats(database, chain),
+        }
+        self._outbox = Outbox(database, fence, chain, clock, kinds, settings.fees)
         self._exits = Exits(database, chain, port)
         self._withholding = Withholding(database, port, settings.sign_within_ns, clock())
         self._oracle = Oracle(chain)
@@ -147,9 +177,9 @@ class Settlement:
         database = await connecting()
         try:
             ledger = await Ledger.open(database)
-            last_deposit = await ledger.last_deposit()
             self = cls(
-                settings, port, chain, clock, database, connecting, ledger, last_deposit, index
+                settings, port, chain, clock, database, connecting, ledger,
+                await Fence.take(database), await ledger.last_deposit(), index,
             )  # fmt: skip
             port.subscribe(self._receive, self._has_room, heard=self._booked_before)
             if index is not None:
@@ -169,6 +199,11 @@ class Settlement:
     def halted(self) -> str:
         """Why nothing more is settled, in words; empty while all is well."""
         return self._halted
+
+    @property
+    def waiting(self) -> str:
+        """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
+        return self._outbox.waiting or self._upkeep.warning
 
     # --- from the engine ------------------------------------------------------------------------
     def _receive(self, batch: Batch) -> None:
@@ -230,6 +265,8 @@ class Settlement:
             report = await self._reconcile()
             if report.gaps:
                 self._halted = f"{len(report.gaps)} gaps, the first: {report.gaps[0]}"
+            else:
+                await self._ledger.close_periods()
             return report
 
     @asynccontextmanager
@@ -251,35 +288,70 @@ class Settlement:
 
     async def _turn(self) -> Turn:
         events = await self._catch_up()
+        final_block = await self._finality.look()
         if not self._continues:
-            await self._check_continuity()
-        final_block = await self._chain.final_block()
-        deposits = await self._delivery.deposits(final_block)
-        exits, booked = await self._follow_exits(final_block)
-        events += booked
+            await self._check_continuity(final_block)
+        steps = await self._outbox.advance()
+        confirmations, booked = await self._confirm(final_block)
+        await self._read_logs(final_block)
+        deposits = await self._delivery.credits()
+        exits, heard = await self._follow_exits()
         if self._settings.sign_within_ns:
-            undone, booked = await self._undo_withheld()
-            exits, events = exits + undone, events + booked
+            undone, booked_again = await self._undo_withheld()
+            exits, heard = exits + undone, heard + booked_again
+        events += booked + heard
+        sealed, sent = await self._seal_and_send()
+        planned = await self._answering.plan() + await self._leases.build()
+        planned += await self._upkeep.plan(final_block)
+        if planned:
+            sent += await self._outbox.advance()
+        if sent:  # what was mined just now may be final
+            final_block = await self._finality.look()
+        confirmed, booked = await self._confirm(final_block)
+        events += booked
+        if deposits:
+            events += await self._catch_up()
+        points = 0
+        if self._index is not None:
+            points = await self._oracle.publish(self._index.values(self._clock()))
+        confirmations += confirmed
+        return Turn(events, deposits, sealed, steps + sent, confirmations, points, exits)
+
+    async def _confirm(self, final_block: int) -> tuple[int, int]:
+        """Tell the engine what of ours is final: (commands submitted, events booked)."""
+        due = await self._outbox.confirmations(final_block)
+        confirmations = self._delivery.payments(due)
+        if not confirmations:
+            return 0, 0
+        booked = await self._catch_up()
+        await self._outbox.confirmations(final_block)  # those just booked become RECONCILED
+        return confirmations, booked
+
+    async def _read_logs(self, final_block: int) -> int:
+        """Write down what the vault has said up to this block; where that ends now. Not beyond a
+        batch that the engine has not confirmed: what follows from it would come out of nothing."""
+        seen = await self._follower.seen()
+        if final_block <= seen:  # a node may lag behind the one that was asked before
+            return seen
+        state = await self._chain.vault_state(final_block)
+        if state.head > await self._batches.last_reconciled():
+            return seen
+        return await self._follower.read(final_block)
+
+    async def _seal_and_send(self) -> tuple[int, int]:
+        """(fills sealed, steps of what is sent)"""
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
-            fills = await self._outbox.seal(self._settings.batch_wait_ns)
+            fills = await self._batches.seal()
             steps += await self._outbox.advance()
             if not fills:
                 break
             sealed += fills
-        confirmations = self._delivery.payments(await self._outbox.confirmations())
-        if deposits or confirmations:
-            events += await self._catch_up()
-        if confirmations:
-            await self._outbox.confirmations()  # those just booked become RECONCILED
-        points = 0
-        if self._index is not None:
-            points = await self._oracle.publish(self._index.values(self._clock()))
-        return Turn(events, deposits, sealed, steps, confirmations, points, exits)
+        return sealed, steps
 
-    async def _follow_exits(self, final_block: int) -> tuple[int, int]:
+    async def _follow_exits(self) -> tuple[int, int]:
         """Do what follows from wallets leaving the vault: (commands submitted, events booked)."""
-        if not await self._exits.read(final_block):
+        if not await self._exits.any():
             return 0, 0
         booked = await self._catch_up()
         commands = self._delivery.commands(await self._exits.closings())
@@ -305,23 +377,29 @@ class Settlement:
         await self._port.settled()
         return await self._book(self._received_number)
 
-    async def _check_continuity(self) -> None:
+    async def _check_continuity(self, final_block: int) -> None:
         """That the journal, the ledger and the vault are each other's. Once, after the replay."""
         booked = self._ledger.watermark.event_number
         if self._received_number < booked:
             raise SettlementHalted(
                 f"the engine has {self._received_number} events, the ledger has booked {booked}"
             )
-        state = await self._chain.vault_state(await self._chain.final_block())
-        if state.deposits < await self._ledger.last_deposit():
-            raise SettlementHalted("the vault has fewer deposits than the ledger")
-        if state.exits < await self._exits.last_number():
-            raise SettlementHalted("the vault has fewer exits than the ledger")
-        last_batch = await self._outbox.last_batch()
+        state = await self._chain.vault_state(final_block)
+        last_batch = await self._batches.last()
         if state.head > last_batch:
             raise SettlementHalted(
                 f"the vault has settled batch {state.head}, the ledger has sealed {last_batch}"
             )
+        # A ledger from before products were booked learns them here; afterwards from the events.
+        markets = self._port.markets()
+        await self._ledger.list_products([(m.instrument, m.product) for m in markets])
+        marks = await self._follower.marks()
+        if marks.credit < await self._ledger.last_deposit():
+            raise SettlementHalted("the ledger has more deposits and earnings than were read")
+        if state.deposits < marks.deposit:
+            raise SettlementHalted("the vault has fewer deposits than the ledger")
+        if state.exits < marks.exit:
+            raise SettlementHalted("the vault has fewer exits than the ledger")
         self._continues = True
 
     # --- reconciliation -------------------------------------------------------------------------
@@ -339,9 +417,10 @@ class Settlement:
                 trial=await self._ledger.trial_balance(),
                 vault={slots.account: slots for slots in vault},
                 state=state,
+                moved=await self._ledger.moved_by_vault(),
                 uncredited=uncredited,
                 unconfirmed=[
-                    *await self._outbox.executed(state.head, state.last_withdrawal),
+                    *await self._outbox.executed(state.block_number),
                     *await self._exits.due(),
                 ],
             )
@@ -363,25 +442,21 @@ class Settlement:
             await asyncio.sleep(QUIET_SECONDS)
         return None
 
-    async def _vault_state(self) -> tuple[VaultState, list[Deposit]]:
-        """The vault at the final block, and its deposits up to there that are not booked.
-
-        Exits up to there are stored on the way.
-        """
-        state = await self._chain.vault_state(await self._chain.final_block())
-        if state.head and not await self._outbox.has_batch(state.head, state.head_hash):
+    async def _vault_state(self) -> tuple[VaultState, list[Credit]]:
+        """The vault at the block up to which its logs are read, and what of them is not booked."""
+        block = await self._read_logs(await self._finality.look())
+        state = await self._chain.vault_state(block)
+        if state.head and not await self._batches.has(state.head, state.head_root):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")
-        if await self._exits.read(state.block_number) != state.exits:
-            raise SettlementHalted(f"the vault counts exit {state.exits}, no log shows it")
-        uncredited: list[Deposit] = []
+        marks = await self._follower.marks()
+        for what, counted, seen in (
+            ("deposit", state.deposits, marks.deposit),
+            ("exit", state.exits, marks.exit),
+        ):
+            if counted != seen:
+                raise SettlementHalted(f"the vault counts {what} {counted}, its logs {seen}")
         last = await self._ledger.last_deposit()
-        while last < state.deposits:
-            found = await self._chain.deposits(last, state.block_number, DEPOSITS_PER_TURN_MAX)
-            if not found:
-                raise SettlementHalted(f"the vault counts deposit {last + 1}, no log shows it")
-            uncredited += found
-            last = found[-1].number
-        return state, uncredited
+        return state, await self._follower.credits(last, marks.credit - last)
 
     # --- reads ------------------------------------------------------------------------------------
     async def summary(self) -> Summary:
@@ -424,16 +499,20 @@ class Settlement:
                 async with self._turn_lock:
                     await self._database.replace(await self._connect())
                     await self._ledger.reopen()
+                    await self._fence.retake()
                 log.warning("the database is there again")
                 return
 
 
 _SUMMARY: Final = """
     SELECT fills, volume_lots, notional_usdc6, buyer_fees_usdc6, seller_fees_usdc6,
-           fills_settled, batches, withdrawals, refused_withdrawals, quarantined_accounts,
-           voided_fills, gas_used
+           fills_safe, fills_settled, batches, withdrawals, refused_withdrawals,
+           quarantined_accounts, voided_fills, foreign_transactions, gas_used
     FROM (SELECT count(*) AS fills, coalesce(sum(qty_lots), 0)::bigint AS volume_lots,
                  coalesce(sum(notional_usdc6), 0)::bigint AS notional_usdc6 FROM fill) matched,
+         (SELECT coalesce(sum(b.fills), 0)::bigint AS fills_safe
+          FROM outgoing o JOIN batch b USING (id)
+          WHERE o.kind = 'settle' AND o.state IN ('SAFE', 'FINAL', 'RECONCILED')) safe,
          (SELECT coalesce(sum(f.buyer_fee_usdc6), 0)::bigint AS buyer_fees_usdc6,
                  coalesce(sum(f.seller_fee_usdc6), 0)::bigint AS seller_fees_usdc6
           FROM outgoing o JOIN fill f ON f.batch_id = o.id
@@ -446,5 +525,6 @@ _SUMMARY: Final = """
                  count(*) FILTER (WHERE state IN ('REFUSED', 'RETURNED')) AS refused_withdrawals
           FROM outgoing WHERE kind = 'withdraw') withdrawn,
          (SELECT count(*) AS quarantined_accounts FROM quarantine) quarantined,
+         (SELECT count(*) AS foreign_transactions FROM foreign_nonce) foreign_ones,
          (SELECT count(*) AS voided_fills FROM fill WHERE void_number IS NOT NULL) voided
 """

@@ -2,18 +2,22 @@
 with the real contracts, a database, and settlement between them. `start` and `stop` may be
 repeated on the same directory; the chain goes on living in between, as other people's would."""
 
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, cast
 
+import asyncpg
 from eth_account import Account
 
+from benchmarks.vault import DISPUTED
 from engine.catalog import load_catalog
 from engine.clock import ScriptedClock
 from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
-from engine.records import Command, CommandKind, Side, TimeInForce
+from engine.port import Batch
+from engine.records import Command, CommandKind, EventKind, Side, TimeInForce
 from settlement.abi import Interface
 from settlement.chain import (
     Chain,
@@ -24,7 +28,10 @@ from settlement.chain import (
     checksum,
 )
 from settlement.devchain import EmbeddedChain
+from settlement.orders import separator
 from settlement.service import Settings, Settlement
+from settlement.vault import DISPUTES, VAULT
+from tests.signed import Placed, sign_all
 
 START_NS = 1_795_219_200_000_000_000
 SECOND_NS = 1_000_000_000
@@ -32,7 +39,8 @@ SYMBOL = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
 BOND_USDC6_PER_LOT = 1_000
 INSTRUMENT = 0
 DOLLAR = 1_000_000  # µUSDC
-EXIT_DELAY_NS = 8 * 24 * 3600 * SECOND_NS  # a day above Vault.EXIT_DELAY
+EXIT_DELAY_NS = 8 * 24 * 3600 * SECOND_NS  # a day above the vault's EXIT_DELAY
+WALLETS = range(1, 65)
 
 
 def key(number: int) -> bytes:
@@ -59,6 +67,8 @@ class Between:
 
     def __getattr__(self, name: str) -> Any:
         method = getattr(self._target, name)
+        if not callable(method):
+            return method
 
         def called(*arguments: Any, **named: Any) -> Any:
             self._before(name)
@@ -85,18 +95,23 @@ class Node:
         self.database_url = database_url
         self.clock = ScriptedClock(START_NS)
         self.settings = Settings()
+        self.unsigned: list[Placed] = []  # orders just accepted
         self.embedded: EmbeddedChain
         self.chain: Chain
         self.pipeline: Pipeline
         self.settlement: Settlement
 
     @classmethod
-    async def begin(cls, directory: Path, database_url: str, confirmations: int = 0) -> "Node":
-        """With the contracts deployed; the engine is not started."""
+    async def begin(
+        cls, directory: Path, database_url: str, confirmations: int = 0, rpc_url: str = ""
+    ) -> "Node":
+        """With the contracts deployed, on the embedded chain unless there is a URL; the engine is
+        not started."""
         node = cls(directory, database_url)
         options = Options(confirmations=confirmations)
         node.embedded = await EmbeddedChain.open(None, node.clock.now_ns)
-        node.chain = await Chain.connect(node.embedded.provider, node.embedded.keys, options)
+        provider = rpc_url or node.embedded.provider
+        node.chain = await Chain.connect(provider, node.embedded.keys, options)
         await node.chain.deploy_or_load(None)
         return node
 
@@ -108,6 +123,7 @@ class Node:
         """Start the engine and settlement. What settlement asks of the engine and of the chain
         goes past `before` and `after`, if a test wants to stand in its way."""
         self.pipeline = Pipeline(Journal(self.directory / "journal", SystemDisk()), self.clock)
+        self.pipeline.subscribe(self._hear)
         port, chain = self.pipeline, self.chain
         if before or after:
             gates = (before or _pass, after or _pass)
@@ -146,16 +162,28 @@ class Node:
         await self.finish_exit(wallet)
 
     async def request_exit(self, wallet: int) -> None:
-        await self._call_vault(wallet, "requestExit")
+        await self.call_vault(wallet, "requestExit")
 
     async def cancel_exit(self, wallet: int) -> None:
-        await self._call_vault(wallet, "cancelExit")
+        await self.call_vault(wallet, "cancelExit")
 
     async def finish_exit(self, wallet: int) -> None:
-        await self._call_vault(wallet, "finishExit")
+        await self.call_vault(wallet, "finishExit")
 
-    async def _call_vault(self, wallet: int, function: str) -> None:
-        await self._transact(key(wallet), self.chain.vault, Interface("Vault").encode(function))
+    async def call_vault(self, wallet: int, function: str, *arguments: object) -> None:
+        """By the wallet's own transaction, to either half of the vault."""
+        await self.tell_vault(key(wallet), function, *arguments)
+
+    async def tell_vault(self, private_key: bytes, function: str, *arguments: object) -> None:
+        half = DISPUTES if function in DISPUTED else VAULT
+        await self._transact(private_key, self.chain.vault, half.encode(function, *arguments))
+
+    async def mint(self, wallet: int, amount_usdc6: int) -> None:
+        """Test USDC in a wallet that the vault may take it from, and ether to move it."""
+        await self.chain.fund([Funding(key(wallet), DOLLAR, 0)])  # its gas, and an account
+        owner, token = address_of(key(wallet)), Interface("TestUSDC")
+        for call in (("mint", owner, amount_usdc6), ("approve", self.chain.vault, amount_usdc6)):
+            await self._transact(key(wallet), self.chain.token, token.encode(*call))
 
     async def _transact(self, private_key: bytes, to: bytes, data: bytes) -> None:
         sender = "0x" + address_of(private_key).hex()
@@ -163,7 +191,7 @@ class Node:
         nonce = int(cast("str", count), 16)
         base_fee = int(cast("str", await self.embedded.request("eth_gasPrice", [])), 16)
         fields = {
-            "chainId": self.chain.chain_id, "nonce": nonce, "gas": 150_000, "value": 0,
+            "chainId": self.chain.chain_id, "nonce": nonce, "gas": 500_000, "value": 0,
             "maxFeePerGas": base_fee + 1, "maxPriorityFeePerGas": 1, "to": checksum(to),
             "data": data,
         }  # fmt: skip
@@ -176,10 +204,39 @@ class Node:
         return self.pipeline.account_of(address_of(key(wallet)))
 
     async def submit(self, **fields: int) -> int:
-        """Sequence one command and wait until it is published; returns its sequence."""
+        """Sequence one command and wait until it is published; returns its sequence. An order that
+        is accepted is signed at once, as a client would."""
         sequence = self.pipeline.submit(Command(**fields)).sequence
         await self.pipeline.settled()
+        await self.sign()
         return sequence
+
+    def _hear(self, batch: Batch) -> None:
+        if not batch.replayed:
+            product_of = {x.instrument: x.product for x in self.pipeline.markets()}
+            self.unsigned += [
+                Placed(e.account, e.order_id, e.side == Side.BUY, e.instrument,
+                       product_of[e.instrument])
+                for e in batch.events
+                if e.kind == EventKind.ACCEPTED
+            ]  # fmt: skip
+
+    async def sign(self) -> None:
+        """Hand in the signatures of the orders accepted since the last time."""
+        if self.unsigned:
+            placed, self.unsigned = self.unsigned, []
+            keys = {self.account(wallet): key(wallet) for wallet in WALLETS}
+            domain = separator(self.chain.chain_id, self.chain.vault)
+            await sign_all(self.database_url, domain, keys, placed)
+
+    @asynccontextmanager
+    async def beside(self) -> AsyncGenerator[Any]:
+        """A connection to the database beside the one that settles."""
+        connection: Any = await cast("Any", asyncpg.connect)(self.database_url)
+        try:
+            yield connection
+        finally:
+            await connection.close()
 
     async def list_market(self, wallet: int, capacity_lots: int) -> None:
         """The one market, with capacity declared by this seller."""

@@ -160,7 +160,7 @@ def test_the_map_names_every_module_and_no_other() -> None:
 
 def test_every_variable_is_a_setting() -> None:
     said = set(re.findall(r"COMPEX_[A-Z_]+", README))
-    assert said == {*ENVIRONMENT, "COMPEX_PICTURES", "COMPEX_SEED"}
+    assert said == {*ENVIRONMENT, "COMPEX_ANVIL", "COMPEX_PICTURES", "COMPEX_SEED"}
 
 
 def test_the_numbers_are_the_projects() -> None:

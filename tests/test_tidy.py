@@ -57,7 +57,6 @@ LISTENERS: Final = frozenset({
 # Modules that nothing in the product imports, and why they are there.
 STANDS_ALONE: Final = {
     "engine.reference": "the executable specification; model tests hold the kernel to it",
-    "settlement.answers": "what a challenge is answered with; tests show it to the vault",
 }
 CALLED_FROM_OUTSIDE: Final = {
     "connection_made": "asyncio calls a protocol's",

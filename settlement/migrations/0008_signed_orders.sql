@@ -142,7 +142,7 @@ $$;
 -- --- who does not sign ------------------------------------------------------------------------
 -- Fills that were undone because one side had not signed for them, and by whom.
 CREATE TABLE withheld (
-    event_number bigint NOT NULL REFERENCES fill (event_number),
+    event_number bigint NOT NULL,
     account      bigint NOT NULL CHECK (account > 0),
     time_ns      bigint NOT NULL,
     PRIMARY KEY (event_number, account)

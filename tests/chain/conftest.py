@@ -1,9 +1,10 @@
-"""A world for every test: opening one takes a tenth of a second."""
+"""A world for every test: opening one takes a tenth of a second; and an anvil for some."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
+from tests.chain.anvil import Anvil, find_anvil, running_anvil
 from tests.chain.world import World
 
 
@@ -13,3 +14,15 @@ async def world() -> AsyncIterator[World]:
     yield world
     await world.chain.close()
     await world.node.close()
+
+
+@pytest.fixture(scope="session")
+def anvil_program(tmp_path_factory: pytest.TempPathFactory) -> str:
+    return find_anvil(tmp_path_factory.mktemp("anvil"))
+
+
+@pytest.fixture
+async def anvil(anvil_program: str) -> AsyncIterator[Anvil]:
+    """Mines each transaction at once until told otherwise."""
+    async with running_anvil(anvil_program) as anvil:
+        yield anvil

@@ -15,6 +15,7 @@ from settlement.errors import ContractRejected
 from settlement.orders import Authority, Order
 from settlement.products import settled
 from settlement.signatures import Handed, Signatures
+from settlement.vault import Place
 
 START_S = 1_796_000_400
 PRODUCT = load_catalog().parse("nv.h100-sxm-80g.x8.ib|us-e|B|H|2026-12-01T14")
@@ -57,7 +58,7 @@ class World:
 
     async def answered(self, batch: Batch, lots: int = 160) -> None:
         """Raises NoAnswer, ContractRejected."""
-        call = await self.answers.answer(batch.place(0), lots, lots, START_S)
+        call = await self.answers.answer(Place(*batch.place(0)), lots, lots, START_S)
         self.vault.do(SETTLER, "answer", *call)
 
 
@@ -134,7 +135,7 @@ async def test_a_fill_that_nobody_signed_has_no_answer_and_no_other_one_passes(
     batch = world.challenged(bad)
     with pytest.raises(NoAnswer, match=said):
         await world.answered(batch, bad.qty)
-    good = await world.answers.answer(Batch(1, [fill()]).place(0), 160, 160, START_S)
+    good = await world.answers.answer(Place(*Batch(1, [fill()]).place(0)), 160, 160, START_S)
     with pytest.raises(ContractRejected, match=r"NotSigned|KeyNotAllowed|OutsideOrder"):
         world.vault.do(SETTLER, "answer", batch.place(0), bad.qty, bad.qty, *good[3:])
 

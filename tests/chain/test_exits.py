@@ -398,6 +398,7 @@ async def test_wherever_settlement_is_dropped_everybody_leaves_with_the_same(
     await drop_at(node, range(first, CALLS_PER_ROUND_MAX, 7), when)
 
 
+@pytest.mark.fault("crash-at-each-edge")
 @pytest.mark.long
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("when", ["before", "after"])

@@ -5,6 +5,7 @@ from collections.abc import AsyncIterator
 import pytest
 
 from benchmarks.workload import order_flow
+from engine.catalog import load_catalog
 from engine.records import (
     AMOUNT_USDC6_MAX,
     FEE_PPM_MAX,
@@ -20,7 +21,7 @@ from engine.records import (
 )
 from engine.replay import Matcher
 from settlement import database as db
-from settlement.chain import Fill
+from settlement.batch import FILL
 from settlement.errors import (
     DatabaseInUse,
     LedgerOutOfStep,
@@ -29,8 +30,10 @@ from settlement.errors import (
 )
 from settlement.ledger import Holdings, Ledger, Numbered
 from settlement.ledger import Trial as TrialBalance
+from settlement.products import settled
 from tests.model.auditor import Auditor
 from tests.promises import Trial, tries
+from tests.signed import DOMAIN, Placed, sign_all
 
 BUYER, SELLER = 1, 2
 SEED = 11
@@ -180,13 +183,55 @@ async def test_closing_is_remembered_until_the_account_is_open_again(
     assert await closed() == [(BUYER, True)]
 
 
-async def test_fills_are_kept_with_buyer_and_seller_whoever_took(ledger: Ledger) -> None:
-    await ledger.post(numbered(STORY))
-    assert await ledger.unsealed_fills(10) == [
-        Fill(BUYER, SELLER, 20_000, 10, 0, 7),
-        Fill(BUYER, SELLER, 20_000, 20, 0, 8),
+PRODUCT = load_catalog().parse("nv.h100-sxm-80g.x8.ib|us-e|B|SPOT")
+SERIES = settled(PRODUCT)
+
+
+async def sign(database_url: str, *orders: tuple[int, int, int]) -> None:
+    """(account, order, number) of each."""
+    placed = [
+        Placed(account, order, account == BUYER, 0, PRODUCT, number)
+        for account, order, number in orders
     ]
-    assert await ledger.unsealed_fills(1) == [Fill(BUYER, SELLER, 20_000, 10, 0, 7)]
+    keys = {account: account.to_bytes(32, "big") for account in (BUYER, SELLER)}
+    await sign_all(database_url, DOMAIN, keys, placed)
+
+
+async def unsealed(ledger: Ledger, limit: int = 9) -> list[tuple[int, ...]]:
+    """Of each: its event number, then as the vault settles it."""
+    fills, numbers = await ledger.unsealed_fills(limit, 0)
+    assert fills.dtype == FILL
+    return [(number, *fill) for number, fill in zip(numbers.tolist(), fills.tolist(), strict=True)]
+
+
+async def test_fills_are_sealed_under_the_numbers_that_their_orders_were_signed_with(
+    ledger: Ledger, database: db.Database, database_url: str
+) -> None:
+    """The buyer takes order 77 of the seller, the seller order 77 of the buyer."""
+    await ledger.post(numbered(STORY))
+    assert await unsealed(ledger) == [], "nobody has signed, and nothing is known of the market"
+    await ledger.list_products([(0, PRODUCT)])
+    await sign(database_url, (BUYER, 78, 5))
+    assert await unsealed(ledger) == [], "one side has not signed"
+    await sign(database_url, (SELLER, 77, 9))
+    first = (7, BUYER, SELLER, 20_000, 10, *SERIES, 5, 9, 0, 0)
+    assert await unsealed(ledger) == [first]
+    await sign(database_url, (SELLER, 78, 10), (BUYER, 77, 6))
+    second = (8, BUYER, SELLER, 20_000, 20, *SERIES, 6, 10, 0, 0)
+    assert await unsealed(ledger) == [first, second]
+    assert await unsealed(ledger, 1) == [first]
+    await database.execute("UPDATE signed_order SET verified = false WHERE number = 9")
+    assert await unsealed(ledger) == [second], "a signature that was not checked is none"
+
+
+async def test_a_market_is_known_from_its_listing_for_good(
+    ledger: Ledger, database: db.Database
+) -> None:
+    listed = event(11, EventKind.MARKET_LISTED, 0, instrument=3, order_id=PRODUCT)
+    await ledger.post(numbered([*STORY, listed]))
+    await ledger.list_products([(3, 1), (4, 2)])
+    rows = await database.rows("SELECT instrument, product FROM listed ORDER BY instrument")
+    assert [tuple(row.values()) for row in rows] == [(3, PRODUCT), (4, 2)]
 
 
 async def fees(database: db.Database) -> list[tuple[int, ...]]:
@@ -199,7 +244,7 @@ async def fees(database: db.Database) -> list[tuple[int, ...]]:
 
 
 async def test_the_buyers_fee_is_booked_with_the_price_and_the_sellers_beside_it(
-    ledger: Ledger, database: db.Database
+    ledger: Ledger, database: db.Database, database_url: str
 ) -> None:
     """The taker pays 500 ppm, the maker 200: the buyer takes first, then the seller."""
     bought, sold = fill(5, 20_000, 20, Side.BUY, (200, 500)), fill(6, 10_000, 50, Side.SELL)
@@ -208,9 +253,11 @@ async def test_the_buyers_fee_is_booked_with_the_price_and_the_sellers_beside_it
     assert await fees(database) == [(500, 200, 200, 80, 400_200), (200, 500, 100, 250, 500_100)]
     assert (await ledger.balances())[BUYER] == Holdings(99_700, 900_300, 0, 0, 0)
     assert (await ledger.balances())[SELLER] == BALANCES[SELLER], "nothing is taken yet"
-    assert await ledger.unsealed_fills(2) == [
-        Fill(BUYER, SELLER, 20_000, 20, 0, 5, 500, 200),
-        Fill(BUYER, SELLER, 10_000, 50, 0, 6, 200, 500),
+    await ledger.list_products([(0, PRODUCT)])
+    await sign(database_url, (BUYER, 78, 1), (SELLER, 77, 2), (SELLER, 78, 3), (BUYER, 77, 4))
+    assert await unsealed(ledger) == [
+        (5, BUYER, SELLER, 20_000, 20, *SERIES, 1, 2, 500, 200),
+        (6, BUYER, SELLER, 10_000, 50, *SERIES, 4, 3, 200, 500),
     ]
     voided = RETURNS[1]._replace(
         sequence=7, counter_order_id=5, qty_lots=20, maker_fee_ppm=0, taker_fee_ppm=500
@@ -287,7 +334,15 @@ async def test_a_ledger_from_before_there_were_fees_goes_on(
     database = await db.connect(database_url)
     ledger = await Ledger.open(database)
     assert await fees(database) == [(0, 0, 0, 0, 200_000), (0, 0, 0, 0, 90_000)]
-    assert await ledger.unsealed_fills(9) == [Fill(BUYER, SELLER, 30_000, 3, 0, 6)], "1 is sealed"
+    await ledger.list_products([(0, PRODUCT)])
+    await sign(database_url, (BUYER, 2, 1), (SELLER, 1, 2))
+    assert await unsealed(ledger) == [(6, BUYER, SELLER, 30_000, 3, *SERIES, 1, 2, 0, 0)], (
+        "1 is sealed"
+    )
+    assert await ledger.last_deposit() == 2
+    assert await audited(database) == {}
+    with pytest.raises(PostingRefused, match="transfer_once"):
+        await ledger.post(numbered([deposit(7, BUYER, 5, 1, Purse.CASH)], 7))
     assert await ledger.trial_balance() == SOUND
     await ledger.post(numbered([fill(7, 20_000, 10, Side.BUY, (200, 500))], 7))
     assert (await fees(database))[-1] == (500, 200, 100, 40, 200_100)
@@ -376,7 +431,7 @@ GROWS = "the ledger only grows"
 WRONG = [
     ("a balance changed by hand", GROWS, "UPDATE ledger_account SET balance_usdc6 = 0"),
     ("a new account with money", GROWS, "INSERT INTO ledger_account VALUES (9, 'cash', 5)"),
-    ("a user with a vault", "only_the_vault", "INSERT INTO ledger_account VALUES (9, 'vault', 0)"),
+    ("a user with a vault", "own_buckets", "INSERT INTO ledger_account VALUES (9, 'vault', 0)"),
     ("a transfer taken back", GROWS, "DELETE FROM transfer WHERE event_number = 2"),
     ("all transfers taken back", GROWS, "TRUNCATE transfer, fill"),
     ("an amount changed", GROWS, "UPDATE transfer SET amount_usdc6 = 1 WHERE event_number = 2"),
@@ -402,7 +457,7 @@ WRONG = [
     ("a transfer of nothing", "amount_usdc6_check", "'reserve', 99, 1, 'cash', 1, 'leaving', 0"),
     ("a transfer backwards", "amount_usdc6_check", "'reserve', 99, 1, 'cash', 1, 'leaving', -5"),
     ("more than there is", "is_negative", "'reserve', 99, 1, 'cash', 1, 'leaving', 250001"),
-    ("to nobody", "foreign key", "'deposit', 99, 0, 'vault', 7, 'cash', 5"),
+    ("to nobody", "no_such_account", "'deposit', 99, 0, 'vault', 7, 'cash', 5"),
     ("the same twice", "transfer_once", "'reserve', 9, 1, 'cash', 1, 'leaving', 5"),
 ]
 
@@ -465,8 +520,8 @@ async def test_the_books_of_a_long_random_flow_are_sound(
         ("each line is", "UPDATE transfer SET from_account = 9, to_account = 9 WHERE sequence = 9"),
         ("all balances sum", "UPDATE ledger_account SET balance_usdc6 = 1 WHERE bucket = 'cash'"),
         ("each balance is", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 9"),
-        ("after no event", "UPDATE transfer SET event_number = 99 WHERE event_number = 2"),
-        ("users own", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 2"),
+        ("after no line", "UPDATE transfer SET event_number = 99 WHERE event_number = 2"),
+        ("what is owned", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 2"),
         ("each fill was booked", "DELETE FROM fill WHERE event_number = 7"),
         ("each fill was booked", "UPDATE fill SET price_ticks = 1 WHERE event_number = 7"),
     ],
@@ -492,7 +547,7 @@ async def test_states_are_only_left_for_the_next_one(database: db.Database) -> N
     with pytest.raises(PostingRefused, match="goes from SEALED to SIGNED"):
         await database.execute("UPDATE outgoing SET state = 'SIGNED'")
     await database.execute("UPDATE outgoing SET state = 'SIMULATED'")
-    with pytest.raises(PostingRefused, match="signed_is_stored"):
+    with pytest.raises(PostingRefused, match="signed_has_a_nonce"):
         await database.execute("UPDATE outgoing SET state = 'SIGNED'")
     with pytest.raises(PostingRefused, match="goes from SIMULATED to FINAL"):
         await database.execute("UPDATE outgoing SET state = 'FINAL'")

@@ -14,12 +14,10 @@ from engine.rejects import Refused, Reject
 from settlement import database as db
 from settlement.chain import (
     PRICE_E8_PER_TICK,
-    Chain,
-    Receipt,
-    SignedTransaction,
     address_of,
 )
 from settlement.errors import SettlementHalted
+from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.passable import NewDatabase
 from tests.settled import DOLLAR, SECOND_NS, START_NS, Node, key
@@ -68,7 +66,8 @@ async def test_a_deposit_on_chain_becomes_money_in_the_engine(node: Node) -> Non
     assert node.pipeline.balances(node.account(BUYER)).free_usdc6 == 100 * DOLLAR
     assert node.pipeline.balances(node.account(SELLER)).bond_free_usdc6 == 20 * DOLLAR
     report = await node.settlement.reconcile()
-    assert report.reconciled and report.ledger_usdc6 == 170 * DOLLAR == report.tokens_usdc6
+    assert report.reconciled and report.ledger_usdc6 == 170 * DOLLAR == report.vault_usdc6
+    assert report.tokens_usdc6 == 170 * DOLLAR + report.settler_bond_usdc6
 
 
 CUT_OFF = """
@@ -217,7 +216,7 @@ async def test_reconciliation_counts_what_is_on_its_way(node: Node) -> None:
     assert (await node.chain.vault_state(await node.chain.final_block())).head == 1
     report = await node.settlement.reconcile()
     assert report.reconciled, report.gaps
-    assert report.vault_usdc6 == report.ledger_usdc6 + 7 * DOLLAR - 30 * DOLLAR
+    assert report.vault_usdc6 == report.ledger_usdc6 + 7 * DOLLAR, "as of before the batch"
 
 
 async def test_tokens_given_to_the_vault_are_a_surplus_and_stop_nothing(node: Node) -> None:
@@ -228,6 +227,7 @@ async def test_tokens_given_to_the_vault_are_a_surplus_and_stop_nothing(node: No
     assert report.reconciled and report.surplus_usdc6 == 3
 
 
+@pytest.mark.fault("foreign-transaction")
 async def test_a_foreign_transaction_of_the_settlers_key_takes_a_nonce_and_nothing_else(
     node: Node,
 ) -> None:
@@ -241,10 +241,12 @@ async def test_a_foreign_transaction_of_the_settlers_key_takes_a_nonce_and_nothi
     await node.stop()
     await node.start()
     await node.settlement.turn()
-    assert (await node.settlement.summary()).fills_settled == 3
+    summary = await node.settlement.summary()
+    assert (summary.fills_settled, summary.foreign_transactions) == (3, 1), "it is announced"
     assert (await node.settlement.reconcile()).reconciled
 
 
+@pytest.mark.fault("foreign-transaction")
 async def test_a_batch_that_another_transaction_settled_is_adopted(
     node: Node, database_url: str
 ) -> None:
@@ -261,7 +263,7 @@ async def test_a_batch_that_another_transaction_settled_is_adopted(
     await database.close()
     await node.give_to_vault(1)  # takes the stored transaction's nonce
     nonce = await node.chain.settler_nonce()
-    other = await node.chain.prepare_settle(1, packed, nonce)
+    other = await node.chain.sign(node.chain.settle_call(1, packed), nonce)
     await node.chain.send(other)
     await node.start()
     await node.settlement.turn()
@@ -270,56 +272,22 @@ async def test_a_batch_that_another_transaction_settled_is_adopted(
     assert (await node.settlement.reconcile()).reconciled
 
 
-class Reorganising:
-    """A chain whose node once says that a block is not canonical and its transaction unknown."""
-
-    def __init__(self, chain: Chain) -> None:
-        self._chain = chain
-        self.lies: list[str] = []
-        self.sent: list[bytes] = []
-
-    def __getattr__(self, name: str) -> Any:
-        return getattr(self._chain, name)
-
-    async def block_hash(self, number: int) -> bytes:
-        if "block_hash" in self.lies:
-            self.lies.remove("block_hash")
-            return bytes(32)
-        return await self._chain.block_hash(number)
-
-    async def receipt(self, transaction_hash: bytes) -> Receipt | None:
-        if "receipt" in self.lies and self.sent:
-            self.lies.remove("receipt")
-            return None
-        return await self._chain.receipt(transaction_hash)
-
-    async def send(self, transaction: SignedTransaction) -> None:
-        self.sent.append(transaction.raw)
-        await self._chain.send(transaction)
-
-
-async def test_a_batch_in_a_reorganised_block_is_sent_again_byte_for_byte(node: Node) -> None:
+@pytest.mark.fault("finality-broken")
+async def test_a_node_whose_final_block_is_another_one_now_halts_and_says_which(
+    node: Node, database_url: str
+) -> None:
+    """A deposit of that block may have been traded already."""
     await traded(node)
-    await node.stop()
-    honest, reorganising = node.chain, Reorganising(node.chain)
-    node.chain = cast("Chain", reorganising)
-    await node.start()
-    reorganising.lies = ["block_hash"]
     await node.settlement.turn()
-    assert reorganising.lies == [], "it was asked, and looked again"
-    await node.order(SELLER, Side.SELL, 10_000, 5)
-    await node.order(BUYER, Side.BUY, 10_000, 5)
-    reorganising.sent.clear()
-    reorganising.lies = ["receipt", "block_hash", "receipt"]
-    await node.settlement.turn()
-    assert reorganising.lies == []
-    assert len(reorganising.sent) >= 2 and len(set(reorganising.sent)) == 1
-    summary = await node.settlement.summary()
-    assert (summary.batches, summary.fills_settled) == (2, 4)
-    node.chain = honest
-    assert (await node.settlement.reconcile()).reconciled
+    other: Any = await cast("Any", asyncpg.connect)(database_url)
+    number = await other.fetchval("UPDATE final_block SET hash = sha256(hash) RETURNING number")
+    await other.close()
+    with pytest.raises(SettlementHalted, match=f"block {number} was final as 0x"):
+        await node.settlement.turn()
+    assert "what the engine was told of it may not have happened" in node.settlement.halted
 
 
+@pytest.mark.fault("deposit-reorganised")
 async def test_nothing_is_credited_or_confirmed_before_it_is_final(
     tmp_path: Path, database_url: str
 ) -> None:
@@ -363,6 +331,7 @@ async def test_a_withdrawal_the_vault_refuses_is_set_aside_and_later_ones_are_pa
     assert await node.chain.token_balance_usdc6(address_of(key(BUYER))) == DOLLAR
 
 
+@pytest.mark.fault("exited-account", "insolvent-account")
 async def test_an_account_the_vault_refuses_is_left_out_and_the_others_settle(
     node: Node,
 ) -> None:
@@ -441,7 +410,7 @@ async def test_a_lost_ledger_is_not_begun_again_over_a_used_vault(
 async def test_many_turns_settle_many_batches_in_order(node: Node) -> None:
     await funded(node)
     await node.stop()
-    node.settings = Settings(fills_per_batch_max=2)
+    node.settings = Settings(batches=Triggers(fills_max=2))
     await node.start()
     for _ in range(7):
         await node.order(SELLER, Side.SELL, 10_000, 3)
@@ -452,6 +421,24 @@ async def test_many_turns_settle_many_batches_in_order(node: Node) -> None:
     assert (await node.settlement.summary()).batches == 4
     assert node.pipeline.balances(node.account(BUYER)).escrow_usdc6 == 7 * 30_000
     assert (await node.settlement.reconcile()).reconciled
+
+
+async def test_a_batch_is_sealed_by_age_by_value_or_when_it_is_full(node: Node) -> None:
+    await funded(node)
+    for triggers, fills, wait_s in (
+        (Triggers(wait_ns=60 * SECOND_NS), 1, 60),
+        (Triggers(wait_ns=60 * SECOND_NS, value_usdc6=90_000), 3, 0),
+        (Triggers(wait_ns=60 * SECOND_NS, fills_max=2), 2, 0),
+    ):
+        await node.stop()
+        node.settings = Settings(batches=triggers)
+        await node.start()
+        for n in range(fills):
+            assert (await node.settlement.turn()).sealed_fills == 0, (triggers, n)
+            await node.order(SELLER, Side.SELL, 10_000, 3)
+            await node.order(BUYER, Side.BUY, 10_000, 3)
+        node.clock.advance_to(node.clock.now_ns() + wait_s * SECOND_NS)
+        assert (await node.settlement.turn()).sealed_fills == fills, triggers
 
 
 async def test_the_index_is_published_and_read_back_as_a_consumer_does(node: Node) -> None:

@@ -227,6 +227,7 @@ def test_a_fill_that_is_not_in_the_batch_cannot_be_asked_about(
             vault.do(WATCHER, "challenge", place, [])
 
 
+@pytest.mark.fault("second-preimage")
 def test_a_node_of_the_tree_is_no_leaf(vault: Vault) -> None:
     batch = vault.settle([fill(), fill(qty=5), fill(qty=6), fill(qty=7)])
     node = int.from_bytes(batch.tree[1][0], "big")
@@ -289,6 +290,7 @@ def test_the_same_order_of_the_other_side_is_no_answer(vault: Vault) -> None:
         answer(vault, batch, buy, buy)
 
 
+@pytest.mark.fault("high-s")
 def test_signatures_that_are_not_exactly_one_are_none(vault: Vault) -> None:
     batch = vault.settle([fill()])
     ask(vault, batch)
@@ -302,6 +304,7 @@ def test_signatures_that_are_not_exactly_one_are_none(vault: Vault) -> None:
     answer(vault, batch, buy, sell)
 
 
+@pytest.mark.fault("wrong-chain", "cross-contract-replay")
 def test_orders_for_another_chain_or_vault_are_none_here(vault: Vault) -> None:
     batch = vault.settle([fill()])
     ask(vault, batch)
@@ -418,6 +421,7 @@ def test_a_key_named_on_chain_ends_by_itself(vault: Vault) -> None:
 # --- more than was ordered ------------------------------------------------------------------
 
 
+@pytest.mark.fault("overfill-across-batches")
 @pytest.mark.parametrize("is_buy", [True, False])
 def test_an_order_filled_beyond_its_quantity_in_another_batch_is_void(
     vault: Vault, is_buy: bool
@@ -519,6 +523,7 @@ def flawed(vault: Vault, made: Fill) -> None:
     solvent(vault, owed=250 * DOLLAR)
 
 
+@pytest.mark.fault("cancelled-order-settled")
 @pytest.mark.parametrize("number", [1, 2])
 def test_a_cancelled_order_that_is_settled_is_void(vault: Vault, number: int) -> None:
     limit = 12 if number == 1 else 23

@@ -116,6 +116,7 @@ def test_a_deposit_that_the_exchange_would_refuse_is_not_let_in(vault: Vault, am
             vault.do(wallet(1), "deposit", amount, is_bond)
 
 
+@pytest.mark.fault("fee-on-transfer")
 def test_what_arrives_is_credited_when_the_token_takes_a_fee() -> None:
     vault = fresh("TestToken")
     vault.mint(wallet(1), 100 * DOLLAR)
@@ -126,6 +127,7 @@ def test_what_arrives_is_credited_when_the_token_takes_a_fee() -> None:
     solvent(vault)
 
 
+@pytest.mark.fault("paused-token", "false-returning-token")
 @pytest.mark.parametrize("switch", [("setPaused", True), ("setAnswersFalse", True)])
 def test_a_token_that_does_not_move_moves_nothing_in_the_vault(switch: tuple[str, bool]) -> None:
     vault = fresh("TestToken")
@@ -230,6 +232,7 @@ def test_a_token_that_calls_back_finds_the_door_shut() -> None:
     solvent(vault)
 
 
+@pytest.mark.fault("overflow")
 def test_the_vault_takes_no_more_than_the_exchange_can_count() -> None:
     vault = fresh("TestToken")
     vault.mint(wallet(1), 100 * DOLLAR)
@@ -279,6 +282,7 @@ def test_the_root_is_the_documented_one_for_any_number_of_fills(vault: Vault, co
             vault.do(WATCHER, "stop", batch.place(index))
 
 
+@pytest.mark.fault("duplicate-account", "one-unit-rounding")
 def test_a_buyer_in_many_runs_pays_the_same_and_fees_round_down_for_each_fill(
     vault: Vault,
 ) -> None:
@@ -287,6 +291,7 @@ def test_a_buyer_in_many_runs_pays_the_same_and_fees_round_down_for_each_fill(
     assert [account["locked"] for account in vault.accounts()] == [0, 2_000 * 2, 0, 2_000]
 
 
+@pytest.mark.fault("insolvent-account", "overflow")
 @pytest.mark.parametrize(
     ("fills", "error"),
     [
@@ -358,6 +363,7 @@ def test_a_withdrawal_pays_the_owner_once_and_only_free_money(vault: Vault) -> N
     solvent(vault)
 
 
+@pytest.mark.fault("blacklisted-account")
 def test_an_owner_whom_the_token_refuses_stops_nobody_else() -> None:
     vault = fresh("TestToken")
     vault.do_token(ADMIN, "setBlacklisted", wallet(1), True)
@@ -374,6 +380,7 @@ def test_an_owner_whom_the_token_refuses_stops_nobody_else() -> None:
     solvent(vault)
 
 
+@pytest.mark.fault("exited-account")
 def test_an_exit_leaves_time_for_old_trades_and_then_nothing_is_locked(vault: Vault) -> None:
     with refused("NoExitPending"):
         vault.do(wallet(1), "finishExit")
@@ -407,6 +414,7 @@ def test_a_cancelled_exit_changes_nothing(vault: Vault) -> None:
     vault.settle([hourly()])
 
 
+@pytest.mark.fault("paused-vault")
 def test_a_pause_stops_deposits_settling_and_releasing_but_no_way_out(vault: Vault) -> None:
     batch = vault.settle([hourly()])
     vault.do(wallet(1), "requestExit")
@@ -553,6 +561,7 @@ def test_earnings_of_following_days_mature_one_after_the_other(vault: Vault) -> 
     assert vault.accounts()[2]["matured"] == sum(credited)
 
 
+@pytest.mark.fault("release-and-claim")
 def test_a_lease_is_released_once_and_no_more_than_was_locked(vault: Vault) -> None:
     fills = [hourly(), hourly(), hourly(buyer=3)]
     batch = vault.settle(fills)

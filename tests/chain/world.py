@@ -7,13 +7,15 @@ from hexbytes import HexBytes
 from web3 import AsyncWeb3
 from web3.exceptions import ContractLogicError
 
+from benchmarks.vault import Fill, pack
 from settlement.abi import Interface, rejection
-from settlement.chain import Chain, Fill, Funding, Receipt, address_of, checksum, pack_fills
+from settlement.chain import Chain, Funding, Receipt, address_of, checksum
 from settlement.devchain import EmbeddedChain
+from settlement.vault import Call
 
 START_S = 1_796_000_000
 DOLLAR = 1_000_000
-TOKEN, VAULT, ORACLE = Interface("TestUSDC"), Interface("Vault"), Interface("PriceOracle")
+TOKEN, VAULT, ORACLE = Interface("TestUSDC"), Interface("VaultV2"), Interface("PriceOracle")
 
 
 def wallet_key(number: int) -> bytes:
@@ -87,20 +89,18 @@ class World:
 
     async def settle(self, batch_id: int, fills: list[Fill]) -> Receipt:
         """Signed by the settler and mined, whatever comes of it."""
-        signed = await self.chain.prepare_settle(
-            batch_id, pack_fills(fills), await self.chain.settler_nonce()
-        )
-        await self.chain.send(signed)
-        return await self.chain.wait(signed.hash)
+        return await self.tell(self.chain.settle_call(batch_id, pack(fills)))
 
     async def withdraw(self, withdrawal_id: int, account: int, amount: int) -> Receipt:
-        signed = await self.chain.prepare_withdraw(
-            withdrawal_id, account, amount, await self.chain.settler_nonce()
-        )
+        return await self.tell(self.chain.withdraw_call(withdrawal_id, account, amount))
+
+    async def tell(self, call: Call) -> Receipt:
+        """Signed by the settler and mined, whatever comes of it."""
+        signed = await self.chain.sign(call, await self.chain.settler_nonce())
         await self.chain.send(signed)
         return await self.chain.wait(signed.hash)
 
     async def money(self) -> list[tuple[int, int, int]]:
         """(free, locked, bond) of account 1, 2, ..."""
         accounts = await self.chain.vault_accounts(await self.chain.final_block())
-        return [(a.free_usdc6, a.locked_usdc6, a.bond_usdc6) for a in accounts]
+        return [(a.free_usdc6, a.locked_usdc6, a.bond_usdc6) for a in accounts[1:]]

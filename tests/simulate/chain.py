@@ -14,11 +14,13 @@ from typing import Any, Final, NamedTuple
 
 from engine.records import Purse
 from settlement.chain import (
+    Call,
     Deposit,
     ExitLog,
     ExitStep,
     FeedAnswer,
     Fill,
+    Heights,
     PricePoint,
     Receipt,
     SignedTransaction,
@@ -40,6 +42,7 @@ from settlement.errors import (
     UnknownAccount,
     WithdrawalOutOfOrder,
 )
+from settlement.fees import GWEI, Fees, Market
 from tests.simulate.faults import Chance, Faults
 
 BLOCK_SECONDS: Final = 0.5
@@ -67,6 +70,7 @@ class Vault:
     fills: list[Fill] = field(default_factory=list[Fill])  # all that was settled
     deposits: list[Deposit] = field(default_factory=list[Deposit])
     last_withdrawal: int = 0
+    withdrawals: set[int] = field(default_factory=set[int])  # ids of those executed
     paid_usdc6: dict[bytes, int] = field(default_factory=dict[bytes, int])
     exits: list[ExitLog] = field(default_factory=list[ExitLog])
     nonce: int = 0  # the settler's next one
@@ -79,6 +83,7 @@ class Vault:
             fills=self.fills.copy(),
             deposits=self.deposits.copy(),
             last_withdrawal=self.last_withdrawal,
+            withdrawals=self.withdrawals.copy(),
             paid_usdc6=self.paid_usdc6.copy(),
             exits=self.exits.copy(),
             nonce=self.nonce,
@@ -148,6 +153,7 @@ class Vault:
             raise UnknownAccount(_reverted("UnknownAccount", account=account))
         self._take(account, amount_usdc6)
         self.last_withdrawal = withdrawal_id
+        self.withdrawals.add(withdrawal_id)
         self._pay(self.accounts[account].owner, amount_usdc6)
 
     def _take(self, account: int, amount_usdc6: int) -> None:
@@ -235,13 +241,18 @@ class SimulatedChain:
     def _at(self, block: int | None) -> Vault:
         return self._blocks[self.height if block is None else block].vault
 
-    async def final_block(self) -> int:
+    async def heights(self) -> Heights:
         await self._asked()
-        return max(0, self.height - self.confirmations)
+        safe = max(0, self.height - (self.confirmations + 1) // 2)
+        return Heights(self.height, safe, max(0, self.height - self.confirmations))
 
     async def block_hash(self, number: int) -> bytes:
         await self._asked()
         return self._blocks[number].hash
+
+    async def market(self) -> Market:
+        await self._asked()
+        return Market(self._chance.random.randrange(1, 3) * GWEI, GWEI)
 
     async def deposits(self, after_number: int, up_to_block: int, limit: int) -> list[Deposit]:
         await self._asked()
@@ -281,19 +292,19 @@ class SimulatedChain:
         await self._asked()
         self.latest.copy().withdraw(withdrawal_id, account, amount_usdc6)
 
-    async def prepare_settle(self, batch_id: int, packed: bytes, nonce: int) -> SignedTransaction:
-        await self._asked()
-        return self._signed(nonce, "settle", batch_id, packed.hex())
+    def settle_call(self, batch_id: int, packed: bytes) -> Call:
+        return _as_call("settle", batch_id, packed.hex())
 
-    async def prepare_withdraw(
-        self, withdrawal_id: int, account: int, amount_usdc6: int, nonce: int
-    ) -> SignedTransaction:
-        await self._asked()
-        return self._signed(nonce, "withdraw", withdrawal_id, account, amount_usdc6)
+    def withdraw_call(self, withdrawal_id: int, account: int, amount_usdc6: int) -> Call:
+        return _as_call("withdraw", withdrawal_id, account, amount_usdc6)
 
-    def _signed(self, nonce: int, *call: object) -> SignedTransaction:
-        # The fee cap is another one each time, so that no two transactions are the same.
-        raw = json.dumps([nonce, self.height, self._chance.random.random(), *call]).encode()
+    async def is_paid(self, withdrawal_id: int, block: int) -> bool:
+        await self._asked()
+        return withdrawal_id in self._at(block).withdrawals
+
+    async def sign(self, call: Call, nonce: int, fees: Fees) -> SignedTransaction:
+        await self._asked()
+        raw = json.dumps([nonce, fees, call.data.decode()]).encode()
         return SignedTransaction(nonce, raw, _hash(raw))
 
     async def send(self, transaction: SignedTransaction) -> None:
@@ -342,8 +353,13 @@ def _view(account: int, a: _Slots) -> VaultAccount:
     return VaultAccount(account, a.owner, a.free_usdc6, a.locked_usdc6, a.bond_usdc6, a.exit_at)
 
 
+def _as_call(*words: object) -> Call:
+    return Call(bytes(20), json.dumps(words).encode(), 50_000)
+
+
 def _call(vault: Vault, tx: SignedTransaction, block: int) -> None:
-    _nonce, _height, _fee, function, *arguments = json.loads(tx.raw)
+    _nonce, _fees, data = json.loads(tx.raw)
+    function, *arguments = json.loads(data)
     if function == "settle":
         batch_id, packed = arguments
         vault.settle(batch_id, bytes.fromhex(packed), block)

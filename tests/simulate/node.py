@@ -32,6 +32,8 @@ from gateway.history import History
 from gateway.limits import DEFAULT_LIMITS
 from gateway.session import open_desk
 from settlement.errors import SettlementError
+from settlement.fees import FeePolicy
+from settlement.sealing import Triggers
 from settlement.service import Settings, Settlement
 from tests.simulate.chain import SimulatedChain
 from tests.simulate.database import Sessions
@@ -58,7 +60,12 @@ FEES: Final = (200, 500)  # ppm, maker and taker
 CATALOG: Final = load_catalog()
 TICKERS: Final = [CATALOG.ticker(CATALOG.parse(symbol)) for symbol in SYMBOLS]
 LIMITS: Final = msgspec.structs.replace(DEFAULT_LIMITS, outbound_bytes=1 << 16)
-SETTLING: Final = Settings(turn_seconds=1.0, turns_per_reconciliation=5, fills_per_batch_max=64)
+SETTLING: Final = Settings(
+    turn_seconds=1.0,
+    turns_per_reconciliation=5,
+    batches=Triggers(fills_max=64),
+    fees=FeePolicy(stuck_ns=4_000_000_000),  # sooner than a slow transaction is mined
+)
 
 
 class JumpingClock:

@@ -1,2 +1,0 @@
--- Taken by a change that is merged separately.
-SELECT 1;

@@ -1,0 +1,412 @@
+"""What happens to money behind a fill: released, earned, collected, claimed, disputed; each time
+engine, ledger and vault are compared to the unit."""
+
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from benchmarks.vault import (
+    DAILY,
+    DAY_S,
+    HOURLY,
+    SPOT,
+    WEEKLY,
+    Batch,
+    Fill,
+    Release,
+    record,
+    window,
+)
+from engine.catalog import load_catalog
+from engine.records import CommandKind, Event, EventKind, Side
+from engine.rejects import Reject
+from settlement.batch import FILL, Fills, unpack
+from settlement.chain import address_of
+from settlement.errors import SettlementHalted
+from settlement.leases import NEVER_S, due_at_s, paid_usdc6, spans_s
+from settlement.upkeep import QUIET_SECONDS_MAX
+from settlement.vault import (
+    CHALLENGE_SECONDS,
+    PENALTY_USDC6,
+    SETTLER_BOND_MIN_USDC6,
+    STAKE_USDC6,
+)
+from tests.settled import DOLLAR, SECOND_NS, Node, key
+
+SELLER, BUYER, OTHER, WATCHER = 11, 12, 13, 14
+DAY_NS = DAY_S * SECOND_NS
+PRICE_TICKS = 20_000
+LOTS = 100  # one GPU-hour, so over before its batch may be released
+
+
+@pytest.fixture
+async def node(tmp_path: Path, database_url: str) -> AsyncIterator[Node]:
+    node = await Node.begin(tmp_path, database_url)
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR, OTHER: 50 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await node.settlement.turn()
+    await node.list_market(SELLER, capacity_lots=10_000)
+    await node.set_fees(maker_ppm=200, taker_ppm=500)
+    yield node
+    await node.end()
+
+
+async def settle_all(node: Node) -> None:
+    """Until there is nothing to do; reconciled after each turn."""
+    for _ in range(8):
+        idle = (await node.settlement.turn()).idle
+        report = await node.settlement.reconcile()
+        assert report.reconciled and report.surplus_usdc6 == 0, report
+        if idle:
+            return
+    raise AssertionError("eight turns should do")
+
+
+async def later(node: Node, days: float) -> None:
+    node.clock.advance_to(node.clock.now_ns() + int(days * DAY_NS))
+    await settle_all(node)
+
+
+async def trade(node: Node, buyer: int = BUYER, lots: int = LOTS) -> None:
+    await node.order(SELLER, Side.SELL, PRICE_TICKS, lots)
+    await node.order(buyer, Side.BUY, PRICE_TICKS, lots)
+
+
+async def batch_of(node: Node, number: int = 1) -> Batch:
+    """As a watcher knows it from the calldata."""
+    async with node.beside() as database:
+        packed: bytes = await database.fetchval("SELECT packed FROM batch WHERE id = $1", number)
+    return Batch(number, [Fill._make(fill) for fill in unpack(packed).tolist()])
+
+
+async def lose_signatures(node: Node) -> None:
+    """What was sealed with them cannot be answered for any more."""
+    async with node.beside() as database:
+        await database.execute("UPDATE signed_order SET verified = false")
+
+
+async def slots(node: Node, wallet: int) -> Any:
+    return await node.chain.vault_account(node.account(wallet))
+
+
+def free(node: Node, wallet: int) -> int:
+    return node.pipeline.balances(node.account(wallet)).free_usdc6
+
+
+PROCEEDS = LOTS * PRICE_TICKS - LOTS * PRICE_TICKS * 200 // 1_000_000
+COST = LOTS * PRICE_TICKS + LOTS * PRICE_TICKS * 500 // 1_000_000
+
+
+async def test_a_lease_is_paid_out_after_its_challenge_window_and_trades_again_two_days_on(
+    node: Node,
+) -> None:
+    await trade(node)
+    await settle_all(node)
+    assert (await slots(node, BUYER)).locked_usdc6 == COST
+    await later(node, 0.9)
+    assert (await slots(node, SELLER)).earning_usdc6 == 0, "it may still be challenged"
+    await later(node, 1.1)  # and the epoch in which it fell due is over
+    assert (await slots(node, BUYER)).locked_usdc6 == 0
+    assert (await slots(node, SELLER)).earning_usdc6 == PROCEEDS
+    assert free(node, SELLER) == 0
+    exchange = await node.chain.vault_account(0)
+    assert exchange.earning_usdc6 == COST - PROCEEDS
+    await later(node, 2)
+    assert free(node, SELLER) == PROCEEDS, "collected, and credited to the engine"
+    assert (await slots(node, SELLER)).free_usdc6 == PROCEEDS
+    await node.withdraw(SELLER, PROCEEDS)
+    await settle_all(node)
+    assert await node.chain.token_balance_usdc6(address_of(key(SELLER))) == PROCEEDS
+
+
+async def test_what_falls_due_in_one_day_is_released_at_once_by_account(node: Node) -> None:
+    for buyer in (BUYER, OTHER, BUYER, OTHER):
+        await trade(node, buyer)
+    await settle_all(node)
+    await later(node, 2.1)
+    state = await node.chain.vault_state(await node.chain.final_block())
+    assert (state.head, state.releases) == (1, 1)
+    assert (await slots(node, SELLER)).earning_usdc6 == 4 * PROCEEDS
+    await node.stop()
+    await node.start()
+    await settle_all(node)
+    state = await node.chain.vault_state(await node.chain.final_block())
+    assert state.releases == 1, "and not again"
+
+
+async def test_a_buyer_who_reported_is_paid_back_what_was_not_delivered(node: Node) -> None:
+    await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    node.clock.advance_to(node.clock.now_ns() + LOTS * 36 * SECOND_NS // 2)
+    await node.call_vault(BUYER, "reportNonDelivery", batch.place(0))
+    await later(node, 2.1)
+    [lease] = batch.fills
+    seller, buyer = await slots(node, SELLER), await slots(node, BUYER)
+    paid = seller.earning_usdc6 * 1_000_000 // (1_000_000 - 200)
+    assert lease.notional * 49 // 100 < paid < lease.notional * 51 // 100
+    assert buyer.earning_usdc6 == COST - paid - paid * 500 // 1_000_000
+    await later(node, 2)
+    assert free(node, BUYER) == 100 * DOLLAR - COST + buyer.earning_usdc6
+
+
+async def test_a_lease_that_anybody_claims_is_credited_to_both_and_not_released(
+    node: Node,
+) -> None:
+    await trade(node)
+    await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    node.clock.advance_to(node.clock.now_ns() + DAY_NS + DAY_NS // 24)
+    await node.call_vault(SELLER, "claim", batch.place(0))
+    await settle_all(node)
+    assert free(node, SELLER) == PROCEEDS
+    await later(node, 2)
+    assert free(node, SELLER) == 2 * PROCEEDS, "the other one was released, and collected"
+
+
+async def test_a_lease_claimed_before_its_log_is_final_is_left_out_of_the_release(
+    tmp_path: Path, database_url: str
+) -> None:
+    node = await Node.begin(tmp_path, database_url, confirmations=2)
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await turns_and_blocks(node, 3)
+    await node.list_market(SELLER, capacity_lots=10_000)
+    for _ in range(3):
+        await trade(node)
+    await turns_and_blocks(node, 6)
+    batch = await batch_of(node)
+    node.clock.advance_to(node.clock.now_ns() + 2 * DAY_NS)
+    await node.call_vault(SELLER, "claim", batch.place(1))
+    await turns_and_blocks(node, 8)
+    state = await node.chain.vault_state(await node.chain.final_block())
+    assert state.releases == 1
+    assert free(node, SELLER) == LOTS * PRICE_TICKS
+    assert (await slots(node, SELLER)).earning_usdc6 == 2 * LOTS * PRICE_TICKS
+    await node.end()
+
+
+async def turns_and_blocks(node: Node, count: int) -> None:
+    for _ in range(count):
+        await node.give_to_vault(1)  # makes a block
+        await node.settlement.turn()
+        report = await node.settlement.reconcile()
+        assert report.reconciled, report.gaps
+
+
+# --- disputes -------------------------------------------------------------------------------------
+
+
+async def test_a_fill_that_nobody_answers_for_is_void_and_everybody_has_theirs(node: Node) -> None:
+    await trade(node)
+    await trade(node)
+    await settle_all(node)
+    batch, [lease, _] = await batch_of(node), (await batch_of(node)).fills
+    await lose_signatures(node)
+    await node.mint(WATCHER, STAKE_USDC6)
+    await node.call_vault(WATCHER, "challenge", batch.place(0), [])
+    await settle_all(node)
+    assert (await node.settlement.reconcile()).challengers_usdc6 == STAKE_USDC6
+    await later(node, 0.6)
+    await node.call_vault(WATCHER, "voidUnanswered", batch.place(0), lease.qty, lease.qty)
+    await settle_all(node)
+    part = PENALTY_USDC6 // 4
+    assert free(node, BUYER) == 100 * DOLLAR - COST + part, "the money, and a part of the penalty"
+    assert free(node, SELLER) == part
+    report = await node.settlement.reconcile()
+    assert report.challengers_usdc6 == STAKE_USDC6 + PENALTY_USDC6 - 2 * part
+    assert report.settler_bond_usdc6 == 2 * SETTLER_BOND_MIN_USDC6 - PENALTY_USDC6
+    await node.call_vault(WATCHER, "takeOwed")
+    await later(node, 2)
+    assert (await node.settlement.reconcile()).challengers_usdc6 == 0
+    assert (await slots(node, SELLER)).earning_usdc6 == PROCEEDS, "only the other is released"
+
+
+async def test_a_question_that_is_open_holds_its_lease_back_until_it_is_answered(
+    node: Node,
+) -> None:
+    await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    node.clock.advance_to(node.clock.now_ns() + DAY_NS - 60 * SECOND_NS)
+    await lose_signatures(node)
+    await node.mint(WATCHER, STAKE_USDC6)
+    await node.call_vault(WATCHER, "challenge", batch.place(0), [])
+    await later(node, 2)
+    state = await node.chain.vault_state(await node.chain.final_block())
+    assert state.releases == 0
+
+
+async def test_a_false_record_is_undone_punished_and_its_lease_released_anew(node: Node) -> None:
+    await trade(node)
+    await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    stop = "UPDATE lease SET stopped_at_s = posted_at_s + $1 WHERE place = 0"
+    async with node.beside() as database:  # its buyer has said nothing of the kind
+        await database.execute(stop, 60)
+    await later(node, 2.1)
+    assert (await slots(node, SELLER)).earning_usdc6 < 2 * PROCEEDS
+    async with node.beside() as database:
+        await database.execute(stop, None)
+        row = await database.fetchrow("SELECT accounts, records FROM release WHERE id = 1")
+    proof = (1, 1, row["accounts"], row["records"], 0, [], 0)
+    await node.mint(WATCHER, DOLLAR)
+    await node.call_vault(WATCHER, "undoRelease", proof, batch.place(0))
+    await later(node, 1)
+    assert (await slots(node, SELLER)).earning_usdc6 == 2 * PROCEEDS
+    assert free(node, SELLER) == free(node, BUYER) - 100 * DOLLAR + 2 * COST == PENALTY_USDC6 // 4
+
+
+async def test_a_release_that_was_not_built_here_halts(node: Node) -> None:
+    """Somebody else has the settler's key."""
+    await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    node.clock.advance_to(node.clock.now_ns() + DAY_NS + DAY_NS // 24)
+    release = Release(1, 1, [record(0, batch.fills[0])])
+    await node.tell_vault(node.embedded.keys.settler, "release", *release.call)
+    with pytest.raises(SettlementHalted, match="release 1 was not built here"):
+        await node.settlement.turn()
+
+
+# --- bonds ----------------------------------------------------------------------------------------
+
+
+async def test_who_asks_for_the_bond_back_sells_nothing_more(node: Node) -> None:
+    await trade(node)
+    await settle_all(node)
+    await node.call_vault(SELLER, "requestBond")
+    await settle_all(node)
+    refused = heard(node)
+    await node.order(SELLER, Side.SELL, PRICE_TICKS, LOTS)
+    assert (refused[-1].kind, refused[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
+    await later(node, 101)
+    await node.call_vault(SELLER, "finishBond")
+    await settle_all(node)
+    assert await node.chain.token_balance_usdc6(address_of(key(SELLER))) == 20 * DOLLAR
+
+
+async def test_a_slashed_bond_is_the_buyers_and_its_seller_trades_no_more(node: Node) -> None:
+    """Of an hour that has not begun yet when its buyer says that nothing comes."""
+    start_hours = node.clock.now_ns() // (3600 * SECOND_NS) + 1
+    await node.submit(
+        kind=CommandKind.LIST_MARKET, instrument=1, price_ticks=1_000, qty_lots=1,
+        order_id=load_catalog().product("nv.h100-sxm-80g.x8.ib", "us-e", "B", "H", start_hours),
+    )  # fmt: skip
+    seller, buyer = node.account(SELLER), node.account(BUYER)
+    hour = {"instrument": 1, "qty_lots": LOTS}
+    await node.submit(kind=CommandKind.DECLARE_CAPACITY, account=seller, **hour)
+    order = {"kind": CommandKind.NEW_ORDER, "price_ticks": PRICE_TICKS, **hour}
+    await node.submit(account=seller, side=Side.SELL, **order)
+    await node.submit(account=buyer, side=Side.BUY, **order)
+    await settle_all(node)
+    batch = await batch_of(node)
+    node.clock.advance_to((start_hours * 3600 + 60) * SECOND_NS)
+    await node.call_vault(BUYER, "reportNonDelivery", batch.place(0))
+    await node.tell_vault(node.embedded.keys.deployer, "slash", batch.place(0), DOLLAR)
+    await settle_all(node)
+    assert free(node, BUYER) == 100 * DOLLAR - COST + DOLLAR
+    assert (await slots(node, SELLER)).bond_usdc6 == 19 * DOLLAR
+    refused = heard(node)
+    await node.order(SELLER, Side.SELL, PRICE_TICKS, LOTS)
+    assert (refused[-1].kind, refused[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
+    await later(node, 2.1)
+    assert (await slots(node, BUYER)).earning_usdc6 > COST * 9 // 10, "hardly anything was due"
+
+
+def heard(node: Node) -> list[Event]:
+    """Every event from now on."""
+    events: list[Event] = []
+    node.pipeline.subscribe(lambda batch: events.extend(batch.events))
+    return events
+
+
+# --- upkeep ---------------------------------------------------------------------------------------
+
+
+async def test_a_quiet_exchange_says_that_it_is_there_before_anybody_may_freeze_it(
+    node: Node,
+) -> None:
+    await settle_all(node)
+    heard_s = (await node.chain.vault_state(await node.chain.final_block())).last_heard_s
+    for day in range(10):
+        await later(node, 1)
+        state = await node.chain.vault_state(await node.chain.final_block())
+        now_s = node.clock.now_ns() // SECOND_NS
+        assert now_s - state.last_heard_s <= QUIET_SECONDS_MAX + DAY_S, f"day {day}"
+    assert state.last_heard_s > heard_s
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT count(*) FROM heartbeat") == 3
+
+
+async def test_while_the_vault_is_paused_settlement_waits_and_says_so(node: Node) -> None:
+    await node.tell_vault(node.embedded.keys.deployer, "setPaused", True)
+    await trade(node)
+    await node.settlement.turn()
+    assert "IsPaused" in node.settlement.waiting
+    assert not node.settlement.halted
+    await node.withdraw(OTHER, DOLLAR)
+    await node.settlement.turn()
+    assert await node.chain.token_balance_usdc6(address_of(key(OTHER))) == DOLLAR
+    await node.tell_vault(node.embedded.keys.deployer, "setPaused", False)
+    await settle_all(node)
+    assert node.settlement.waiting == ""
+    assert (await slots(node, BUYER)).locked_usdc6 == COST
+
+
+# --- pure -----------------------------------------------------------------------------------------
+
+
+def array(*fills: Fill) -> Fills:
+    return np.array([tuple(fill) for fill in fills], FILL)
+
+
+START_S = 1_796_000_400  # an hour begins
+
+
+@pytest.mark.parametrize("kind", [HOURLY, DAILY, WEEKLY, 4, 5, 6, 7])
+@pytest.mark.parametrize("until", [None, -5, 0, 1, 1_799, 86_400, 40 * DAY_S])
+def test_what_is_due_by_any_time_is_what_the_vault_says(kind: int, until: int | None) -> None:
+    fill = Fill(1, 2, 24_151, 163, window=window(kind, START_S), buyer_fee=500, seller_fee=200)
+    starts, ends = spans_s(array(fill), START_S - 5 * DAY_S)
+    assert (starts[0], ends[0]) == fill.span
+    assert due_at_s(array(fill), START_S - 5 * DAY_S)[0] == fill.span[1]
+    assert due_at_s(array(fill), fill.span[1])[0] == fill.span[1] + CHALLENGE_SECONDS
+    said = None if until is None else START_S + until
+    [paid] = paid_usdc6(array(fill), START_S - 5 * DAY_S, [said])
+    assert paid == (fill.notional if said is None else fill.due(said))
+
+
+def test_spot_hours_last_as_long_as_one_gpu_takes_from_when_they_were_settled() -> None:
+    fill = Fill(1, 2, 24_151, 1_000, window=SPOT)
+    posted_s = START_S + 7
+    starts, ends = spans_s(array(fill), posted_s)
+    assert (starts[0], ends[0]) == (posted_s, posted_s + 36_000)
+    assert paid_usdc6(array(fill), posted_s, [posted_s + 18_000])[0] == fill.notional // 2
+
+
+def test_a_lease_too_large_for_a_record_is_never_due() -> None:
+    most = Fill(1, 2, 2**24 - 2, 10**9, window=window(HOURLY, START_S))
+    assert due_at_s(array(most, most._replace(qty=100)), START_S).tolist() == [
+        NEVER_S, START_S + CHALLENGE_SECONDS,
+    ]  # fmt: skip
+
+
+async def test_a_question_is_answered_by_itself_from_what_was_signed(node: Node) -> None:
+    await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    await node.mint(WATCHER, STAKE_USDC6)
+    await node.call_vault(WATCHER, "challenge", batch.place(0), [])
+    await settle_all(node)
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT answered FROM challenge")
+    report = await node.settlement.reconcile()
+    assert report.settler_bond_usdc6 == 2 * SETTLER_BOND_MIN_USDC6 + STAKE_USDC6
+    await later(node, 2)
+    assert (await slots(node, SELLER)).earning_usdc6 == PROCEEDS
