@@ -27,7 +27,7 @@ from engine.records import (
 )
 from settlement.batch import FILL, Amounts, Fills
 from settlement.chain import Fill
-from settlement.database import Database
+from settlement.database import REWRITE_SECONDS_MAX, Database
 from settlement.errors import LedgerOutOfStep
 from settlement.postings import EXCHANGE, Bucket, Line
 from settlement.products import settled
@@ -320,7 +320,9 @@ class Ledger:
         ):
             if not await self._database.value("SELECT is_settled($1)", row["number"]):
                 break
-            await self._database.execute("SELECT close_period($1)", row["number"])
+            await self._database.execute(
+                "SELECT close_period($1)", row["number"], seconds_max=REWRITE_SECONDS_MAX
+            )
             closed += 1
         return closed
 
