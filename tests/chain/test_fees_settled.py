@@ -131,7 +131,7 @@ async def agree(shard: Recorded, ledger: Ledger) -> None:
     assert {t: held[t].cash_usdc6 for t in TRADERS} == {
         t: shard.money(t)["free_usdc6"] + shard.money(t)["held_usdc6"] for t in TRADERS
     }
-    sealed = seal(await ledger.unsealed_fills(2_000))
+    sealed = seal(await ledger.unsealed_fills_v1(2_000))
     totals = totals_usdc6(sealed.packed)
     assert {trader: totals.get(trader, 0) for trader in TRADERS} == shard.pending()
     assert sealed.amount_usdc6 == sum(shard.pending().values())
