@@ -122,12 +122,7 @@ def command_line() -> argparse.ArgumentParser:
     fund.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
     fund.set_defaults(run=_fund)
 
-    bond = commands.add_parser("bond", help="put the deployer's USDC behind the settler's word")
-    bond.add_argument("usdc", type=int, help="whole USDC")
-    bond.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
-    bond.add_argument("--settings", type=Path, metavar="TOML", help="of a node on another chain")
-    bond.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the embedded chain")
-    bond.set_defaults(run=_bond)
+    _takes_bond(commands.add_parser("bond", help="put USDC behind the settler's word"))
 
     market = commands.add_parser(
         "market", help="list, halt, resume, call, uncross or close (administrator)"
@@ -148,6 +143,14 @@ def command_line() -> argparse.ArgumentParser:
 def _prints_documents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("which", choices=("asyncapi", "openapi"), help="websocket, or plain HTTP")
     parser.set_defaults(run=_documents)
+
+
+def _takes_bond(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("usdc", type=int, help="whole USDC, of the deployer's")
+    parser.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    parser.add_argument("--settings", type=Path, metavar="TOML", help="of a node on another chain")
+    parser.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the embedded chain")
+    parser.set_defaults(run=_bond)
 
 
 def _takes_actions_of_journal(parser: argparse.ArgumentParser) -> None:

@@ -40,6 +40,7 @@ POLL_SECONDS: Final = 0.02
 LOCK_SECONDS_MAX: Final = 10.0  # a killed predecessor's last statement may still run
 CONNECT_SECONDS_MAX: Final = 10.0
 COMMAND_SECONDS_MAX: Final = 120.0
+REWRITE_SECONDS_MAX: Final = 4 * 3600.0  # for a statement that goes through all there is
 CONNECTIONS_MAX: Final = 20  # of the embedded server
 SOCKET_PATH_BYTES_MAX: Final = 100  # the kernel takes 108, some take 104
 ADVISORY_LOCK: Final = int.from_bytes(b"compex", "big")
@@ -77,10 +78,12 @@ class Database:
     def __init__(self, connection: Any) -> None:
         self._connection = connection
 
-    async def execute(self, sql: str, *arguments: object) -> int:
+    async def execute(
+        self, sql: str, *arguments: object, seconds_max: float = COMMAND_SECONDS_MAX
+    ) -> int:
         """Run one statement; returns how many rows it touched (0 where that has no meaning)."""
         with _translated():
-            status: str = await self._connection.execute(sql, *arguments)
+            status: str = await self._connection.execute(sql, *arguments, timeout=seconds_max)
         count = status.rpartition(" ")[2]
         return int(count) if count.isdigit() else 0
 
@@ -192,7 +195,7 @@ async def _migrate(database: Database) -> None:
         digest = hashlib.sha256(sql.encode()).hexdigest()
         if version not in applied:
             async with database.transaction():
-                await database.execute(sql)
+                await database.execute(sql, seconds_max=REWRITE_SECONDS_MAX)
                 await database.execute(
                     "INSERT INTO schema_version (version, name, sha256) VALUES ($1, $2, $3)",
                     *(version, name, digest),

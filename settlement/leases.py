@@ -26,7 +26,6 @@ from settlement.products import HOUR_BITS
 from settlement.vault import CHALLENGE_SECONDS, EPOCH_SECONDS
 
 HOUR_SECONDS: Final = 3_600
-DAY_SECONDS: Final = 24 * HOUR_SECONDS
 SECONDS_PER_LOT: Final = 36  # of one GPU
 SPOT: Final = 0  # of the kinds of window
 HOURS_BY_KIND: Final = (0, 1, 24, 168, *(24 * days for days in range(28, 32)))

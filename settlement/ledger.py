@@ -26,7 +26,7 @@ from engine.records import (
     cost_usdc6,
 )
 from settlement.batch import FILL, Amounts, Fills
-from settlement.database import Database
+from settlement.database import REWRITE_SECONDS_MAX, Database
 from settlement.errors import LedgerOutOfStep
 from settlement.postings import EXCHANGE, Bucket, Line
 from settlement.products import settled
@@ -303,7 +303,9 @@ class Ledger:
         ):
             if not await self._database.value("SELECT is_settled($1)", row["number"]):
                 break
-            await self._database.execute("SELECT close_period($1)", row["number"])
+            await self._database.execute(
+                "SELECT close_period($1)", row["number"], seconds_max=REWRITE_SECONDS_MAX
+            )
             closed += 1
         return closed
 

@@ -11,7 +11,7 @@
 -- Transfers and fills are kept in periods of consecutive event numbers. One that is over is closed
 -- (its balances written down and compared) and may then be detached:
 --
---     SELECT close_period(1); SELECT detach_period(1);  -- leaves transfer_1 and fill_1 by themselves
+--     SELECT close_period(1); SELECT detach_period(1);  -- transfer_1 and fill_1 are by themselves
 
 DROP VIEW audit;
 DROP VIEW posting;
@@ -132,7 +132,10 @@ BEGIN
     RAISE EXCEPTION '%', why USING ERRCODE = 'integrity_constraint_violation';
 END $$;
 
-CREATE OR REPLACE FUNCTION move_balances() RETURNS trigger LANGUAGE plpgsql AS $$
+-- Plans are kept for as long as the connection, and made when a table may be empty: they must not
+-- count on that. Here each account is looked up by its index.
+CREATE OR REPLACE FUNCTION move_balances() RETURNS trigger LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_hashjoin = off SET enable_mergejoin = off AS $$
 DECLARE
     missing bigint;
     lowest bigint;
@@ -239,14 +242,20 @@ BEGIN
     RETURN NEW;
 END $$;
 
--- What a fill moved from its buyer's cash to pending is what it says that it costs.
-CREATE FUNCTION require_booked() RETURNS trigger LANGUAGE plpgsql AS $$
+-- What a fill moved from its buyer's cash to pending is what it says that it costs. Its transfer is
+-- found in the range of events, which is as long as what was added.
+CREATE FUNCTION require_booked() RETURNS trigger LANGUAGE plpgsql
+SET enable_seqscan = off SET enable_nestloop = off AS $$
+DECLARE
+    first bigint;
+    last bigint;
 BEGIN
+    SELECT min(event_number), max(event_number) INTO first, last FROM added;
     IF EXISTS (
-        SELECT FROM added LEFT JOIN transfer t ON t.event_number = added.event_number
-            AND t.kind = 'fill' AND t.from_account = added.buyer
-            AND t.amount_usdc6 = added.amount_usdc6
-        WHERE t.event_number IS NULL
+        SELECT FROM added LEFT JOIN (
+            SELECT * FROM transfer WHERE event_number BETWEEN first AND last AND kind = 'fill'
+        ) t ON t.event_number = added.event_number
+        WHERE (t.from_account, t.amount_usdc6) IS DISTINCT FROM (added.buyer, added.amount_usdc6)
     ) THEN
         PERFORM refuse('booked_is_price_and_fee: a fill of which something else was booked');
     END IF;

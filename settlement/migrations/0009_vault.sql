@@ -1,8 +1,9 @@
--- What the vault says of itself in final blocks, and what it is told beyond batches and withdrawals.
+-- What the vault says of itself in final blocks, and what it is told beside batches and
+-- withdrawals.
 -- Every row here follows from the vault's logs and from what was sealed here, so that whoever reads
 -- the chain again finds the same.
 
--- --- how far the vault's logs are read ----------------------------------------------------------
+-- --- how far the vault's logs are read --------------------
 CREATE TABLE vault_seen (
     only_row     boolean PRIMARY KEY DEFAULT true CHECK (only_row),
     block_number bigint NOT NULL CHECK (block_number >= 0)
@@ -14,7 +15,7 @@ CREATE TABLE vault_owner (
     owner   bytea NOT NULL UNIQUE CHECK (length(owner) = 20)
 );
 
--- --- money that became free in the vault without the engine's doing ------------------------------
+-- --- money that became free in the vault without the engine's doing --------------------
 -- The engine credits each as a DEPOSIT of this number: 1, 2, 3, ... in the order of the logs.
 CREATE TYPE credit_kind AS ENUM (
     'deposit', 'collected', 'claimed', 'voided', 'penalty', 'slashed'
@@ -32,7 +33,7 @@ CREATE TABLE vault_credit (
 CREATE TRIGGER vault_credit_only_grows BEFORE UPDATE OR DELETE OR TRUNCATE ON vault_credit
     FOR EACH STATEMENT EXECUTE FUNCTION refuse_change();
 
--- --- what wallets have told the vault -----------------------------------------------------------
+-- --- what wallets have told the vault --------------------
 -- Whoever has asked for the bond back sells nothing more: what is sold from a day later on is void.
 CREATE TABLE bond_request (
     account   bigint PRIMARY KEY,
@@ -46,7 +47,7 @@ CREATE TABLE cancelled_below (
     PRIMARY KEY (account, below)
 );
 
--- --- leases ---------------------------------------------------------------------------------------
+-- --- leases --------------------
 -- A fill of a settled batch, by its place in it. Times are Unix seconds.
 CREATE TABLE release (
     id       bigint PRIMARY KEY CHECK (id > 0),
@@ -82,7 +83,7 @@ CREATE TABLE challenge (
     FOREIGN KEY (batch_id, place) REFERENCES lease (batch_id, place)
 );
 
--- --- told to the vault ------------------------------------------------------------------------------
+-- --- told to the vault --------------------
 CREATE TABLE collection (
     id           bigint PRIMARY KEY CHECK (id > 0),
     account      bigint NOT NULL CHECK (account > 0),

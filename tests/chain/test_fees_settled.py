@@ -5,6 +5,7 @@ from collections.abc import Iterable
 
 import pytest
 
+from engine.catalog import load_catalog
 from engine.records import (
     FEE_PPM_MAX,
     Command,
@@ -24,6 +25,14 @@ TRADERS = (ALICE, BOB, CAROL)
 ORDERS = 500
 FILLS_MIN = 100  # of each seed, so that a quiet script is not taken for agreement
 VOIDED = 20
+PRODUCT = load_catalog().parse("nv.h100-sxm-80g.x8.ib|us-e|B|SPOT")
+SIGNED = """
+    INSERT INTO signed_order (account, order_id, number, verified)
+    SELECT DISTINCT account, order_id, order_id, true FROM (
+        SELECT taker AS account, taker_order_id AS order_id FROM fill
+        UNION SELECT maker, maker_order_id FROM fill
+    ) sides
+"""
 
 
 class Recorded(Shard):
@@ -99,6 +108,8 @@ async def test_engine_ledger_and_batch_agree_on_what_any_fills_cost(
     database = await db.connect(database_url)
     ledger = await Ledger.open(database)
     await ledger.post(shard.heard)
+    await database.execute("UPDATE listed SET product = $1", PRODUCT)  # a shard's has no name
+    await database.execute(SIGNED)
     await agree(shard, ledger)
 
     undone = chance.sample(fills, VOIDED)

@@ -129,6 +129,12 @@ BEFORE_FEES = f"""
         (6, 6, 0, 0, 1, 2, 2, 1, 1, 2, 30000, 3, NULL);
     UPDATE watermark SET event_number = 6, sequence = 6, ordinal = 0, event = 'x';
 """
+# And then the one before periods: the second fill is void.
+THEN_UNDONE = """
+    UPDATE fill SET void_number = 3 WHERE event_number = 6;
+    INSERT INTO transfer VALUES (7, 0, 7, 0, 0, 'void', 6, 1, 'pending', 1, 'cash', 90000);
+    UPDATE watermark SET event_number = 7, sequence = 7, event = 'y';
+"""
 
 
 async def test_every_money_event_moves_between_its_two_buckets(ledger: Ledger) -> None:
@@ -352,6 +358,35 @@ async def test_a_ledger_from_before_there_were_fees_goes_on(
     await database.close()
 
 
+async def test_a_ledger_from_before_there_were_periods_goes_on(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """With a fill that was undone: 90,000 are cash again."""
+    every = db.migrations()
+    for known, statement in ((2, BEFORE_FEES), (5, THEN_UNDONE)):
+        monkeypatch.setattr(db, "migrations", lambda known=known: every[:known])
+        before = await db.connect(database_url)
+        await before.execute(statement)
+        await before.close()
+    monkeypatch.undo()
+    database = await db.connect(database_url)
+    ledger = await Ledger.open(database)
+    assert ledger.watermark == (7, 7, 0, b"y")
+    assert await ledger.balances() == {
+        1: Holdings(800_000, 200_000, 0, 0, 0), 2: Holdings(0, 0, 0, 0, 500_000),
+    }  # fmt: skip
+    assert await audited(database) == {}
+    assert await ledger.trial_balance() == SOUND
+    with pytest.raises(PostingRefused, match="voided_fill"):
+        await database.execute("UPDATE fill SET batch_id = NULL, void_number = 3")
+    with pytest.raises(PostingRefused, match="transfer_once"):
+        await ledger.post(numbered([RETURNS[1]._replace(sequence=8, counter_order_id=6)], 8))
+    await ledger.post(numbered([fill(8, 20_000, 10, Side.BUY)], 8))
+    assert (await ledger.balances())[1] == Holdings(600_000, 400_000, 0, 0, 0)
+    assert await audited(database) == {}
+    await database.close()
+
+
 async def test_hours_that_were_sold_again_are_on_record_as_such(
     ledger: Ledger, database: db.Database
 ) -> None:
@@ -458,6 +493,19 @@ WRONG = [
     ("a transfer backwards", "amount_usdc6_check", "'reserve', 99, 1, 'cash', 1, 'leaving', -5"),
     ("more than there is", "is_negative", "'reserve', 99, 1, 'cash', 1, 'leaving', 250001"),
     ("to nobody", "no_such_account", "'deposit', 99, 0, 'vault', 7, 'cash', 5"),
+    (
+        "what is booked",
+        "booked_before",
+        "INSERT INTO transfer VALUES (99, 0, 9, 0, 0, 'reserve', 99, 1, 'cash', 1, 'leaving', 5)",
+    ),
+    (
+        "a shard that is none",
+        "booked_before",
+        "INSERT INTO transfer VALUES (99, 5, 99, 0, 0, 'reserve', 99, 1, 'cash', 1, 'leaving', 5)",
+    ),
+    ("earnings of the engine's", "two_ends", "'release', 99, 1, 'escrow', 2, 'earnings', 5"),
+    ("a bucket of the exchange's", "own_buckets", "INSERT INTO ledger_account VALUES (9, 'owed')"),
+    ("what the vault moved", GROWS, "UPDATE ledger_account SET by_vault_usdc6 = 1"),
     ("the same twice", "transfer_once", "'reserve', 9, 1, 'cash', 1, 'leaving', 5"),
 ]
 

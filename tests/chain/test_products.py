@@ -72,6 +72,21 @@ def test_spot_hours_have_no_start_and_are_spot_to_the_vault(vault: Vault) -> Non
     vault.head = head
 
 
+def test_the_vault_takes_spot_hours_for_delivered_whatever_their_buyer_said(vault: Vault) -> None:
+    """They have no start but 1970 in it, so by any report they had all been due: whoever claims,
+    a day after the batch, has the seller paid in full unless the settler has released before."""
+    series, window = settled(CATALOG.product(CLASS, REGION, GRADE))
+    mark, head = vault.machine.mark(), vault.head
+    batch = vault.settle([Fill(1, 2, 20_000, 100, series, window)])
+    vault.do(wallet(1), "reportNonDelivery", batch.place(0))
+    vault.machine.wait(DAY_S)
+    done = vault.do(WATCHER, "claim", batch.place(0))
+    [claimed] = vault.logged(done.logs, "Claimed")
+    assert (claimed["toSeller"], claimed["toBuyer"]) == (20_000 * 100, 0)
+    vault.machine.reset(mark)
+    vault.head = head
+
+
 def test_every_series_of_the_catalog_has_its_own_number_which_names_it_again() -> None:
     seen: set[int] = set()
     for hardware, region, grade in itertools.product(
