@@ -177,6 +177,24 @@ async def test_what_reverted_in_a_block_taken_back_is_sent_again_and_may_do_what
     assert (await sender.paid(1), await sender.paid(2)) == (DOLLAR, DOLLAR)
 
 
+@pytest.mark.fault("nonce-gap", "foreign-transaction")
+async def test_the_nonce_of_a_foreign_transaction_that_is_taken_back_is_filled(
+    anvil: Anvil, sender: Sender
+) -> None:
+    await sender.owe(1, DOLLAR)
+    await sender.outbox.advance()
+    [first] = await sender.attempts()
+    await anvil.send((await sender.foreign(first.nonce + 1)).raw)
+    await sender.owe(2, DOLLAR)
+    await sender.outbox.advance()
+    assert await sender.states() == ["MINED", "MINED"]
+    await anvil.reorganise(2)
+    await settled(anvil, sender)
+    assert [a.nonce - first.nonce for a in await sender.attempts()] == [0, 1, 2]
+    assert await sender.outcomes() == ["SUCCEEDED", "SUCCEEDED", "REVERTED"]
+    assert (await sender.paid(1), await sender.paid(2)) == (DOLLAR, DOLLAR)
+
+
 @pytest.mark.fault("replaced", "foreign-transaction")
 async def test_a_replaced_transaction_is_signed_anew(anvil: Anvil, sender: Sender) -> None:
     await anvil.automine(False)
