@@ -8,7 +8,7 @@ transactions. Only the outbox calls it.
 
 import logging
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from settlement.chain import Receipt, SignedTransaction
 from settlement.database import Database
@@ -16,7 +16,8 @@ from settlement.fees import Fees
 
 log = logging.getLogger("compex.settlement")
 
-_COLUMNS = "kind, id, nonce, fee_cap_wei, tip_wei, raw, tx_hash, signed_ns"
+NONCES_LOOKED_AT: Final = 16  # of those used last
+_COLUMNS: Final = "kind, id, nonce, fee_cap_wei, tip_wei, raw, tx_hash, signed_ns"
 
 
 class Attempt(NamedTuple):
@@ -46,7 +47,7 @@ class Attempts:
         self._clock = clock
 
     async def next_nonce(self, used: int) -> int:
-        """The nonce after all of ours, and after those that others took."""
+        """The nonce after all of ours, and after those that others have used."""
         return max(used, await self._after_ours() or 0)
 
     async def in_flight(self, used: int) -> int:
@@ -54,10 +55,7 @@ class Attempts:
         return max(0, (await self._after_ours() or 0) - used)
 
     async def _after_ours(self) -> int | None:
-        return await self._database.value(
-            "SELECT max(nonce) + 1 FROM (SELECT max(nonce) AS nonce FROM attempt"
-            " UNION ALL SELECT max(nonce) FROM foreign_nonce) taken"
-        )
+        return await self._database.value("SELECT max(nonce) + 1 FROM attempt")
 
     async def add(self, kind: str, number: int, signed: SignedTransaction, fees: Fees) -> None:
         await self._database.execute(
@@ -69,6 +67,17 @@ class Attempts:
         """The newest attempt of each nonce that is not used yet, lowest nonce first."""
         return await self._select(
             "DISTINCT ON (nonce)", "nonce >= $1 ORDER BY nonce, fee_cap_wei DESC", used
+        )
+
+    async def undecided(self, used: int) -> Sequence[Attempt]:
+        """Of which it is not known what became of them though their nonces are used, and whose
+        rows wait for nothing: they were sent for their nonce's sake. Older ones stay so."""
+        return await self._select(
+            "",
+            "outcome = 'OPEN' AND nonce >= $1 AND nonce < $2 AND NOT EXISTS"
+            " (SELECT FROM outgoing o WHERE (o.kind, o.id) = (attempt.kind, attempt.id)"
+            " AND o.state IN ('SIGNED', 'SENT'))",
+            *(used - NONCES_LOOKED_AT, used),
         )
 
     async def of_row(self, kind: str, number: int) -> Sequence[Attempt]:
@@ -114,11 +123,15 @@ class Attempts:
         )
 
     # --- somebody else ----------------------------------------------------------------------------
-    async def missing_nonces(self, used: int) -> range:
-        """Those used though nothing of ours was signed with them. What was before our first
-        transaction is nobody's business."""
-        after = await self._after_ours()
-        return range(0) if after is None else range(after, used)
+    async def unknown_nonces(self, used: int) -> list[int]:
+        """Those used behind ours that nothing was signed with here, and that nobody has been told
+        of. What was before our first transaction is nobody's business."""
+        rows = await self._database.rows(
+            "SELECT nonce FROM generate_series((SELECT max(nonce) + 1 FROM attempt), $1) nonce"
+            " WHERE nonce NOT IN (SELECT nonce FROM foreign_nonce) ORDER BY nonce",
+            used - 1,
+        )
+        return [row["nonce"] for row in rows]
 
     async def announce_foreign(self, nonces: Sequence[int], block: int) -> None:
         for nonce in nonces:

@@ -174,9 +174,8 @@ class Outbox:
     # --- what became of them ------------------------------------------------------------------
     async def _resolve(self, newest: int, used: int) -> int:
         """What became of the rows on their way whose nonces are used by the newest block."""
-        missing = await self._attempts.missing_nonces(used)
-        if missing:
-            await self._announce(missing, newest)
+        if unknown := await self._attempts.unknown_nonces(used):
+            await self._announce(unknown, newest)
         rows = await self._rows("state IN ('SIGNED', 'SENT') AND nonce < $1 ORDER BY nonce", used)
         for row in rows:
             if await self._adopt(row, newest):
@@ -188,6 +187,11 @@ class Outbox:
                 if reverted is not None:
                     await self._attempts.mined(reverted)
                 await self._move(row, "SEALED")
+        for attempt in await self._attempts.undecided(used):
+            receipt = await self._chain.receipt(attempt.tx_hash)
+            if receipt is not None:
+                async with self._fence.transaction():
+                    await self._attempts.mined(receipt)
         return len(rows)
 
     async def _adopt(self, row: Outgoing, newest: int) -> bool:
@@ -338,9 +342,12 @@ class Outbox:
         Of rows that have gone back to SEALED too, if a reorganisation gave their nonce back: those
         behind it wait for it.
         """
+        unmined = await self._attempts.unmined(used)
+        if unmined and unmined[0].nonce > used:
+            return await self._fill_gap(unmined[0], used)
         steps = 0
         rows = {row.nonce: row for row in await self._rows("state IN ('SIGNED', 'SENT')")}
-        for attempt in await self._attempts.unmined(used):
+        for attempt in unmined:
             row = rows.get(attempt.nonce)
             is_cheap = not await self._send(attempt)
             if row is not None and row.state == "SIGNED":
@@ -349,6 +356,18 @@ class Outbox:
             elif is_cheap or self._policy.is_stuck(attempt.signed_ns, self._clock()):
                 steps += await self._raise(attempt, row)
         return steps
+
+    async def _fill_gap(self, attempt: Attempt, nonce: int) -> int:
+        """A foreign transaction was reorganised away, and nothing of ours has its nonce: what waits
+        behind it is signed with that one, too. The vault executes it once."""
+        fees = self._policy.first(await self._chain.market())
+        if fees is None:
+            return 0
+        call = await self._kinds[attempt.kind].call(attempt.id)
+        signed = await self._chain.sign(call, nonce, fees)
+        async with self._fence.transaction():
+            await self._attempts.add(attempt.kind, attempt.id, signed, fees)
+        return 1
 
     async def _send(self, attempt: Attempt) -> bool:
         """Once a turn. False if the node finds that it offers too little."""

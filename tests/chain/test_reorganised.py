@@ -13,8 +13,10 @@ from settlement.fence import Fence
 from settlement.finality import Finality
 from tests.chain.anvil import Anvil, running_anvil
 from tests.chain.sending import CASH_USDC6, DOLLAR, Sender, Through
+from tests.settled import Between
 
 CONFIRMATIONS = 40
+ROUNDS_MAX = 99  # dollars of the account
 EXIT_SECONDS = 8 * 24 * 3600  # a day more than the vault's delay
 
 
@@ -175,6 +177,24 @@ async def test_what_reverted_in_a_block_taken_back_is_sent_again_and_may_do_what
     assert (await sender.paid(1), await sender.paid(2)) == (DOLLAR, DOLLAR)
 
 
+@pytest.mark.fault("nonce-gap", "foreign-transaction")
+async def test_the_nonce_of_a_foreign_transaction_that_is_taken_back_is_filled(
+    anvil: Anvil, sender: Sender
+) -> None:
+    await sender.owe(1, DOLLAR)
+    await sender.outbox.advance()
+    [first] = await sender.attempts()
+    await anvil.send((await sender.foreign(first.nonce + 1)).raw)
+    await sender.owe(2, DOLLAR)
+    await sender.outbox.advance()
+    assert await sender.states() == ["MINED", "MINED"]
+    await anvil.reorganise(2)
+    await settled(anvil, sender)
+    assert [a.nonce - first.nonce for a in await sender.attempts()] == [0, 1, 2]
+    assert await sender.outcomes() == ["SUCCEEDED", "SUCCEEDED", "REVERTED"]
+    assert (await sender.paid(1), await sender.paid(2)) == (DOLLAR, DOLLAR)
+
+
 @pytest.mark.fault("replaced", "foreign-transaction")
 async def test_a_replaced_transaction_is_signed_anew(anvil: Anvil, sender: Sender) -> None:
     await anvil.automine(False)
@@ -278,6 +298,74 @@ async def test_a_spike_after_signing_is_outbid_at_once(anvil: Anvil, sender: Sen
     await anvil.automine(True)
     await settled(anvil, sender)
     assert len(await sender.attempts()) == 2
+
+
+# --- the process ----------------------------------------------------------------------------------
+
+
+class Crash(Exception):
+    pass
+
+
+class Countdown:
+    """Raises at the n-th call, and remembers which it was."""
+
+    def __init__(self, calls: int) -> None:
+        self.left = calls
+        self.at = ""
+
+    def __call__(self, name: str) -> None:
+        self.left -= 1
+        if self.left == 0:
+            self.at = name
+            raise Crash(name)
+
+
+@pytest.mark.fault("crash-at-each-edge")
+@pytest.mark.parametrize("when", ["before", "after"])
+async def test_dropped_at_any_call_while_a_fee_is_raised_and_a_block_taken_back_it_is_paid_once(
+    anvil: Anvil, sender: Sender, when: str
+) -> None:
+    def nothing(name: str) -> None:
+        pass
+
+    async def advance() -> None:
+        try:
+            await sender.outbox.advance()
+        except Crash:
+            await sender.restart()
+            await sender.outbox.advance()
+
+    dropped_at: list[str] = []
+    for calls in range(1, ROUNDS_MAX):
+        countdown = Countdown(calls)
+        gates = (countdown, nothing) if when == "before" else (nothing, countdown)
+        await sender.restart(Between(sender.chain, *gates))
+        await sender.owe(1, DOLLAR)
+        await anvil.automine(False)
+        await advance()
+        sender.now_ns += sender.policy.stuck_ns
+        await advance()
+        await anvil.mine()
+        await advance()
+        await anvil.reorganise(1)
+        await anvil.automine(True)
+        await advance()
+        await anvil.mine(CONFIRMATIONS + 1)
+        await advance()
+        assert set(await sender.states()) == {"FINAL"}, (when, countdown.at, calls)
+        assert await sender.paid(1) == calls * DOLLAR, (when, countdown.at, calls)
+        if not countdown.at:
+            break
+        dropped_at.append(countdown.at)
+    else:
+        pytest.fail("the countdown never outlasted a round")
+    assert {"simulate_withdraw", "sign", "send", "receipt", "block_hash", "market"} <= set(
+        dropped_at
+    )
+    assert await sender.foreign_nonces() == []
+    raised = await sender.database.value("SELECT count(*) - count(DISTINCT nonce) FROM attempt")
+    assert raised > len(dropped_at) // 2, "most rounds had their fee raised"
 
 
 # --- the node's answers ---------------------------------------------------------------------------
