@@ -123,8 +123,9 @@ def _signed(row: Row) -> Signed:
 
 # The order's own end is `valid_until_s`; the key's is named apart.
 _SIGNED: Final = """
-    SELECT o.account, o.is_buy, o.series, o.delivery AS "window", o.price_ticks, o.qty_lots, o.number,
-           o.fee_ppm_max, o.valid_until_s, o.place, r.leaves, r.signature, k.key, k.scopes,
+    SELECT o.account, o.is_buy, o.series, o.delivery AS "window", o.price_ticks, o.qty_lots,
+           o.number, o.fee_ppm_max, o.valid_until_s, o.place, r.leaves, r.signature, k.key,
+           k.scopes,
            k.markets_hash, k.valid_from_s, k.valid_until_s AS key_until_s, k.nonce,
            k.signature AS proof
     FROM signed_order o JOIN order_root r ON r.id = o.root
