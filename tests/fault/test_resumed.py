@@ -151,8 +151,11 @@ async def one_connection(url: str, story: Story) -> None:
 
 
 @asynccontextmanager
-async def one_life(story: Story) -> AsyncGenerator[tuple[Exchange, str, Conversation]]:
-    """Of the node, with a listener from its first moment on; at the end it may be a crash."""
+async def one_life(
+    story: Story, *, is_last: bool = False
+) -> AsyncGenerator[tuple[Exchange, str, Conversation]]:
+    """Of the node, with a listener from its first moment on; at the end it may be a crash. In the
+    last one nobody trades any more."""
     story.lives += 1
     async with running_exchange(story.directory) as exchange:
         if not exchange.port.markets():
@@ -166,6 +169,8 @@ async def one_life(story: Story) -> AsyncGenerator[tuple[Exchange, str, Conversa
             story.undisturbed += await replayed(story.directory, story.directory / "begin")
         async with running_server(exchange) as (_, url):
             trading = asyncio.create_task(trade(exchange, story, live))
+            if is_last:
+                trading.cancel()
             yield exchange, url, live
             trading.cancel()
             await asyncio.gather(trading, return_exceptions=True)
@@ -232,16 +237,17 @@ async def all_lives(story: Story, trial: Trial) -> None:
                 if story.random.random() < 0.2:
                     keep_older(story)
         await between(story)
-    async with one_life(story) as (exchange, url, live):
-        await asyncio.sleep(LONGEST_SECONDS)
+    async with one_life(story, is_last=True) as (exchange, url, live):
         async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
             await to_the_end(exchange, url, live, story)
 
 
 async def to_the_end(exchange: Exchange, url: str, live: Conversation, story: Story) -> None:
-    """The last connection, when everybody else has come to rest."""
+    """The last connections, when everybody has come to rest."""
     for account in TRADERS:
         exchange.converse(wallet(100 + account)).session.receive('{"t":"cancel_all","id":1}')
+    await exchange.port.settled()
+    listen(story, live)
     story.caught_up = None
     while story.caught_up is None or len(story.bot) < len(story.undisturbed):
         await one_connection(url, story)
