@@ -27,7 +27,6 @@ from engine.records import (
     decode_commands,
 )
 from engine.rejects import CatalogError, Reject
-from gateway import translate
 from gateway.history import History, Reader
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
 from gateway.leases import SavedLeases
@@ -48,6 +47,8 @@ OWN_COMMANDS: Final = Topic("sequenced", EVERY_MARKET)  # told by the session it
 
 
 _OF_COMMANDS: Final = frozenset({EventKind.REJECTED, EventKind.CANCEL_ALL_DONE})
+# Members of an IntEnum cost a look-up each time they are named; events come by the million.
+_ACCEPTED: Final = int(EventKind.ACCEPTED)
 
 
 class _Saved(msgspec.Struct, array_like=True):
@@ -89,12 +90,24 @@ class Feed:
     # --- from the engine -----------------------------------------------------------------------
     def on_batch(self, batch: Batch) -> None:
         """The engine's subscriber: consecutive events; a command never spans two batches."""
-        for number, event in enumerate(batch.events, batch.first_number):
-            if event.sequence != self._sequence:
+        events = batch.events
+        sequences = [event.sequence for event in events]
+        sequences.append(0)  # behind the last
+        for place, event in enumerate(events):
+            number = batch.first_number + place
+            sequence = event.sequence
+            if sequence != self._sequence:
                 self._end_command()
-                self._sequence = event.sequence
-                self._time_us = translate.time_us(event.time_ns)
-                self._public.at(event.sequence, self._time_us)
+                self._sequence = sequence
+                self._time_us = event.time_ns // 1_000
+                self._public.at(sequence, self._time_us)
+                if (
+                    event.kind == _ACCEPTED
+                    and sequences[place + 1] != sequence
+                    and event.instrument not in self.mirror.watched
+                ):
+                    self._rest(event, number)
+                    continue
             self._answer(event)
             self._private.event_number = number
             self._apply(event, number)
@@ -103,6 +116,16 @@ class Feed:
         self._end_command()
         self._hub.flush()
         self._private.settle_balances(self._time_us)
+
+    def _rest(self, event: Event, number: int) -> None:
+        """What most commands come to, and no more: an order rests. As `_apply` does it, at half
+        the price."""
+        self._answer(event)
+        self._private.event_number = number
+        order, change = self.mirror.rest(event, self._public.has_followers)
+        self._private.order(order, event)
+        if change is not None:
+            self._public.book(change)
 
     def _tell_of_command(self, event: Event, commands: CommandArray) -> None:
         """What says too little without the command behind it."""
@@ -223,9 +246,10 @@ class Feed:
         self._public.trade(event, number)
 
     def _end_command(self) -> None:
-        for change in self.mirror.changes(self._sequence):
-            self._public.book(change)
-        self._public.orders(self.mirror.moves())
+        if self.mirror.is_changing:
+            for change in self.mirror.changes(self._sequence):
+                self._public.book(change)
+            self._public.orders(self.mirror.moves())
         self._done()
 
     def publish_index(self, index: m.Index) -> None:
