@@ -83,6 +83,7 @@ class Feed:
         self.sent: Final = self._hub.sent
         self._public = Public(self._hub, self.mirror, catalog)
         self._private = Private(self._hub, self.mirror, source, history)
+        self.told = 0  # goes up when there is news: what was read before may be other now
         self._sequence = 0  # of the command whose events are being applied
         self._time_us = 0
         source.subscribe(self.on_batch, keeper=self)
@@ -90,6 +91,7 @@ class Feed:
     # --- from the engine -----------------------------------------------------------------------
     def on_batch(self, batch: Batch) -> None:
         """The engine's subscriber: consecutive events; a command never spans two batches."""
+        self.told += 1
         events = batch.events
         sequences = [event.sequence for event in events]
         sequences.append(0)  # behind the last
@@ -254,6 +256,7 @@ class Feed:
 
     def publish_index(self, index: m.Index) -> None:
         """Tell a spot price. Called by the node when one is published on chain."""
+        self.told += 1
         self._public.index(index)
         self._hub.flush()
 
