@@ -53,7 +53,7 @@ _OF_COMMANDS: Final = frozenset({EventKind.REJECTED, EventKind.CANCEL_ALL_DONE})
 class _Saved(msgspec.Struct, array_like=True):
     sequence: int
     time_us: int
-    balances: dict[int, Balances]
+    balances: dict[int, Balances]  # of an earlier build; the engine has them
     mirror: SavedMirror
     public: SavedPublic = msgspec.field(default_factory=SavedPublic)
     leases: SavedLeases = msgspec.field(default_factory=SavedLeases)
@@ -197,7 +197,7 @@ class Feed:
         found = _Saved(
             self._sequence,
             self._time_us,
-            self._private.balances,
+            {},
             self.mirror.save(),
             self._public.save(),
             self._private.leases.buyers,
@@ -207,7 +207,6 @@ class Feed:
     def load(self, saved: bytes) -> None:
         found = msgspec.msgpack.decode(saved, type=_Saved)
         self._sequence, self._time_us = found.sequence, found.time_us
-        self._private.balances = found.balances
         self._private.leases.buyers = found.leases
         self.mirror.load(found.mirror)
         self._public.load(found.public)

@@ -23,8 +23,6 @@ from gateway.leases import Bought, Leases
 from gateway.mirror import Mirror, OpenOrder
 from gateway.wire import BadRequest
 
-_NO_BALANCES: Final = Balances(*(0,) * 8)
-
 
 class Private:
     """Without a history nothing is kept: so for who only wants to know where the numbers are."""
@@ -38,7 +36,7 @@ class Private:
         self.leases: Final = Leases()
         self.event_number = 0  # of the event that is being told
         self._touched: set[int] = set()  # accounts whose money may have changed in this batch
-        self.balances: dict[int, Balances] = {}  # as last told
+        self._money_told: dict[int, Balances] = {}  # to the accounts' listeners
         if history is not None:
             history.ticker = self._ticker
 
@@ -60,12 +58,11 @@ class Private:
             history.put(account, record)
             if kind:
                 history.put_of_kind(kind, account, record)
-        self._say(account, lambda: facts.message(record, self._ticker))
-
-    def _say(self, account: int, make: Callable[[], m.ServerMessage]) -> None:
-        """To the account's listeners, if it has any."""
         if self._hub.has("account"):
-            self._hub.tell_now(Topic("account", account), make)
+            self._say(account, record)
+
+    def _say(self, account: int, record: bytes) -> None:
+        self._hub.tell_now(Topic("account", account), lambda: facts.message(record, self._ticker))
 
     def order(self, order: OpenOrder, event: Event, reason: int = 0) -> None:
         account = order.account
@@ -155,18 +152,25 @@ class Private:
         self._tell(account, facts.of_transfer(aseq, account, event, kind, amount_usdc6))
 
     def settle_balances(self, now_us: int) -> None:
-        """Read the money of the accounts touched; only what was published is ever told."""
-        for account in self._touched:
-            balances = self._source.balances(account)
-            if balances == self.balances.get(account):
-                continue
-            self.balances[account] = balances
-            aseq = self._mirror.account(account).aseq
-            self._say(
-                account,
-                lambda a=aseq, b=balances: m.Balance(a, translate.balances_of(b), now_us),
-            )
+        """Tell who listens what money the accounts touched have, as it was published."""
+        if self._hub.has("account"):
+            for account in self._touched:
+                self._settle(account, now_us)
         self._touched.clear()
+
+    def _settle(self, account: int, now_us: int) -> None:
+        topic = Topic("account", account)
+        if not self._hub.wants(topic):
+            return
+        before, now = self._money_told.get(account), self._tell_money(account)
+        if now != before:
+            aseq = self._mirror.account(account).aseq
+            self._hub.tell_now(topic, lambda: m.Balance(aseq, translate.balances_of(now), now_us))
+
+    def _tell_money(self, account: int) -> Balances:
+        """What listeners know from now on."""
+        balances = self._money_told[account] = self._source.balances(account)
+        return balances
 
     # --- again, from a number on ---------------------------------------------------------------
     def resume(
@@ -179,7 +183,8 @@ class Private:
 
         def arrived() -> None:
             del self._resumes[reader]
-            caught_up = m.CaughtUp(state.aseq, self.balances_of(account), now_us())
+            balances = translate.balances_of(self._tell_money(account))
+            caught_up = m.CaughtUp(state.aseq, balances, now_us())
             reader.send(reader.codec.encode(caught_up))
             self._hub.add(reader, topic)
 
@@ -211,7 +216,7 @@ class Private:
             aseq=state.aseq,
             account=account,
             wallet=address_text(state.wallet),
-            balances=self.balances_of(account),
+            balances=translate.balances_of(self._tell_money(account)),
             orders=self.open_orders(account),
             capacities=[
                 (self._mirror.markets[instrument].ticker, qty_text(lots))
@@ -222,7 +227,7 @@ class Private:
 
     def balances_of(self, account: int) -> m.Balances:
         """As last published: never what is matched but not yet durable."""
-        return translate.balances_of(self.balances.get(account, _NO_BALANCES))
+        return translate.balances_of(self._source.balances(account))
 
     def open_orders(self, account: int, instrument: int = EVERY_MARKET) -> list[m.OrderInfo]:
         """Oldest first, of one market or of all."""
