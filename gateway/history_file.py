@@ -35,6 +35,7 @@ PAGE_RECORDS: Final = 512  # at most, in one page
 # SQLite's module gives the interpreter away for each step, and may wait long to have it back, so
 # many pages go with one; each of these numbers is one prepared statement.
 PAGES_PER_STATEMENT: Final = (128, 16, 4, 1)
+PAGES_AT_ONCE: Final = 8  # searched: those of who is told something now and then are short
 EVERY: Final = 0  # the stream of all messages; the others have the number of their kind
 STREAMS: Final = (EVERY, FILL, LEASE)
 # A page's place says whose it is, of which stream, and the number of its last record.
@@ -198,7 +199,8 @@ class HistoryFile:
             (_place(EVERY, account, 0), _place(EVERY, account, below) - 1),
         )
         with closing(pages):
-            for (records,) in pages:
+            while some := pages.fetchmany(PAGES_AT_ONCE):
+                records = b"".join([records for (records,) in reversed(some)])
                 looked += len(records) // FACT_BYTES
                 found = last_of_client(records, client_id)
                 if found is not None:

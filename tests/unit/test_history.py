@@ -19,6 +19,7 @@ from gateway.history_file import (
     EVERY,
     MIGRATIONS,
     PAGE_RECORDS,
+    PAGES_AT_ONCE,
     Found,
     Group,
     HistoryError,
@@ -477,8 +478,8 @@ async def long_kept(tmp_path: Path) -> AsyncGenerator[History]:
     """Account 7 has much, 8 little."""
     path = tmp_path / "history.sqlite3"
     file = HistoryFile(path)
-    for first in range(1, 4_000, 200):
-        file.write(group_of(7, first, first + 199))
+    for first in range(1, 4_000, 20):
+        file.write(group_of(7, first, first + 19))
     file.write(group_of(8, 1, 10))
     file.close()
     kept = History(path)
@@ -527,7 +528,7 @@ async def test_a_search_looks_at_a_part_at_a_time_and_at_no_record_twice(
     long_kept.ask_order(7, 1, answers.append)
     await until(lambda: bool(answers))
     assert answers == [None]
-    assert sum(looked) == 4_000 and max(looked) < 250 + PAGE_RECORDS
+    assert sum(looked) == 4_000 and max(looked) < 250 + PAGES_AT_ONCE * 20
 
 
 async def test_while_the_file_cannot_be_written_orders_wait_and_cancels_do_not(
