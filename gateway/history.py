@@ -326,9 +326,9 @@ class History:
     def ask_order(
         self, account: int, client_id: int, answer: Callable[[m.OrderInfo | None], None]
     ) -> bool:
-        """What became of the order of a client id, one that is closed, as far as it is kept; False
-        while too many such questions wait. There is no index for them, as each order
-        would pay for it: the account's records are looked through, a part at a time."""
+        """What became of the order of a client id, of one that is closed, as far as it is kept;
+        False while too many such questions wait. They are rare, and each order would pay for an
+        index: so the account's records are looked through, the newest first, a part at a time."""
         if len(self._searches) >= ASKED_MAX:
             return False
         searches = self._searches.setdefault(account, deque())

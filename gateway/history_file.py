@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from compex_client import messages as m
 
@@ -38,7 +38,8 @@ PAGES_PER_STATEMENT: Final = (128, 16, 4, 1)
 PAGES_AT_ONCE: Final = 8  # searched: those of who is told something now and then are short
 EVERY: Final = 0  # the stream of all messages; the others have the number of their kind
 STREAMS: Final = (EVERY, FILL, LEASE)
-# A page's place says whose it is, of which stream, and the number of its last record.
+# A page's place says whose it is, of which stream, and the number of its last record, whose time it
+# has beside it.
 _ASEQ_BITS: Final = 39
 _STREAM_BITS: Final = 3
 ASEQ_MAX: Final = (1 << _ASEQ_BITS) - 1
@@ -71,8 +72,7 @@ MIGRATIONS: Final = (
     );
     """,
 )
-# As it is kept: a record or, of an earlier build, a message.
-Kept = bytes | m.Numbered
+Kept: TypeAlias = bytes | m.Numbered  # a record or, of an earlier build, a message
 
 
 class HistoryError(CompexError):
