@@ -17,9 +17,9 @@ from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, CancelReason, Event, EventKind
 from engine.rejects import Refused, Reject
 from gateway import translate
+from gateway.facts import CAUSES
 from gateway.history import History
 from gateway.history_file import ArmedRow
-from gateway.private import CAUSES
 
 TICK_SECONDS: Final = 0.05  # how late a time may be seen to be over
 NS_PER_MS: Final = 1_000_000

@@ -54,7 +54,7 @@ _ACCEPTED: Final = int(EventKind.ACCEPTED)
 class _Saved(msgspec.Struct, array_like=True):
     sequence: int
     time_us: int
-    balances: dict[int, Balances]
+    balances: dict[int, Balances]  # of an earlier build; the engine has them
     mirror: SavedMirror
     public: SavedPublic = msgspec.field(default_factory=SavedPublic)
     leases: SavedLeases = msgspec.field(default_factory=SavedLeases)
@@ -146,23 +146,21 @@ class Feed:
                 self._fill(event, number)
             case EventKind.CANCELLED:
                 order = self.mirror.take(event.account, event.order_id, event.qty_lots, "cancelled")
-                self._private.order(order, event, CancelReason(event.reason).name)
+                self._private.order(order, event, event.reason)
             case EventKind.AMENDED:
-                self._private.order(self.mirror.amend(event), event, EventKind.AMENDED.name)
+                self._private.changed(self.mirror.amend(event), event)
             case EventKind.CONCEALED:
-                order = self.mirror.hide(event, event.qty_lots)
-                self._private.order(order, event, EventKind.CONCEALED.name)
+                self._private.changed(self.mirror.hide(event, event.qty_lots), event)
             case EventKind.REFRESHED:
-                order = self.mirror.refresh(event)
-                self._private.order(order, event, EventKind.REFRESHED.name)
+                self._private.changed(self.mirror.refresh(event), event)
             case EventKind.WAITING:
-                self._private.order(self.mirror.wait(event), event, EventKind.WAITING.name)
+                self._private.changed(self.mirror.wait(event), event)
             case EventKind.TRIGGERED:
-                self._private.order(self.mirror.trigger(event), event, EventKind.TRIGGERED.name)
+                self._private.changed(self.mirror.trigger(event), event)
             case EventKind.DECREMENTED:
                 for order_id in (event.counter_order_id, event.order_id):
                     order = self.mirror.take(event.account, order_id, event.qty_lots, "cancelled")
-                    self._private.order(order, event, CancelReason.SELF_TRADE.name)
+                    self._private.order(order, event, CancelReason.SELF_TRADE)
             case _:
                 self._apply_to_account(event)
                 self._apply_to_market(event)
@@ -224,7 +222,7 @@ class Feed:
         found = _Saved(
             self._sequence,
             self._time_us,
-            self._private.balances,
+            {},
             self.mirror.save(),
             self._public.save(),
             self._private.leases.buyers,
@@ -234,7 +232,6 @@ class Feed:
     def load(self, saved: bytes) -> None:
         found = msgspec.msgpack.decode(saved, type=_Saved)
         self._sequence, self._time_us = found.sequence, found.time_us
-        self._private.balances = found.balances
         self._private.leases.buyers = found.leases
         self.mirror.load(found.mirror)
         self._public.load(found.public)

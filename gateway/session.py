@@ -29,9 +29,10 @@ from gateway.audit import Audit
 from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
 from gateway.bulk import Gathering, ItemReply, Told, levels_in
 from gateway.counts import Counts
+from gateway.facts import FILL, LEASE
 from gateway.feed import OWN_COMMANDS, Feed
 from gateway.history import History
-from gateway.history_file import FILL, LEASE, ArmedRow
+from gateway.history_file import ArmedRow
 from gateway.hub import EVERY_MARKET, Topic
 from gateway.keys import Keys
 from gateway.limits import (
@@ -46,7 +47,6 @@ from gateway.limits import (
     spend,
 )
 from gateway.mirror import CLOSED_ORDERS_KEPT
-from gateway.private import order_told
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
@@ -835,14 +835,17 @@ class Session:
         found = state.find(order_id, client_id)
         if found is not None:
             self._ack(m.Ack(request_id, order=self._desk.feed.mirror.order_info(found)))
-        elif client_id and len(state.closed) == CLOSED_ORDERS_KEPT:  # some may be forgotten
+        elif (
+            client_id
+            and len(state.closed) == CLOSED_ORDERS_KEPT  # some may be forgotten
+            and self._desk.port.is_used(account, client_id)
+        ):
             self._tell_kept_order(request_id, account, client_id)
         else:
             self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
 
     def _tell_kept_order(self, request_id: int, account: int, client_id: int) -> None:
-        def answer(told: list[m.Order | m.Fill]) -> None:
-            order = order_told(told)
+        def answer(order: m.OrderInfo | None) -> None:
             if order is None:
                 self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
             else:
@@ -855,7 +858,7 @@ class Session:
         """Fills or leases, from the account's kept stream."""
         account, kind = self._trader(), FILL if request.what == "fills" else LEASE
 
-        def answer(found: list[m.ServerMessage]) -> None:
+        def answer(found: list[m.Numbered]) -> None:
             ack = m.Ack(request.id)
             if kind == FILL:
                 ack.fills = [x for x in found if isinstance(x, m.Fill)]

@@ -31,9 +31,10 @@ from engine.catalog import load_catalog
 from engine.clock import SystemClock
 from engine.journal import read
 from engine.replica import Replica
+from gateway import facts
 from gateway.feed import Feed
 from gateway.history import History
-from gateway.history_file import HistoryFile
+from gateway.history_file import EVERY, HistoryFile
 from gateway.snapshots import take
 from tests.exchange import (
     TICKER,
@@ -51,7 +52,6 @@ TRADERS: Final = (1, BOT, 3)
 CUTS_PER_LIFE: Final = 8  # of the node, on average
 LONGEST_SECONDS: Final = 0.06  # a connection lives at most about so long
 CATCH_UP_SECONDS_MAX: Final = 60.0
-_unpack: Final = msgspec.msgpack.Decoder(m.ServerMessage).decode
 
 
 class Story:
@@ -213,15 +213,20 @@ def keep_older(story: Story) -> None:
 async def replayed(directory: Path, path: Path) -> list[m.Numbered]:
     """What a replay of the journal's commands tells the bot's account."""
     history, replica = History(path), Replica(SystemClock())
-    Feed(replica, load_catalog(), lambda _: None, lambda: None, history)
+    feed = Feed(replica, load_catalog(), lambda _: None, lambda: None, history)
     replica.subscribe(history.on_batch)
     for frame in read(directory / "journal"):
         replica.follow(frame)
     await history.close()
+    markets = feed.mirror.markets
     file = HistoryFile(path)
-    told = [_unpack(message) for _, message in file.page(BOT, 1, 1 << 40)]
+    told = [
+        facts.message(kept, lambda instrument: markets[instrument].ticker)
+        for kept in file.read(EVERY, BOT, 1, 1 << 40)
+        if isinstance(kept, bytes)
+    ]
     file.close()
-    return [x for x in told if isinstance(x, m.NUMBERED)]
+    return told
 
 
 async def all_lives(story: Story, trial: Trial) -> None:
