@@ -124,7 +124,7 @@ def listen(story: Story, live: Conversation) -> None:
     story.undisturbed += [x for x in heard if isinstance(x, m.NUMBERED)]
 
 
-async def one_connection(url: str, story: Story) -> None:
+async def one_connection(url: str, story: Story, seconds_max: float = LONGEST_SECONDS) -> None:
     """Connect, resume, listen; cut off after a random while, wherever that is."""
     sockets: list[ClientConnection] = []
 
@@ -139,7 +139,7 @@ async def one_connection(url: str, story: Story) -> None:
             story.hear(message)
 
     living = asyncio.create_task(live())
-    await asyncio.wait([living], timeout=story.random.random() * LONGEST_SECONDS)
+    await asyncio.wait([living], timeout=story.random.random() * seconds_max)
     for socket in sockets:
         socket.transport.abort()
     if not living.done():
@@ -254,8 +254,10 @@ async def to_the_end(exchange: Exchange, url: str, live: Conversation, story: St
     await exchange.port.settled()
     listen(story, live)
     story.caught_up = None
+    seconds_max = LONGEST_SECONDS
     while story.caught_up is None or len(story.bot) < len(story.undisturbed):
-        await one_connection(url, story)
+        await one_connection(url, story, seconds_max)
+        seconds_max *= 1.5  # on a busy machine it may take longer than that to log in
         listen(story, live)
 
 
