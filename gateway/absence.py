@@ -17,9 +17,9 @@ from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, CancelReason, Event, EventKind
 from engine.rejects import Refused, Reject
 from gateway import translate
+from gateway.facts import CAUSES
 from gateway.history import History
 from gateway.history_file import ArmedRow
-from gateway.private import CAUSES
 
 TICK_SECONDS: Final = 0.05  # how late a time may be seen to be over
 NS_PER_MS: Final = 1_000_000
@@ -171,9 +171,15 @@ class Absence:
         switch.due_ns = None
         self._cancelling[sequence] = (place, switch)
 
+    @property
+    def is_cancelling(self) -> bool:
+        """Whether an answer is awaited."""
+        return bool(self._cancelling)
+
     def answer(self, event: Event) -> None:
-        """What the engine says, of which its terminal events for these commands count."""
-        if not self._cancelling or event.kind not in _ENDS:
+        """What the engine says while `is_cancelling`, of which its terminal events for these
+        commands count."""
+        if event.kind not in _ENDS:
             return
         place, switch = self._cancelling.pop(event.sequence, (None, None))
         if place is None or switch is None or self._switches.get(place) is not switch:

@@ -27,7 +27,6 @@ from engine.records import (
     decode_commands,
 )
 from engine.rejects import CatalogError, Reject
-from gateway import translate
 from gateway.history import History, Reader
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
 from gateway.leases import SavedLeases
@@ -48,12 +47,14 @@ OWN_COMMANDS: Final = Topic("sequenced", EVERY_MARKET)  # told by the session it
 
 
 _OF_COMMANDS: Final = frozenset({EventKind.REJECTED, EventKind.CANCEL_ALL_DONE})
+# Members of an IntEnum cost a look-up each time they are named; events come by the million.
+_ACCEPTED: Final = int(EventKind.ACCEPTED)
 
 
 class _Saved(msgspec.Struct, array_like=True):
     sequence: int
     time_us: int
-    balances: dict[int, Balances]
+    balances: dict[int, Balances]  # of an earlier build; the engine has them
     mirror: SavedMirror
     public: SavedPublic = msgspec.field(default_factory=SavedPublic)
     leases: SavedLeases = msgspec.field(default_factory=SavedLeases)
@@ -82,6 +83,7 @@ class Feed:
         self.sent: Final = self._hub.sent
         self._public = Public(self._hub, self.mirror, catalog)
         self._private = Private(self._hub, self.mirror, source, history)
+        self.told = 0  # goes up when there is news: what was read before may be other now
         self._sequence = 0  # of the command whose events are being applied
         self._time_us = 0
         source.subscribe(self.on_batch, keeper=self)
@@ -89,12 +91,25 @@ class Feed:
     # --- from the engine -----------------------------------------------------------------------
     def on_batch(self, batch: Batch) -> None:
         """The engine's subscriber: consecutive events; a command never spans two batches."""
-        for number, event in enumerate(batch.events, batch.first_number):
-            if event.sequence != self._sequence:
+        self.told += 1
+        events = batch.events
+        sequences = [event.sequence for event in events]
+        sequences.append(0)  # behind the last
+        for place, event in enumerate(events):
+            number = batch.first_number + place
+            sequence = event.sequence
+            if sequence != self._sequence:
                 self._end_command()
-                self._sequence = event.sequence
-                self._time_us = translate.time_us(event.time_ns)
-                self._public.at(event.sequence, self._time_us)
+                self._sequence = sequence
+                self._time_us = event.time_ns // 1_000
+                self._public.at(sequence, self._time_us)
+                if (
+                    event.kind == _ACCEPTED
+                    and sequences[place + 1] != sequence
+                    and event.instrument not in self.mirror.watched
+                ):
+                    self._rest(event, number)
+                    continue
             self._answer(event)
             self._private.event_number = number
             self._apply(event, number)
@@ -103,6 +118,16 @@ class Feed:
         self._end_command()
         self._hub.flush()
         self._private.settle_balances(self._time_us)
+
+    def _rest(self, event: Event, number: int) -> None:
+        """What most commands come to, and no more: an order rests. As `_apply` does it, at half
+        the price."""
+        self._answer(event)
+        self._private.event_number = number
+        order, change = self.mirror.rest(event, self._public.has_followers)
+        self._private.order(order, event)
+        if change is not None:
+            self._public.book(change)
 
     def _tell_of_command(self, event: Event, commands: CommandArray) -> None:
         """What says too little without the command behind it."""
@@ -121,23 +146,21 @@ class Feed:
                 self._fill(event, number)
             case EventKind.CANCELLED:
                 order = self.mirror.take(event.account, event.order_id, event.qty_lots, "cancelled")
-                self._private.order(order, event, CancelReason(event.reason).name)
+                self._private.order(order, event, event.reason)
             case EventKind.AMENDED:
-                self._private.order(self.mirror.amend(event), event, EventKind.AMENDED.name)
+                self._private.changed(self.mirror.amend(event), event)
             case EventKind.CONCEALED:
-                order = self.mirror.hide(event, event.qty_lots)
-                self._private.order(order, event, EventKind.CONCEALED.name)
+                self._private.changed(self.mirror.hide(event, event.qty_lots), event)
             case EventKind.REFRESHED:
-                order = self.mirror.refresh(event)
-                self._private.order(order, event, EventKind.REFRESHED.name)
+                self._private.changed(self.mirror.refresh(event), event)
             case EventKind.WAITING:
-                self._private.order(self.mirror.wait(event), event, EventKind.WAITING.name)
+                self._private.changed(self.mirror.wait(event), event)
             case EventKind.TRIGGERED:
-                self._private.order(self.mirror.trigger(event), event, EventKind.TRIGGERED.name)
+                self._private.changed(self.mirror.trigger(event), event)
             case EventKind.DECREMENTED:
                 for order_id in (event.counter_order_id, event.order_id):
                     order = self.mirror.take(event.account, order_id, event.qty_lots, "cancelled")
-                    self._private.order(order, event, CancelReason.SELF_TRADE.name)
+                    self._private.order(order, event, CancelReason.SELF_TRADE)
             case _:
                 self._apply_to_account(event)
                 self._apply_to_market(event)
@@ -199,7 +222,7 @@ class Feed:
         found = _Saved(
             self._sequence,
             self._time_us,
-            self._private.balances,
+            {},
             self.mirror.save(),
             self._public.save(),
             self._private.leases.buyers,
@@ -209,7 +232,6 @@ class Feed:
     def load(self, saved: bytes) -> None:
         found = msgspec.msgpack.decode(saved, type=_Saved)
         self._sequence, self._time_us = found.sequence, found.time_us
-        self._private.balances = found.balances
         self._private.leases.buyers = found.leases
         self.mirror.load(found.mirror)
         self._public.load(found.public)
@@ -223,13 +245,15 @@ class Feed:
         self._public.trade(event, number)
 
     def _end_command(self) -> None:
-        for change in self.mirror.changes(self._sequence):
-            self._public.book(change)
-        self._public.orders(self.mirror.moves())
+        if self.mirror.is_changing:
+            for change in self.mirror.changes(self._sequence):
+                self._public.book(change)
+            self._public.orders(self.mirror.moves())
         self._done()
 
     def publish_index(self, index: m.Index) -> None:
         """Tell a spot price. Called by the node when one is published on chain."""
+        self.told += 1
         self._public.index(index)
         self._hub.flush()
 

@@ -1,56 +1,61 @@
 """Private streams as they were told, kept in a file, and told again from any number on.
 
-    feed ─▶ put ─▶ rows that wait ─▶ one writer ─▶ file        (in groups, off the event loop)
-                        └────────────┬──────────────┘
-                                  Resume ─▶ a listener that was away, then the hub
+    feed ─▶ put ─▶ records that wait ─▶ one writer ─▶ file     (in groups, off the event loop)
+                          └────────────┬──────────────┘
+                                    Resume ─▶ a listener that was away, then the hub
 
-Invariant: nothing blocks the event loop but the short reads of `fills` and `leases`; a row stays in
-memory until the group after its own is in the file, so who has read the file to its end finds what
-follows here. The file may be behind the engine, never ahead: a start hears again what it has not.
-The feed puts, sessions resume and ask, through the feed; the node opens and closes it.
+Invariant: nothing blocks the event loop but the short reads of `fills` and `leases`; a record stays
+in memory until the group after its own is in the file, so who has read the file to its end finds
+what follows here. The file may be behind the engine, never ahead: a start hears again what it has
+not. The feed puts, sessions resume and ask, through the feed; the node opens and closes it.
 """
 
 import asyncio
+import contextlib
 import logging
 import sqlite3
+from bisect import bisect_right
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final, NamedTuple, Protocol, TypeVar
 
-import msgspec
 from compex_client import messages as m
 
 from engine.port import Batch
-from gateway import wire
-from gateway.history_file import FILL, KIND_OF, LEASE, ArmedRow, HistoryError, HistoryFile, Row
+from engine.records import SECOND_NS
+from gateway import facts
+from gateway.facts import FILL, LEASE, Ticker, aseq_of, last_of_client
+from gateway.history_file import (
+    ASEQ_MAX,
+    EVERY,
+    ArmedRow,
+    Found,
+    Group,
+    HistoryError,
+    HistoryFile,
+    Kept,
+)
 from gateway.hub import Listener
 
-ROWS_WAITING_MAX: Final = 1 << 16  # before the writer; while there are as many, no order is taken
-GROUP_ROWS: Final = 4_096  # at a start, when nobody is kept waiting, so many are written at once
-LINGER_SECONDS: Final = 0.02  # rows gather so long: the journal has what they say
+WAITING_MAX: Final = 1 << 16  # records before the writer; as long as they are, no order is taken
+GROUP_RECORDS: Final = 4_096  # as soon as there are as many they are written
+LINGER_SECONDS: Final = 0.2  # others gather so long: the journal has what they say
 RETRY_SECONDS: Final = 1.0  # after the file failed
-CHECKPOINT_ROWS: Final = 50_000
-PAGE_ROWS: Final = 512  # read at once for who resumes
+CHECKPOINT_RECORDS: Final = 50_000
+READ_RECORDS: Final = 512  # at once, for who resumes
 ROOM_SECONDS: Final = 0.01  # between two looks whether a slow one has taken what it has
 ASKED_MAX: Final = 1_024  # questions before the reader; further ones are refused
-TRIM_ROWS: Final = 4_096  # deleted in one transaction
+SEARCHES_MAX: Final = 64  # of one account, for orders by client id; further ones are refused
+SEARCHED_RECORDS: Final = 8_192  # looked at between two pauses of ROOM_SECONDS, for all accounts
+TRIM_RECORDS: Final = 4_096  # deleted in one transaction
 SWEEP_SECONDS: Final = 600.0  # between two looks at what is too old
-DAY_US: Final = 86_400 * 1_000_000
+DAY_NS: Final = 86_400 * SECOND_NS
 ANY_EVENT: Final = 1 << 62
 
 T = TypeVar("T")
 log = logging.getLogger("compex.history")
-_pack: Final = msgspec.msgpack.Encoder().encode
-_unpack: Final = msgspec.msgpack.Decoder(m.ServerMessage).decode
-
-
-class _Aseq(msgspec.Struct):
-    aseq: int
-
-
-_numbered: Final = msgspec.msgpack.Decoder(_Aseq).decode
 
 
 class Reader(Listener, Protocol):
@@ -84,15 +89,21 @@ class Resume:
         self.next = from_aseq
         self.present: Final = present
         self.arrived: Final = arrived
-        self.page: deque[tuple[int, bytes]] = deque()  # read and not yet told
+        self.page: deque[Kept] = deque()  # read and not yet told
         self.is_over = False
 
-    def tell(self, aseq: int, message: bytes) -> None:
-        assert aseq == self.next, "a kept stream has no gap"
-        codec = self.reader.codec
-        is_same = codec is wire.MSGPACK
-        self.reader.send(codec.frame(message) if is_same else codec.encode(_unpack(message)))
+    def tell(self, message: m.Numbered) -> None:
+        assert message.aseq == self.next, "a kept stream has no gap"
+        self.reader.send(self.reader.codec.encode(message))
         self.next += 1
+
+
+class Search(NamedTuple):
+    """For what became of an order, from the newest record of its account back to the oldest."""
+
+    client_id: int
+    answer: Callable[[m.OrderInfo | None], None]
+    below: int = 0  # which number is next; 0: none was looked at, the newest are in memory
 
 
 class History:
@@ -110,24 +121,26 @@ class History:
         time_ns: Callable[[], int] | None = None,
         from_anywhere: bool = False,
     ) -> None:
+        self.ticker: Ticker = str  # of an instrument; the private stream says how
         self._path = path
         self._keep = keep or Keep()
         self._time_ns = time_ns
         self._file = HistoryFile(path)
-        self._begin, self._begin_raw = self._file.covered()
-        self._safe = self._begin
-        self._is_anywhere = self._begin == 0 and (from_anywhere or path is None)
+        self.begin, self._begin_raw = self._file.covered()  # what events up to there made is kept
+        self._safe = self.begin
+        self._is_anywhere = self.begin == 0 and (from_anywhere or path is None)
         self._oldest = self._file.oldest()
-        self._rows: list[Row] = []  # no group of the writer has them
-        self._in_hand: list[Row] = []  # the group on its way, and
-        self._last: list[Row] = []  # the one before it, which is in the file
-        self._tails: dict[int, deque[Row]] = {}  # all of those, by account
-        self._heard = (self._begin, self._begin_raw)  # the last event heard
+        self._waiting = Group()  # what the writer does not have yet,
+        self._in_hand = Group()  # what is on its way,
+        self._last = Group()  # and what was before it, which is in the file
+        self._heard = (self.begin, self._begin_raw)  # the last event heard
         self._since_checkpoint = 0
         self._over: dict[int, int] = {}  # accounts that have more than is kept: their last number
         self._resumes: list[Resume] = []
         self._asked: deque[tuple[Callable[[HistoryFile], Any], Callable[[Any], None]]] = deque()
-        self._has_rows = asyncio.Event()
+        self._searches: dict[int, deque[Search]] = {}  # by account, whose turn it is first
+        self._has_records = asyncio.Event()
+        self._has_many = asyncio.Event()
         self._has_work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._reader: HistoryFile | None = None
@@ -149,47 +162,53 @@ class History:
                 self._tasks.append(task)
 
     # --- from the engine -----------------------------------------------------------------------
-    def lacks(self, event_number: int) -> bool:
-        """Whether what follows from this event is still to be put."""
-        return event_number > self._begin
+    def put(self, account: int, record: bytes) -> None:
+        """The next of an account's messages, of an event behind `begin`."""
+        group = self._waiting
+        records = group.streams[EVERY].get(account)
+        if records is None:
+            self._begin_stream(account, record)
+        else:
+            records.append(record)
+        group.count += 1
 
-    def put(self, account: int, event_number: int, message: m.Numbered, client_id: int) -> None:
-        row = Row(
-            account, message.aseq, event_number, KIND_OF[type(message)], client_id,
-            message.time_us, _pack(message),
-        )  # fmt: skip
-        self._rows.append(row)
-        tail = self._tails.get(account)
-        if tail is None:
-            tail = self._tails[account] = deque()
-            self._oldest.setdefault(account, row.aseq)
-        tail.append(row)
+    def put_of_kind(self, kind: int, account: int, record: bytes) -> None:
+        """Behind `put`: a fill or a lease, which is asked for by its kind as well."""
+        self._waiting.streams[kind].setdefault(account, []).append(record)
+
+    def _begin_stream(self, account: int, record: bytes) -> None:
+        self._waiting.streams[EVERY][account] = [record]
+        if account not in self._oldest:
+            self._oldest[account] = self._waiting.begun[account] = aseq_of(record)
 
     def on_batch(self, batch: Batch) -> None:
         """The engine's subscriber, behind the feed: all that the events made is put."""
         last = batch.first_number + len(batch.events) - 1
-        if batch.first_number <= self._begin <= last:
-            same = batch.events[self._begin - batch.first_number].pack() == self._begin_raw
+        if batch.first_number <= self.begin <= last:
+            same = batch.events[self.begin - batch.first_number].pack() == self._begin_raw
             if not same:
-                self.failure = f"event {self._begin} of the journal is another one"
+                self.failure = f"event {self.begin} of the journal is another one"
         if last <= self._heard[0] or self.failure:
             return
         self._heard = (last, batch.events[-1].pack())
+        is_large = self._waiting.count >= GROUP_RECORDS
         if not batch.replayed:
             self.start()
-            self._has_rows.set()
-        elif len(self._rows) >= GROUP_ROWS and not self._tasks:
+            self._has_records.set()
+            if is_large:
+                self._has_many.set()
+        elif is_large and not self._tasks:  # nobody is kept waiting
             self._take_group()
-            self._file.write(self._in_hand, *self._heard)
+            self._file.write(self._in_hand)
             self._written()
 
     @property
     def is_written(self) -> bool:
         """Whether the file has all that was heard."""
-        return not self._rows and not self._in_hand
+        return not self._waiting.count and not self._in_hand.count
 
     def has_room(self) -> bool:
-        return len(self._rows) + len(self._in_hand) < ROWS_WAITING_MAX
+        return self._waiting.count + self._in_hand.count < WAITING_MAX
 
     def heard(self) -> int:
         """The last event that need not come again; the one it ends with is compared."""
@@ -197,8 +216,8 @@ class History:
 
     def check(self, last_event: int) -> None:
         """After a start: raises HistoryError if the file is not of the journal that was heard."""
-        if self._begin > last_event:
-            self.failure = f"the journal ends with event {last_event}, before {self._begin}"
+        if self.begin > last_event:
+            self.failure = f"the journal ends with event {last_event}, before {self.begin}"
         if self.failure:
             raise HistoryError(f"{self._path} is of another journal, move it away: {self.failure}")
 
@@ -210,50 +229,53 @@ class History:
 
     async def _keep_writing(self) -> None:
         while True:
-            await self._has_rows.wait()
-            await asyncio.sleep(LINGER_SECONDS)
-            self._has_rows.clear()
+            await self._has_records.wait()
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(LINGER_SECONDS):
+                    await self._has_many.wait()
+            self._has_records.clear()
+            self._has_many.clear()
             try:
                 await self._write_group()
                 await self._trim()
-            except sqlite3.Error as error:  # the rows stay where they are
+            except sqlite3.Error as error:  # the group stays in hand
                 log.error("private streams are not kept for now: %s", error)
-                self._has_rows.set()
+                self._has_records.set()
                 await asyncio.sleep(RETRY_SECONDS)
 
     async def _write_group(self) -> None:
-        self._take_group()
-        await self._off(self._file.write, self._in_hand, *self._heard)
-        self._since_checkpoint += len(self._in_hand)
+        if not self._in_hand.event:
+            self._take_group()
+        await self._off(self._file.write, self._in_hand)
+        self._since_checkpoint += self._in_hand.count
         self._written()
-        if self._since_checkpoint >= CHECKPOINT_ROWS:
+        if self._since_checkpoint >= CHECKPOINT_RECORDS:
             self._since_checkpoint = 0
             self._safe = max(self._safe, await self._off(self._file.checkpoint))
 
     def _take_group(self) -> None:
-        """All rows there are, behind those of a group that failed."""
-        self._in_hand += self._rows
-        self._rows = []
+        """All there is. One that failed is written again just as it was, before any other."""
+        assert not self._in_hand.event, "one group at a time"
+        self._in_hand, self._waiting = self._waiting, Group()
+        self._in_hand.event, self._in_hand.raw = self._heard
 
     def _written(self) -> None:
         """The group in hand is in the file: the one before it can be forgotten here."""
-        for row in self._last:
-            tail = self._tails[row.account]
-            assert tail.popleft() is row
-            if not tail:
-                del self._tails[row.account]
-        for row in self._in_hand:
-            if row.aseq - self._oldest[row.account] >= self._kept_and_slack:
-                self._over[row.account] = row.aseq
-        self._last, self._in_hand = self._in_hand, []
+        for account, records in self._in_hand.streams[EVERY].items():
+            last = aseq_of(records[-1])
+            if last - self._oldest[account] >= self._kept_and_slack:
+                self._over[account] = last
+        self._last, self._in_hand = self._in_hand, Group()
+        if self._waiting.count:
+            self._has_records.set()
 
     # --- what is not kept any more -------------------------------------------------------------
     @property
     def _kept_and_slack(self) -> int:
-        return self._keep.messages + min(self._keep.messages // 16, TRIM_ROWS)
+        return self._keep.messages + min(self._keep.messages // 16, TRIM_RECORDS)
 
     async def _trim(self) -> None:
-        """Of each account a part, so that the writer's rows do not wait long."""
+        """Of each account a part, so that the writer's records do not wait long."""
         for account, newest in list(self._over.items()):
             below = newest - self._keep.messages + 1
             await self._forget(account, below)
@@ -264,7 +286,7 @@ class History:
         """Messages before that number, but for what somebody is being told."""
         oldest = self._oldest[account]
         needed = [x.next for x in self._resumes if x.account == account and not x.is_over]
-        to = min([below, oldest + TRIM_ROWS, *needed])
+        to = min([below, oldest + TRIM_RECORDS, *needed])
         if to > oldest:
             self._oldest[account] = to  # first: whoever asks now must not begin before it
             await self._off(self._file.trim, account, to)
@@ -272,9 +294,9 @@ class History:
     async def _keep_sweeping(self) -> None:
         """What is older than the days kept."""
         while self._keep.days and self._time_ns is not None:
-            since_us = self._time_ns() // 1_000 - self._keep.days * DAY_US
+            since_ns = self._time_ns() - self._keep.days * DAY_NS
             for account in list(self._oldest):
-                first = await self._off(self._file.first_since, account, since_us)
+                first = await self._off(self._file.first_since, account, since_ns)
                 while first and self._oldest[account] < first:
                     before = self._oldest[account]
                     await self._forget(account, first)
@@ -302,17 +324,20 @@ class History:
         return True
 
     def ask_order(
-        self, account: int, client_id: int, answer: Callable[[list[m.Order | m.Fill]], None]
+        self, account: int, client_id: int, answer: Callable[[m.OrderInfo | None], None]
     ) -> bool:
-        """What is kept about the order of a client id: its first message, its last `order` and the
-        last one of all, or fewer."""
-
-        def merge(found: list[bytes]) -> None:
-            last = _aseq_of(found[-1]) if found else 0
-            here = [x.message for x in self._tail(account, last) if x.client_id == client_id]
-            answer([x for x in map(_unpack, found + here) if isinstance(x, m.Order | m.Fill)])
-
-        return self.ask(lambda file: file.of_order(account, client_id), merge)
+        """What became of the order of a client id, of one that is closed, as far as it is kept;
+        False while too many such questions wait. They are rare, and each order would pay for an
+        index: so the account's records are looked through, the newest first, a part at a time."""
+        if len(self._searches) >= ASKED_MAX:
+            return False
+        searches = self._searches.setdefault(account, deque())
+        if len(searches) >= SEARCHES_MAX:
+            return False
+        searches.append(Search(client_id, answer))
+        self.start()
+        self._has_work.set()
+        return True
 
     def ask_kept(
         self,
@@ -320,14 +345,14 @@ class History:
         account: int,
         after: int,
         limit: int,
-        answer: Callable[[list[m.ServerMessage]], None],
+        answer: Callable[[list[m.Numbered]], None],
     ) -> bool:
         """As `fills` and `leases`, off the event loop."""
 
-        def merge(found: list[bytes]) -> None:
+        def merge(found: Sequence[Kept]) -> None:
             answer(self._with_tail(found, kind, account, after, limit))
 
-        return self.ask(lambda file: file.of_kind(kind, account, after + 1, limit), merge)
+        return self.ask(lambda file: file.read(kind, account, after + 1, limit), merge)
 
     async def _keep_serving(self) -> None:
         while True:
@@ -336,11 +361,12 @@ class History:
             try:
                 await self._answer_all()
                 await self._tell_all()
+                await self._search_some()
             except sqlite3.Error as error:
                 log.error("what is kept cannot be read for now: %s", error)
                 await asyncio.sleep(RETRY_SECONDS)
                 self._has_work.set()
-            if self._resumes:
+            if self._resumes or self._searches:
                 await asyncio.sleep(ROOM_SECONDS)
                 self._has_work.set()
 
@@ -351,13 +377,43 @@ class History:
             self._asked.popleft()
             answer(found)
 
+    async def _search_some(self) -> None:
+        """A part of what is asked, account after account: however many or long one's searches are,
+        the reader is not kept from others for longer than a part takes."""
+        left = SEARCHED_RECORDS
+        while self._searches and left > 0:
+            account, searches = next(iter(self._searches.items()))
+            search = searches[0]
+            fate, below, looked = await self._look(account, search, left)
+            left -= looked
+            del self._searches[account]  # to stand behind the others
+            if below:
+                searches[0] = search._replace(below=below)
+            else:
+                searches.popleft()
+            if searches:
+                self._searches[account] = searches
+            if not below:
+                search.answer(self._order_info(fate))
+
+    async def _look(self, account: int, search: Search, most: int) -> Found:
+        if search.below:
+            return await self._off(self._file.search, account, search.client_id, search.below, most)
+        records = self._tail(EVERY, account, 0)
+        if not records:
+            return Found(None, ASEQ_MAX, 0)
+        fate = await self._off(lambda: last_of_client(b"".join(records), search.client_id))
+        return Found(fate, 0 if fate else aseq_of(records[0]), len(records))
+
     async def _tell_all(self) -> None:
         """Each of those who resume as much as it has room for."""
         for resume in list(self._resumes):
             while not resume.is_over and resume.reader.has_room:
                 if not resume.page and not self._is_here(resume):
                     resume.page.extend(
-                        await self._off(self._file.page, resume.account, resume.next, PAGE_ROWS)
+                        await self._off(
+                            self._file.read, EVERY, resume.account, resume.next, READ_RECORDS
+                        )
                     )
                     assert resume.page or self._is_here(resume), "a kept stream has no gap"
                 self._tell(resume)
@@ -366,28 +422,47 @@ class History:
 
     def _is_here(self, resume: Resume) -> bool:
         """Whether all that is left to tell is in memory."""
-        tail = self._tails.get(resume.account)
-        return resume.next > resume.present() or bool(tail and tail[0].aseq <= resume.next)
+        if resume.next > resume.present():
+            return True
+        for group in self._groups:
+            records = group.streams[EVERY].get(resume.account)
+            if records:
+                return aseq_of(records[0]) <= resume.next
+        return False
 
     def _tell(self, resume: Resume) -> None:
         """What was read, then what is here: when there is no more, that is the present."""
         while resume.page:
             if resume.is_over or not resume.reader.has_room:
                 return
-            resume.tell(*resume.page.popleft())
+            resume.tell(self._message(resume.page.popleft()))
         if resume.is_over or not self._is_here(resume):
             return
-        for row in self._tail(resume.account, resume.next - 1):
+        for record in self._tail(EVERY, resume.account, resume.next - 1):
             if not resume.reader.has_room:
                 return
-            resume.tell(row.aseq, row.message)
+            resume.tell(self._message(record))
         assert resume.next == resume.present() + 1, "a kept stream has no gap"
         resume.is_over = True
         resume.arrived()
 
-    def _tail(self, account: int, after: int) -> list[Row]:
-        """What is in memory of an account, with numbers above that."""
-        return [row for row in self._tails.get(account, ()) if row.aseq > after]
+    @property
+    def _groups(self) -> tuple[Group, Group, Group]:
+        """All that is in memory, the oldest first."""
+        return self._last, self._in_hand, self._waiting
+
+    def _tail(self, stream: int, account: int, after: int) -> list[bytes]:
+        """What is in memory of an account's stream, with numbers above that."""
+        found: list[bytes] = []
+        for group in self._groups:
+            found += group.streams[stream].get(account, ())
+        return found[bisect_right(found, after, key=aseq_of) :]
+
+    def _message(self, kept: Kept) -> m.Numbered:
+        return facts.message(kept, self.ticker) if isinstance(kept, bytes) else kept
+
+    def _order_info(self, fate: bytes | m.OrderInfo | None) -> m.OrderInfo | None:
+        return facts.order_info(fate, self.ticker) if isinstance(fate, bytes) else fate
 
     # --- read here and now ---------------------------------------------------------------------
     def fills(self, account: int, after: int, limit: int) -> list[m.Fill]:
@@ -399,19 +474,20 @@ class History:
         """As `fills`: each state that a lease has been in."""
         return [x for x in self._kept(LEASE, account, after, limit) if isinstance(x, m.Lease)]
 
-    def _kept(self, kind: int, account: int, after: int, limit: int) -> list[m.ServerMessage]:
+    def _kept(self, kind: int, account: int, after: int, limit: int) -> list[m.Numbered]:
         if self._reader is None:
             alone = self._path is None
             self._reader = self._file if alone else HistoryFile(self._path, reads_only=True)
-        found = self._reader.of_kind(kind, account, after + 1, limit)
+        found = self._reader.read(kind, account, after + 1, limit)
         return self._with_tail(found, kind, account, after, limit)
 
     def _with_tail(
-        self, found: list[bytes], kind: int, account: int, after: int, limit: int
-    ) -> list[m.ServerMessage]:
-        last = _aseq_of(found[-1]) if found else after
-        more = [row.message for row in self._tail(account, last) if row.kind == kind]
-        return [_unpack(message) for message in (found + more)[:limit]]
+        self, found: Sequence[Kept], kind: int, account: int, after: int, limit: int
+    ) -> list[m.Numbered]:
+        told = [self._message(kept) for kept in found]
+        last = told[-1].aseq if told else after
+        tail = self._tail(kind, account, last)[: limit - len(told)]
+        return told + [self._message(record) for record in tail]
 
     def armed(self) -> list[ArmedRow]:
         """As a start finds it."""
@@ -424,13 +500,19 @@ class History:
             return
         await self._stop()
         try:
-            self._take_group()
             if not self.failure:
-                self._file.write(self._in_hand, *self._heard)
+                self._write_all()
             self._file.checkpoint()
         except sqlite3.Error as error:
             log.error("the last of the private streams is left to the next start: %s", error)
         self._let_go()
+
+    def _write_all(self) -> None:
+        if self._in_hand.event:  # whether that was written or not
+            self._file.write(self._in_hand)
+            self._written()
+        self._take_group()
+        self._file.write(self._in_hand)
 
     async def abandon(self) -> None:
         """As a crash leaves it."""
@@ -450,10 +532,6 @@ class History:
         self._file.close()
         if self._reader is not None:
             self._reader.close()
-
-
-def _aseq_of(message: bytes) -> int:
-    return _numbered(message).aseq
 
 
 def _report(task: "asyncio.Task[None]") -> None:

@@ -1,27 +1,50 @@
 """The file in which private streams are kept: one SQLite database in the node's directory.
 
-Invariant: a group of messages, and the number of the last event that they cover, are in it together
-or not at all; of each account there is every message from its oldest kept one on. `History` calls,
-from one thread at a time; what others ask for goes through it.
+A page is consecutive records of one account's stream, in one blob; what is asked for by kind, fills
+and leases, is in streams of their own as well. So what a group of messages costs is its accounts
+and not its messages. Invariant: a group, and the number of the last event that it covers, are in
+the file together or not at all; of each account there is every message from its oldest kept one on.
+`History` calls, from one thread at a time; what others ask for goes through it.
 """
 
 import sqlite3
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
-from typing import Any, Final, NamedTuple
+from typing import Any, Final, NamedTuple, TypeAlias
 
 from compex_client import messages as m
-from compex_client.messages import NUMBERED
 
+from engine.records import ACCOUNTS_MAX
 from engine.rejects import CompexError
+from gateway.facts import (
+    FACT_BYTES,
+    FILL,
+    LEASE,
+    aseq_of,
+    first_since,
+    last_of_client,
+    time_ns_of,
+)
+from gateway.history_rows import Rows
 from gateway.schema import migrate
 
 BUSY_SECONDS: Final = 5.0  # for a reader elsewhere to let go
+PAGE_RECORDS: Final = 512  # at most, in one page
 # SQLite's module gives the interpreter away for each step, and may wait long to have it back, so
-# many rows go with one; each of these numbers is one prepared statement.
-ROWS_PER_STATEMENT: Final = (256, 32, 4, 1)
-KIND_OF: Final = {kind: number for number, kind in enumerate(NUMBERED, 1)}  # append-only
-ORDER, FILL, LEASE = KIND_OF[m.Order], KIND_OF[m.Fill], KIND_OF[m.Lease]
+# many pages go with one; each of these numbers is one prepared statement.
+PAGES_PER_STATEMENT: Final = (128, 16, 4, 1)
+PAGES_AT_ONCE: Final = 8  # searched: those of who is told something now and then are short
+EVERY: Final = 0  # the stream of all messages; the others have the number of their kind
+STREAMS: Final = (EVERY, FILL, LEASE)
+# A page's place says whose it is, of which stream, and the number of its last record, whose time it
+# has beside it.
+_ASEQ_BITS: Final = 39
+_STREAM_BITS: Final = 3
+ASEQ_MAX: Final = (1 << _ASEQ_BITS) - 1
+assert ACCOUNTS_MAX.bit_length() + _STREAM_BITS + _ASEQ_BITS <= 63, "a place is an int64"
+assert max(STREAMS) + 1 < 1 << _STREAM_BITS
 MIGRATIONS: Final = (
     f"""
     CREATE TABLE private (
@@ -43,23 +66,37 @@ MIGRATIONS: Final = (
         PRIMARY KEY (account, session, what)
     ) WITHOUT ROWID;
     """,
+    """
+    CREATE TABLE page (
+        place INTEGER PRIMARY KEY, time_ns INTEGER NOT NULL, records BLOB NOT NULL
+    );
+    """,
 )
+Kept: TypeAlias = bytes | m.Numbered  # a record or, of an earlier build, a message
 
 
 class HistoryError(CompexError):
     """The file cannot be used; the message says what to do."""
 
 
-class Row(NamedTuple):
-    """One message as it is kept; `message` is its msgpack."""
+class Group:
+    """Records that go into the file together, by stream and account, each stream's in order, and
+    the last event that they cover."""
 
-    account: int
-    aseq: int
-    event: int
-    kind: int  # KIND_OF its type
-    client_id: int
-    time_us: int
-    message: bytes
+    def __init__(self) -> None:
+        self.count = 0  # of messages
+        self.streams: Final[dict[int, dict[int, list[bytes]]]] = {x: {} for x in STREAMS}
+        self.begun: Final[dict[int, int]] = {}  # accounts that had nothing: their first number
+        self.event = 0
+        self.raw = b""
+
+
+class Found(NamedTuple):
+    """What a search came to, and before which number to go on with it; 0: it is over."""
+
+    fate: bytes | m.OrderInfo | None  # a record or, of an earlier build, what it says
+    below: int
+    looked: int  # at so many records
 
 
 class ArmedRow(NamedTuple):
@@ -86,6 +123,7 @@ class HistoryFile:
                 self._db.execute("PRAGMA query_only = 1")
             else:
                 self._open()
+            self._rows = Rows(self._db)
         except sqlite3.Error as error:
             raise HistoryError(f"{path}: {error}; without it, it is made anew") from error
 
@@ -119,70 +157,83 @@ class HistoryFile:
         """The oldest kept number of each account that has any."""
         return dict(self._all("SELECT account, oldest FROM kept"))
 
-    def write(self, rows: Sequence[Row], event: int, raw: bytes) -> None:
-        """One group, all that follows from the events up to `event`. What is there stays."""
+    def write(self, group: Group) -> None:
+        """All that follows from the events up to the group's. The same group again is harmless."""
 
         def work() -> None:
-            done = 0
-            for size in ROWS_PER_STATEMENT:
-                sql = _insert(size)
-                while len(rows) - done >= size:
-                    self._db.execute(sql, [x for row in rows[done : done + size] for x in row])
-                    done += size
-            first: dict[int, int] = {}
-            for row in rows:
-                first.setdefault(row.account, row.aseq)
-            self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", first.items())
-            self._db.execute("UPDATE covered SET event = ?, raw = ?", (event, raw))
+            pages = _pages_of(group)
+            for size in PAGES_PER_STATEMENT:
+                while len(some := list(islice(pages, size))) == size:
+                    self._db.execute(_insert(size), [x for page in some for x in page])
+                pages = iter(some)
+            self._db.executemany("INSERT OR IGNORE INTO kept VALUES (?, ?)", group.begun.items())
+            self._db.execute("UPDATE covered SET event = ?, raw = ?", (group.event, group.raw))
 
         self._together(work)
 
-    def page(self, account: int, from_aseq: int, limit: int) -> list[tuple[int, bytes]]:
-        """(aseq, message) from that number on, without a gap."""
-        return self._all(
-            "SELECT aseq, message FROM private WHERE account = ? AND aseq >= ?"
-            " ORDER BY aseq LIMIT ?",
-            (account, from_aseq, limit),
-        )
+    def read(self, stream: int, account: int, from_aseq: int, limit: int) -> Sequence[Kept]:
+        """At most so many of a stream's messages, from that number on."""
+        found: list[Kept] = [*self._rows.page(stream, account, from_aseq, limit)]
+        if len(found) < limit:
+            found += islice(self._records(stream, account, from_aseq), limit - len(found))
+        return found
 
-    def of_kind(self, kind: int, account: int, from_aseq: int, limit: int) -> list[bytes]:
-        found = self._all(
-            # The kind stands there itself: only so its partial index is used.
-            f"SELECT message FROM private WHERE account = ? AND kind = {kind} AND aseq >= ?"
-            " ORDER BY aseq LIMIT ?",
-            (account, from_aseq, limit),
+    def _records(self, stream: int, account: int, from_aseq: int) -> Iterator[bytes]:
+        pages = self._db.execute(
+            "SELECT records FROM page WHERE place BETWEEN ? AND ? ORDER BY place",
+            (_place(stream, account, from_aseq), _place(stream + 1, account, 0) - 1),
         )
-        return [message for (message,) in found]
+        with closing(pages):
+            for (records,) in pages:
+                for begin in range(0, len(records), FACT_BYTES):
+                    record = records[begin : begin + FACT_BYTES]
+                    if aseq_of(record) >= from_aseq:
+                        yield record
 
-    def of_order(self, account: int, client_id: int) -> list[bytes]:
-        """The first message about the order of a client id, the last `order` and the last of any
-        kind; fewer, if they are the same or are not kept any more."""
-        found: dict[int, bytes] = {}
-        last_of_order = f"AND kind = {ORDER} ORDER BY aseq DESC"
-        for which in ("ORDER BY aseq", last_of_order, "ORDER BY aseq DESC"):
-            found |= self._all(
-                "SELECT aseq, message FROM private WHERE account = ? AND client_id = ?"
-                f" AND client_id > 0 AND kind IN ({ORDER}, {FILL}) {which} LIMIT 1",
-                (account, client_id),
-            )
-        return [found[aseq] for aseq in sorted(found)]
+    def search(self, account: int, client_id: int, below: int, most: int) -> Found:
+        """What is last kept about the order of a client id, in the account's pages that end before
+        a number: the newest first, until about so many records were looked at."""
+        looked = 0
+        pages = self._db.execute(
+            "SELECT records FROM page WHERE place BETWEEN ? AND ? ORDER BY place DESC",
+            (_place(EVERY, account, 0), _place(EVERY, account, below) - 1),
+        )
+        with closing(pages):
+            while some := pages.fetchmany(PAGES_AT_ONCE):
+                records = b"".join([records for (records,) in reversed(some)])
+                looked += len(records) // FACT_BYTES
+                found = last_of_client(records, client_id)
+                if found is not None:
+                    return Found(found, 0, looked)
+                if looked >= most:
+                    return Found(None, aseq_of(records), looked)
+        return Found(self._rows.fate(account, client_id), 0, looked)
 
     def trim(self, account: int, below: int) -> None:
-        """Forget the account's messages before that number."""
+        """Forget the account's messages before that number; a page goes with its last one."""
 
         def work() -> None:
-            self._db.execute("DELETE FROM private WHERE account = ? AND aseq < ?", (account, below))
+            self._rows.trim(account, below)
+            for stream in STREAMS:
+                self._db.execute(
+                    "DELETE FROM page WHERE place BETWEEN ? AND ?",
+                    (_place(stream, account, 0), _place(stream, account, below) - 1),
+                )
             self._db.execute("UPDATE kept SET oldest = ? WHERE account = ?", (below, account))
 
         self._together(work)
 
-    def first_since(self, account: int, time_us: int) -> int:
+    def first_since(self, account: int, time_ns: int) -> int:
         """The number of the account's first kept message that is not older; 0 if all are."""
+        in_rows = self._rows.first_since(account, -(-time_ns // 1_000))
+        if in_rows:
+            return in_rows
         found = self._all(
-            "SELECT aseq FROM private WHERE account = ? AND time_us >= ? ORDER BY aseq LIMIT 1",
-            (account, time_us),
+            "SELECT records FROM page WHERE place BETWEEN ? AND ? AND time_ns >= ?"
+            " ORDER BY place LIMIT 1",
+            (_place(EVERY, account, 0), _place(EVERY + 1, account, 0) - 1, time_ns),
         )
-        return found[0][0] if found else 0
+        return first_since(found[0][0], time_ns) if found else 0
 
     # --- what is armed -------------------------------------------------------------------------
     def arm(self, row: ArmedRow) -> None:
@@ -217,5 +268,20 @@ class HistoryFile:
         self._db.close()
 
 
-def _insert(rows: int) -> str:
-    return "INSERT OR IGNORE INTO private VALUES " + ", ".join(["(?, ?, ?, ?, ?, ?, ?)"] * rows)
+def _place(stream: int, account: int, aseq: int) -> int:
+    return (account << _STREAM_BITS | stream) << _ASEQ_BITS | aseq
+
+
+def _pages_of(group: Group) -> Iterator[tuple[int, int, bytes]]:
+    """As rows of `page`."""
+    for stream, accounts in group.streams.items():
+        for account, records in accounts.items():
+            for begin in range(0, len(records), PAGE_RECORDS):
+                page = records[begin : begin + PAGE_RECORDS]
+                last = page[-1]
+                place = _place(stream, account, aseq_of(last))
+                yield place, time_ns_of(last), b"".join(page)
+
+
+def _insert(pages: int) -> str:
+    return "INSERT OR IGNORE INTO page VALUES " + ", ".join(["(?, ?, ?)"] * pages)

@@ -8,7 +8,7 @@ refused read has the same numbered reject that a websocket would be told. The se
 import hashlib
 import re
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 from urllib.parse import unquote
@@ -50,6 +50,9 @@ DEPRECATED: Final = (
     ("Deprecation", "true"),
     ("Link", '</api/v1/instruments>; rel="successor-version"'),
 )
+_OF_PUBLIC: Final = (ASK_AGAIN, *FROM_ANYWHERE)
+_OF_MARKETS: Final = (*_OF_PUBLIC, *DEPRECATED)
+ANSWERS_KEPT_MAX: Final = 256
 STATUSES: Final = {
     Reject.UNKNOWN_MESSAGE: 404,
     Reject.UNKNOWN_INSTRUMENT: 404,
@@ -105,6 +108,8 @@ class Routes:
         self._web_root = web_root.resolve()
         self.metrics: Final = Metrics(desk.counts, desk.port, desk.pending, desk.build)
         self._reads = {read.path: read for read in READS}
+        self.kept: Final[dict[tuple[str, str], _Tagged]] = {}  # by path and query
+        self._kept_at = 0  # how much the feed had told when they were made
         self._makes: dict[str, Callable[[HttpRequest], HttpAnswer]] = {
             "/": self._page,
             "/live": self._live,
@@ -147,14 +152,14 @@ class Routes:
         return HttpAnswer(200, PROMETHEUS, self.metrics.text())
 
     def _markets(self, request: HttpRequest) -> HttpAnswer:
-        body = wire.encode(self._desk.feed.market_infos())
-        return _fresh(request, JSON, body, (*FROM_ANYWHERE, *DEPRECATED))
+        made = self._kept(request, lambda: wire.encode(self._desk.feed.market_infos()))
+        return _fresh(request, JSON, made, _OF_MARKETS)
 
     def _asyncapi(self, request: HttpRequest) -> HttpAnswer:
-        return _fresh(request, JSON, _encoded(asyncapi, self._desk.build), FROM_ANYWHERE)
+        return _fresh(request, JSON, _encoded(asyncapi, self._desk.build), _OF_PUBLIC)
 
     def _openapi(self, request: HttpRequest) -> HttpAnswer:
-        return _fresh(request, JSON, _encoded(http_document, self._desk.build), FROM_ANYWHERE)
+        return _fresh(request, JSON, _encoded(http_document, self._desk.build), _OF_PUBLIC)
 
     def _static(self, request: HttpRequest, name: str) -> HttpAnswer:
         if not _STATIC_NAME.fullmatch(name):
@@ -164,7 +169,7 @@ class Routes:
         # The resolved path must still lie under the root: "..", links and absolute names do not.
         if kind is None or not path.is_relative_to(self._web_root) or not path.is_file():
             return _not_found()
-        return _fresh(request, kind, path.read_bytes())
+        return _fresh(request, kind, _tagged(path.read_bytes()), (ASK_AGAIN,))
 
     # --- reads ---------------------------------------------------------------------------------
     def _api(self, request: HttpRequest) -> HttpAnswer:
@@ -175,13 +180,28 @@ class Routes:
             if read is None:
                 raise BadRequest(Reject.UNKNOWN_MESSAGE, None, "nothing is read at this path")
             account = self._account(request) if is_private else 0
-            query = parse_query(request.query, read.query)
-            body = wire.encode(read.make(self._desk, Asked(query, market, account)))
+            make = partial(self._read, read, request.query, market, account)
+            if is_private or not read.is_cached:
+                return HttpAnswer(200, JSON, make(), (NOT_STORED, *seen_by))
+            return _fresh(request, JSON, self._kept(request, make), _OF_PUBLIC)
         except BadRequest as bad:
             return _refused(bad, seen_by)
-        if is_private or not read.is_cached:
-            return HttpAnswer(200, JSON, body, (NOT_STORED, *seen_by))
-        return _fresh(request, JSON, body, seen_by)
+
+    def _read(self, read: Read, query: str, market: str, account: int) -> bytes:
+        asked = Asked(parse_query(query, read.query), market, account)
+        return wire.encode(read.make(self._desk, asked))
+
+    def _kept(self, request: HttpRequest, make: Callable[[], bytes]) -> "_Tagged":
+        """What is public is made once, for as long as the feed has told of nothing new."""
+        told = self._desk.feed.told
+        if told != self._kept_at or len(self.kept) >= ANSWERS_KEPT_MAX:
+            self.kept.clear()
+            self._kept_at = told
+        name = request.path, request.query
+        made = self.kept.get(name)
+        if made is None:
+            made = self.kept[name] = _tagged(make())
+        return made
 
     def _find(self, path: str) -> tuple[Read | None, str]:
         """The read at this path, and the market that the path names."""
@@ -204,19 +224,31 @@ def http_document(build: str) -> dict[str, Any]:
     return openapi(build, PLACES)
 
 
+class _Tagged(NamedTuple):
+    """A body and the tag of its content."""
+
+    body: bytes
+    tag: str
+
+
+def _tagged(body: bytes) -> _Tagged:
+    return _Tagged(body, f'"{hashlib.sha256(body).hexdigest()[:32]}"')
+
+
 @cache
-def _encoded(make: Callable[[str], dict[str, Any]], build: str) -> bytes:
-    return wire.encode(make(build))
+def _encoded(make: Callable[[str], dict[str, Any]], build: str) -> _Tagged:
+    return _tagged(wire.encode(make(build)))
 
 
-def _fresh(request: HttpRequest, kind: str, body: bytes, headers: Headers = ()) -> HttpAnswer:
-    """The body with a tag of its content, or just the tag where that is what the client has."""
-    tag = f'"{hashlib.sha256(body).hexdigest()[:32]}"'
-    told = (ASK_AGAIN, ("ETag", tag), *headers)
+def _fresh(request: HttpRequest, kind: str, made: _Tagged, headers: Headers) -> HttpAnswer:
+    """The body with its tag, or just the tag where that is what the client has."""
+    told = (("ETag", made.tag), *headers)
     known = request.headers.get("if-none-match", "")
-    if known == "*" or tag in (one.strip().removeprefix("W/") for one in known.split(",")):
+    if known and (
+        known == "*" or made.tag in (one.strip().removeprefix("W/") for one in known.split(","))
+    ):
         return HttpAnswer(304, kind, b"", told)
-    return HttpAnswer(200, kind, body, told)
+    return HttpAnswer(200, kind, made.body, told)
 
 
 def _refused(bad: BadRequest, headers: Headers) -> HttpAnswer:

@@ -312,26 +312,38 @@ class Mirror:
         return market
 
     def add_order(self, event: Event) -> OpenOrder:
-        order = OpenOrder(
-            order_id=event.order_id,
-            client_id=event.client_id,
-            account=event.account,
-            instrument=event.instrument,
-            side=event.side,
-            price_ticks=event.price_ticks,
-            qty_lots=event.qty_lots,
-            left_lots=event.qty_lots,
-            time_us=translate.time_us(event.time_ns),
-            expires_s=event.expiry_s,
-            session=event.session,
-        )
-        state = self.account(event.account)
-        assert order.order_id not in state.orders, "an order id is accepted once"
-        state.orders[order.order_id] = order
-        if order.client_id:
-            state.by_client_id[order.client_id] = order
+        order = self._open_order(event)
         self._enqueue(order)
         self._move(order, order.qty_lots)
+        return order
+
+    def rest(self, event: Event, wanted: bool) -> tuple[OpenOrder, Change | None]:
+        """A command that is an ACCEPTED and nothing else, begun and ended; of an instrument that
+        nobody watches. The Change is made if it is wanted."""
+        order = self._open_order(event)
+        market = self.markets[order.instrument]
+        market.queue[order.order_id] = order
+        book, price_ticks = market.book, order.price_ticks
+        prev, book.seq = book.seq, event.sequence
+        total = book.add(SIDE_NAMES[order.side], price_ticks, order.qty_lots)
+        if not wanted:
+            return order, None
+        level = {price_ticks: total}
+        bids, asks = ({}, level) if order.side else (level, {})
+        return order, Change(market, prev, event.sequence, bids, asks)
+
+    def _open_order(self, event: Event) -> OpenOrder:
+        (_, time_ns, order_id, client_id, price_ticks, qty_lots, low, high, account, _, instrument,
+         _, side, session) = event  # fmt: skip
+        order = OpenOrder(
+            order_id, client_id, account, instrument, side, price_ticks, qty_lots, qty_lots,
+            time_ns // 1_000, expires_s=low | high << 16, session=session,
+        )  # fmt: skip
+        state = self.accounts.get(account) or self.account(account)
+        assert order_id not in state.orders, "an order id is accepted once"
+        state.orders[order_id] = order
+        if client_id:
+            state.by_client_id[client_id] = order
         return order
 
     def take(self, account: int, order_id: int, lots: int, end: m.OrderState) -> OpenOrder:
@@ -425,6 +437,11 @@ class Mirror:
         if moves:
             self._moves = {}
         return moves
+
+    @property
+    def is_changing(self) -> bool:
+        """Whether the running command has moved anything."""
+        return bool(self._moved)
 
     def changes(self, sequence: int) -> Iterator[Change]:
         """Apply the command's net moves to the books; one Change for each book that changed."""

@@ -10,50 +10,18 @@ from collections.abc import Callable
 from typing import Final
 
 from compex_client import messages as m
-from compex_client.units import price_text, qty_text, usdc_text
+from compex_client.units import qty_text
 from compex_client.wallet import address_text
 
 from engine.port import Source
-from engine.records import (
-    Balances,
-    CancelReason,
-    Command,
-    CommandKind,
-    Event,
-    FillNote,
-    Side,
-    cost_usdc6,
-    fee_usdc6,
-)
-from engine.rejects import WORDS, Reject
-from gateway import translate
+from engine.records import Balances, Command, Event, FillNote, Side, cost_usdc6
+from engine.rejects import Reject
+from gateway import facts, translate
 from gateway.history import History, Reader, Resume
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
 from gateway.leases import Bought, Leases
 from gateway.mirror import Mirror, OpenOrder
-from gateway.translate import SIDE_NAMES, time_us
 from gateway.wire import BadRequest
-
-_NO_BALANCES: Final = Balances(*(0,) * 8)
-# What a client asks for, by the command it becomes; settlement's and the engine's own are not here.
-_REQUESTS: Final[dict[int, str]] = {
-    CommandKind.NEW_ORDER: "new",
-    CommandKind.NEW_STOP: "new",
-    CommandKind.CANCEL: "cancel",
-    CommandKind.CANCEL_ALL: "cancel_all",
-    CommandKind.DECLARE_CAPACITY: "capacity",
-    CommandKind.WITHDRAW: "withdraw",
-    CommandKind.AMEND: "amend",
-    CommandKind.MASS_QUOTE: "quote",
-    CommandKind.BLOCK: "block",
-    CommandKind.EXCLUSIVE: "exclusive",
-    CommandKind.BASKET: "basket",
-}
-_NAME_AN_ORDER: Final = (CommandKind.CANCEL, CommandKind.AMEND)
-# Why a CANCEL_ALL was sequenced, in the bytes of its `price_ticks`, of which it makes no other use.
-CAUSES: Final[tuple[m.CancelCause, ...]] = ("request", "disconnect", "dead_man")
-
-_CAUSES: Final = range(len(CAUSES))
 
 
 class Private:
@@ -68,73 +36,51 @@ class Private:
         self.leases: Final = Leases()
         self.event_number = 0  # of the event that is being told
         self._touched: set[int] = set()  # accounts whose money may have changed in this batch
-        self.balances: dict[int, Balances] = {}  # as last told
+        self._money_told: dict[int, Balances] = {}  # to the accounts' listeners
+        if history is not None:
+            history.ticker = self._ticker
 
     # --- what happened -------------------------------------------------------------------------
-    def _tell(self, account: int, make: Callable[[int], m.Numbered], client_id: int = 0) -> None:
-        """Number a message; it is built only if it is kept or somebody listens."""
+    def _ticker(self, instrument: int) -> str:
+        return self._mirror.markets[instrument].ticker
+
+    def _number(self, account: int) -> int:
+        """Of the account's next message."""
         state = self._mirror.account(account)
         state.aseq += 1
         self._touched.add(account)
-        topic, history = Topic("account", account), self._history
-        lacks = history is not None and history.lacks(self.event_number)
-        has_listeners = self._hub.wants(topic)
-        if not (lacks or has_listeners):
-            return
-        message = make(state.aseq)
-        if history is not None and lacks:
-            history.put(account, self.event_number, message, client_id)
-        if has_listeners:
-            self._hub.tell_now(topic, lambda: message)
+        return state.aseq
 
-    def order(self, order: OpenOrder, event: Event, reason: str = "") -> None:
-        def make(aseq: int) -> m.Order:
-            return m.Order(
-                aseq=aseq,
-                order_id=order.order_id,
-                client_id=order.client_id,
-                market=self._mirror.markets[order.instrument].ticker,
-                side=SIDE_NAMES[order.side],
-                price=price_text(order.price_ticks),
-                qty=qty_text(order.qty_lots),
-                left=qty_text(order.left_lots),
-                state=order.state,
-                reason=reason,
-                shown=order.shown(),
-                stop=order.stop(),
-                waiting=order.waits,
-                sequence=event.sequence,
-                time_us=time_us(event.time_ns),
-                expires_s=order.expires_s,
-                session=order.session,
-            )
+    def _tell(self, account: int, record: bytes, kind: int = 0) -> None:
+        """Keep a message, by its kind as well if one is given; build it if somebody listens."""
+        history = self._history
+        if history is not None and self.event_number > history.begin:
+            history.put(account, record)
+            if kind:
+                history.put_of_kind(kind, account, record)
+        if self._hub.has("account"):
+            self._say(account, record)
 
-        self._tell(order.account, make, order.client_id)
+    def _say(self, account: int, record: bytes) -> None:
+        self._hub.tell_now(Topic("account", account), lambda: facts.message(record, self._ticker))
+
+    def order(self, order: OpenOrder, event: Event, reason: int = 0) -> None:
+        account = order.account
+        self._tell(account, facts.of_order(self._number(account), order, event, reason))
+
+    def changed(self, order: OpenOrder, event: Event) -> None:
+        """The reason is what kind of event it is."""
+        self.order(order, event, facts.BY_KIND + event.kind)
 
     def fill(self, maker: OpenOrder, taker: OpenOrder, event: Event) -> None:
         """A fill to both sides, and the lease that it is."""
-        notional_usdc6 = event.price_ticks * event.qty_lots
+        number = self.event_number
         for order, fee_ppm in ((maker, event.maker_fee_ppm), (taker, event.taker_fee_ppm)):
-            fee = usdc_text(fee_usdc6(notional_usdc6, fee_ppm)) if fee_ppm else ""
-
-            def make(aseq: int, order: OpenOrder = order, fee: str = fee) -> m.Fill:
-                return m.Fill(
-                    aseq=aseq,
-                    trade_id=self.event_number,
-                    order_id=order.order_id,
-                    client_id=order.client_id,
-                    market=self._mirror.markets[event.instrument].ticker,
-                    side=SIDE_NAMES[order.side],
-                    price=price_text(event.price_ticks),
-                    qty=qty_text(event.qty_lots),
-                    left=qty_text(order.left_lots),
-                    liquidity="maker" if order is maker else "taker",
-                    sequence=event.sequence,
-                    time_us=time_us(event.time_ns),
-                    fee=fee,
-                )
-
-            self._tell(order.account, make, order.client_id)
+            account = order.account
+            record = facts.of_fill(
+                self._number(account), order, event, number, fee_ppm, order is maker
+            )
+            self._tell(account, record, facts.FILL)
         buyer, seller = (taker, maker) if event.side == Side.BUY else (maker, taker)
         buyer_fee_ppm = event.taker_fee_ppm if buyer is taker else event.maker_fee_ppm
         lease = Bought(
@@ -162,23 +108,9 @@ class Private:
         seller: m.LeaseRole = "reseller" if lease.is_resold else "operator"
         sides: tuple[tuple[int, m.LeaseRole], ...] = ((buyer, "buyer"), (lease.seller, seller))
         for account, role in sides:
-
-            def make(aseq: int, role: m.LeaseRole = role) -> m.Lease:
-                return m.Lease(
-                    aseq=aseq,
-                    lease_id=lease.lease_id,
-                    market=self._mirror.markets[lease.instrument].ticker,
-                    role=role,
-                    qty=qty_text(lease.qty_lots),
-                    price=price_text(lease.price_ticks),
-                    state=state,
-                    sequence=event.sequence,
-                    time_us=time_us(event.time_ns),
-                    batch=batch,
-                    assumed=assumed,
-                )
-
-            self._tell(account, make)
+            aseq = self._number(account)
+            record = facts.of_lease(aseq, account, lease, event, role, state, batch, assumed)
+            self._tell(account, record, facts.LEASE)
 
     def escrowed(self, event: Event) -> None:
         """So much of a buyer's pending money is in escrow."""
@@ -206,64 +138,39 @@ class Private:
 
     def rejected(self, event: Event, command: Command) -> None:
         """What a client asked for was refused; other commands are nobody's."""
-        request = _REQUESTS.get(command.kind)
-        if request is None or event.account not in self._mirror.accounts:
-            return
-        reject = Reject(event.reason)
-        self._tell(
-            event.account,
-            lambda aseq: m.OrderRejected(
-                aseq=aseq,
-                request=request,
-                code=reject.value,
-                reason=reject.name,
-                message=WORDS[reject],
-                sequence=event.sequence,
-                time_us=time_us(event.time_ns),
-                client_id=command.client_id,
-                order_id=command.order_id if command.kind in _NAME_AN_ORDER else 0,
-            ),
-        )
+        account = event.account
+        if command.kind in facts.REQUESTS and account in self._mirror.accounts:
+            self._tell(account, facts.of_rejected(self._number(account), event, command))
 
     def cancelled_all(self, event: Event, command: Command) -> None:
-        if event.account not in self._mirror.accounts:
-            return
-        self._tell(
-            event.account,
-            lambda aseq: m.CancelledAll(
-                aseq=aseq,
-                cause=CAUSES[command.price_ticks] if command.price_ticks in _CAUSES else "request",
-                count=event.qty_lots,
-                sequence=event.sequence,
-                time_us=time_us(event.time_ns),
-                session=command.session,
-                partial=event.reason == CancelReason.EFFECTS_LIMIT,
-            ),
-        )
+        account = event.account
+        if account in self._mirror.accounts:
+            self._tell(account, facts.of_cancelled_all(self._number(account), event, command))
 
     def transfer(self, event: Event, kind: m.TransferKind, account: int, amount_usdc6: int) -> None:
-        self._tell(
-            account,
-            lambda aseq: m.Transfer(
-                aseq=aseq,
-                kind=kind,
-                amount=usdc_text(amount_usdc6),
-                reference=event.reference,
-                sequence=event.sequence,
-                time_us=time_us(event.time_ns),
-            ),
-        )
+        aseq = self._number(account)
+        self._tell(account, facts.of_transfer(aseq, account, event, kind, amount_usdc6))
 
     def settle_balances(self, now_us: int) -> None:
-        """Read the money of the accounts touched; only what was published is ever told."""
-        for account in self._touched:
-            balances = self._source.balances(account)
-            if balances == self.balances.get(account):
-                continue
-            self.balances[account] = balances
-            aseq, told = self._mirror.account(account).aseq, translate.balances_of(balances)
-            self._hub.tell_now(topic_of(account), lambda a=aseq, b=told: m.Balance(a, b, now_us))
+        """Tell who listens what money the accounts touched have, as it was published."""
+        if self._hub.has("account"):
+            for account in self._touched:
+                self._settle(account, now_us)
         self._touched.clear()
+
+    def _settle(self, account: int, now_us: int) -> None:
+        topic = Topic("account", account)
+        if not self._hub.wants(topic):
+            return
+        before, now = self._money_told.get(account), self._tell_money(account)
+        if now != before:
+            aseq = self._mirror.account(account).aseq
+            self._hub.tell_now(topic, lambda: m.Balance(aseq, translate.balances_of(now), now_us))
+
+    def _tell_money(self, account: int) -> Balances:
+        """What listeners know from now on."""
+        balances = self._money_told[account] = self._source.balances(account)
+        return balances
 
     # --- again, from a number on ---------------------------------------------------------------
     def resume(
@@ -276,7 +183,8 @@ class Private:
 
         def arrived() -> None:
             del self._resumes[reader]
-            caught_up = m.CaughtUp(state.aseq, self.balances_of(account), now_us())
+            balances = translate.balances_of(self._tell_money(account))
+            caught_up = m.CaughtUp(state.aseq, balances, now_us())
             reader.send(reader.codec.encode(caught_up))
             self._hub.add(reader, topic)
 
@@ -308,7 +216,7 @@ class Private:
             aseq=state.aseq,
             account=account,
             wallet=address_text(state.wallet),
-            balances=self.balances_of(account),
+            balances=translate.balances_of(self._tell_money(account)),
             orders=self.open_orders(account),
             capacities=[
                 (self._mirror.markets[instrument].ticker, qty_text(lots))
@@ -319,7 +227,7 @@ class Private:
 
     def balances_of(self, account: int) -> m.Balances:
         """As last published: never what is matched but not yet durable."""
-        return translate.balances_of(self.balances.get(account, _NO_BALANCES))
+        return translate.balances_of(self._source.balances(account))
 
     def open_orders(self, account: int, instrument: int = EVERY_MARKET) -> list[m.OrderInfo]:
         """Oldest first, of one market or of all."""
@@ -328,29 +236,6 @@ class Private:
             for order in self._mirror.account(account).orders.values()
             if instrument in {EVERY_MARKET, order.instrument}
         ]
-
-
-def order_told(told: list[m.Order | m.Fill]) -> m.OrderInfo | None:
-    """An order as its kept messages, oldest first, leave it: the first one, the last `order` and
-    the last of all. None if it is not in them."""
-    orders = [message for message in told if isinstance(message, m.Order)]
-    if not orders:
-        return None
-    last, end = orders[-1], told[-1]
-    state = end.state if isinstance(end, m.Order) else "filled" if end.left == "0" else "open"
-    return m.OrderInfo(
-        order_id=last.order_id,
-        market=last.market,
-        side=last.side,
-        price=last.price,
-        qty=last.qty,
-        left=end.left,
-        state=state,
-        time_us=told[0].time_us,
-        client_id=last.client_id,
-        expires_s=last.expires_s,
-        session=last.session,
-    )
 
 
 def topic_of(account: int) -> Topic:

@@ -139,6 +139,11 @@ class Public:
         market.auction = told = translate.auction(event, market.ticker)
         self._hub.gather(Topic("auction", market.instrument), lambda: told)
 
+    @property
+    def has_followers(self) -> bool:
+        """Whether anybody wants to be told what becomes of a book."""
+        return bool(self._views) or self._hub.has("book") or self._hub.has("ticker")
+
     def book(self, change: Change) -> None:
         """What one command did to one book."""
         instrument = change.market.instrument

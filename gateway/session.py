@@ -35,9 +35,10 @@ from gateway.audit import Audit
 from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
 from gateway.bulk import Gathering, ItemReply, Told, levels_in
 from gateway.counts import Counts
+from gateway.facts import FILL, LEASE
 from gateway.feed import OWN_COMMANDS, Feed
 from gateway.history import History
-from gateway.history_file import FILL, LEASE, ArmedRow
+from gateway.history_file import ArmedRow
 from gateway.hub import EVERY_MARKET, Topic
 from gateway.keys import Keys
 from gateway.limits import (
@@ -47,11 +48,11 @@ from gateway.limits import (
     AddressBuckets,
     Budgets,
     Outbox,
+    Shortage,
     Tariff,
     spend,
 )
 from gateway.mirror import CLOSED_ORDERS_KEPT
-from gateway.private import order_told
 from gateway.signing import Authorised, Handed, Listed, Outcome, Signatures, Signing
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
@@ -67,6 +68,7 @@ _NEVER_TERMINAL: Final = frozenset({
     EventKind.VOLATILITY_CALL,
 })  # fmt: skip
 # Members of an IntEnum cost a look-up each time they are named; events come by the million.
+_ACCEPTED: Final = int(EventKind.ACCEPTED)
 _CANCELLED: Final = int(EventKind.CANCELLED)
 _REJECTED: Final = int(EventKind.REJECTED)
 
@@ -234,7 +236,8 @@ def open_desk(
 
     def answer(event: Event) -> None:
         pending.answer(event)
-        absence.answer(event)
+        if absence.is_cancelling:
+            absence.answer(event)
         if signing is not None:
             signing.hear(event)
 
@@ -346,16 +349,22 @@ class Session:
             request = self.codec.decode(frame)
         except BadRequest as bad:
             request_id = self.codec.request_id(frame)
-            if not self._is_limited(request_id, 1, 0):
+            short = spend(self._budgets, 1, 0, self._desk.now_ns())
+            if short is None:
                 self._refuse(request_id, bad)
+            else:
+                self._limit(request_id, short)
             return
         counts.received[type(request)] += 1
         decoded_ns = counts.now_ns() if begin_ns else 0
-        if closing := self._desk.closing:
+        desk = self._desk
+        if closing := desk.closing:
             self._say(wire.reject_message(request.id, Reject.DRAINING, retry_ms=closing.retry_ms))
             return
-        requests, cancels = self._desk.tariff.of(request)
-        if self._is_limited(request.id, requests, cancels):
+        requests, cancels = desk.tariff.of(request)
+        short = spend(self._budgets, requests, cancels, desk.now_ns())
+        if short is not None:
+            self._limit(request.id, short)
             return
         self._attempt(request)
         if begin_ns:
@@ -433,6 +442,10 @@ class Session:
     def _tell_budgets(self, ack: m.Ack | m.BatchAck) -> None:
         now_ns = self._desk.now_ns()
         ack.budget = self._budget.left(now_ns)
+        self._tell_shared(ack, now_ns)
+
+    def _tell_shared(self, ack: m.Ack | m.BatchAck, now_ns: int) -> None:
+        """Those budgets of which little is left."""
         for budget in self._shared:
             if not budget.is_scarce(now_ns):
                 continue
@@ -450,15 +463,11 @@ class Session:
             reject.nonce = self._who.challenge.nonce
         self._reply(reject)
 
-    def _is_limited(self, request_id: int, requests: int, cancels: int) -> bool:
-        short = spend(self._budgets, requests, cancels, self._desk.now_ns())
-        if short is None:
-            return False
+    def _limit(self, request_id: int, short: Shortage) -> None:
         limited = Reject.RATE_LIMITED
         self._say(
             wire.reject_message(request_id, limited, retry_ms=short.retry_ms, scope=short.scope)
         )
-        return True
 
     def _audit(self, request: m.ClientMessage, outcome: str) -> bool:
         """Put a line into the audit log; False if that failed."""
@@ -704,6 +713,9 @@ class Session:
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
+        if event.kind == _ACCEPTED and asked.told is self._directly and not asked.awaits_order:
+            self._accepted(asked, event)
+            return
         if asked.awaits_order:
             self._order_known(asked, event)
             return
@@ -722,6 +734,17 @@ class Session:
             told(ack)
         if isinstance(request, m.Market) and request.action == "list":
             self._desk.listing.discard(self._desk.catalog.parse(request.market))
+
+    def _accepted(self, asked: Asked, event: Event) -> None:
+        """The reply that there are most of."""
+        ack = translate.ack_of(asked.request.id, event, asked.market)
+        if asked.dup:
+            ack.dup = True
+        now_ns = self._desk.now_ns()
+        ack.budget = self._budget.left(now_ns)
+        if self._shared:
+            self._tell_shared(ack, now_ns)
+        self._say(ack)
 
     def _order_known(self, asked: Asked, event: Event) -> None:
         """The order that a request is about has its number now, or never will."""
@@ -840,14 +863,17 @@ class Session:
         found = state.find(order_id, client_id)
         if found is not None:
             self._ack(m.Ack(request_id, order=self._desk.feed.mirror.order_info(found)))
-        elif client_id and len(state.closed) == CLOSED_ORDERS_KEPT:  # some may be forgotten
+        elif (
+            client_id
+            and len(state.closed) == CLOSED_ORDERS_KEPT  # some may be forgotten
+            and self._desk.port.is_used(account, client_id)
+        ):
             self._tell_kept_order(request_id, account, client_id)
         else:
             self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
 
     def _tell_kept_order(self, request_id: int, account: int, client_id: int) -> None:
-        def answer(told: list[m.Order | m.Fill]) -> None:
-            order = order_told(told)
+        def answer(order: m.OrderInfo | None) -> None:
             if order is None:
                 self._reply(wire.reject_message(request_id, Reject.UNKNOWN_ORDER))
             else:
@@ -860,7 +886,7 @@ class Session:
         """Fills or leases, from the account's kept stream."""
         account, kind = self._trader(), FILL if request.what == "fills" else LEASE
 
-        def answer(found: list[m.ServerMessage]) -> None:
+        def answer(found: list[m.Numbered]) -> None:
             ack = m.Ack(request.id)
             if kind == FILL:
                 ack.fills = [x for x in found if isinstance(x, m.Fill)]

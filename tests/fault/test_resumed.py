@@ -31,9 +31,10 @@ from engine.catalog import load_catalog
 from engine.clock import SystemClock
 from engine.journal import read
 from engine.replica import Replica
+from gateway import facts
 from gateway.feed import Feed
 from gateway.history import History
-from gateway.history_file import HistoryFile
+from gateway.history_file import EVERY, HistoryFile
 from gateway.snapshots import take
 from tests.exchange import (
     TICKER,
@@ -51,7 +52,6 @@ TRADERS: Final = (1, BOT, 3)
 CUTS_PER_LIFE: Final = 8  # of the node, on average
 LONGEST_SECONDS: Final = 0.06  # a connection lives at most about so long
 CATCH_UP_SECONDS_MAX: Final = 60.0
-_unpack: Final = msgspec.msgpack.Decoder(m.ServerMessage).decode
 
 
 class Story:
@@ -124,7 +124,7 @@ def listen(story: Story, live: Conversation) -> None:
     story.undisturbed += [x for x in heard if isinstance(x, m.NUMBERED)]
 
 
-async def one_connection(url: str, story: Story) -> None:
+async def one_connection(url: str, story: Story, seconds_max: float = LONGEST_SECONDS) -> None:
     """Connect, resume, listen; cut off after a random while, wherever that is."""
     sockets: list[ClientConnection] = []
 
@@ -139,7 +139,7 @@ async def one_connection(url: str, story: Story) -> None:
             story.hear(message)
 
     living = asyncio.create_task(live())
-    await asyncio.wait([living], timeout=story.random.random() * LONGEST_SECONDS)
+    await asyncio.wait([living], timeout=story.random.random() * seconds_max)
     for socket in sockets:
         socket.transport.abort()
     if not living.done():
@@ -151,8 +151,11 @@ async def one_connection(url: str, story: Story) -> None:
 
 
 @asynccontextmanager
-async def one_life(story: Story) -> AsyncGenerator[tuple[Exchange, str, Conversation]]:
-    """Of the node, with a listener from its first moment on; at the end it may be a crash."""
+async def one_life(
+    story: Story, *, is_last: bool = False
+) -> AsyncGenerator[tuple[Exchange, str, Conversation]]:
+    """Of the node, with a listener from its first moment on; at the end it may be a crash. In the
+    last one nobody trades any more."""
     story.lives += 1
     async with running_exchange(story.directory) as exchange:
         if not exchange.port.markets():
@@ -166,6 +169,8 @@ async def one_life(story: Story) -> AsyncGenerator[tuple[Exchange, str, Conversa
             story.undisturbed += await replayed(story.directory, story.directory / "begin")
         async with running_server(exchange) as (_, url):
             trading = asyncio.create_task(trade(exchange, story, live))
+            if is_last:
+                trading.cancel()
             yield exchange, url, live
             trading.cancel()
             await asyncio.gather(trading, return_exceptions=True)
@@ -208,15 +213,20 @@ def keep_older(story: Story) -> None:
 async def replayed(directory: Path, path: Path) -> list[m.Numbered]:
     """What a replay of the journal's commands tells the bot's account."""
     history, replica = History(path), Replica(SystemClock())
-    Feed(replica, load_catalog(), lambda _: None, lambda: None, history)
+    feed = Feed(replica, load_catalog(), lambda _: None, lambda: None, history)
     replica.subscribe(history.on_batch)
     for frame in read(directory / "journal"):
         replica.follow(frame)
     await history.close()
+    markets = feed.mirror.markets
     file = HistoryFile(path)
-    told = [_unpack(message) for _, message in file.page(BOT, 1, 1 << 40)]
+    told = [
+        facts.message(kept, lambda instrument: markets[instrument].ticker)
+        for kept in file.read(EVERY, BOT, 1, 1 << 40)
+        if isinstance(kept, bytes)
+    ]
     file.close()
-    return [x for x in told if isinstance(x, m.NUMBERED)]
+    return told
 
 
 async def all_lives(story: Story, trial: Trial) -> None:
@@ -232,19 +242,22 @@ async def all_lives(story: Story, trial: Trial) -> None:
                 if story.random.random() < 0.2:
                     keep_older(story)
         await between(story)
-    async with one_life(story) as (exchange, url, live):
-        await asyncio.sleep(LONGEST_SECONDS)
+    async with one_life(story, is_last=True) as (exchange, url, live):
         async with asyncio.timeout(CATCH_UP_SECONDS_MAX):
             await to_the_end(exchange, url, live, story)
 
 
 async def to_the_end(exchange: Exchange, url: str, live: Conversation, story: Story) -> None:
-    """The last connection, when everybody else has come to rest."""
+    """The last connections, when everybody has come to rest."""
     for account in TRADERS:
         exchange.converse(wallet(100 + account)).session.receive('{"t":"cancel_all","id":1}')
+    await exchange.port.settled()
+    listen(story, live)
     story.caught_up = None
+    seconds_max = LONGEST_SECONDS
     while story.caught_up is None or len(story.bot) < len(story.undisturbed):
-        await one_connection(url, story)
+        await one_connection(url, story, seconds_max)
+        seconds_max *= 1.5  # on a busy machine it may take longer than that to log in
         listen(story, live)
 
 

@@ -2,16 +2,30 @@
 
 import asyncio
 import sqlite3
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Iterable
 from pathlib import Path
+from typing import Any
 
+import msgspec
 import pytest
 from compex_client import messages as m
 
+from engine.records import SECOND_NS
 from engine.rejects import Reject
 from gateway import history, wire
+from gateway.facts import KIND_OF, ORDER, Fact, aseq_of, message
 from gateway.history import History, Keep
-from gateway.history_file import MIGRATIONS, HistoryError, HistoryFile, Row
+from gateway.history_file import (
+    EVERY,
+    MIGRATIONS,
+    PAGE_RECORDS,
+    PAGES_AT_ONCE,
+    Found,
+    Group,
+    HistoryError,
+    HistoryFile,
+    Kept,
+)
 from gateway.hub import Topic
 from gateway.limits import Outbox
 from gateway.mirror import CLOSED_ORDERS_KEPT
@@ -65,6 +79,18 @@ async def resumed(
             await asyncio.sleep(0.002)
             heard += conversation.heard()
     return heard
+
+
+async def answer_about(exchange: Exchange, account: int, client_id: int) -> m.Ack:
+    conversation = trader(exchange, account)
+    heard = conversation.say(m.Query(5_000, "order", client_id=client_id))
+    async with asyncio.timeout(SOON_SECONDS):
+        while not heard:
+            await asyncio.sleep(0.002)
+            heard = conversation.heard()
+    [ack] = heard
+    assert isinstance(ack, m.Ack)
+    return ack
 
 
 def numbered(messages: list[m.ServerMessage]) -> list[m.Numbered]:
@@ -154,7 +180,7 @@ async def test_what_is_older_than_what_is_kept_is_refused_with_the_oldest_number
 async def test_a_slow_reader_is_told_a_page_when_it_has_taken_the_last(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(history, "PAGE_ROWS", 16)
+    monkeypatch.setattr(history, "READ_RECORDS", 16)
     limits = m.Limits(10_000, 10_000, 10_000, 10_000, 16_384, 8_192, 256)
     async with running_exchange(tmp_path, limits) as exchange:
         await set_up(exchange)
@@ -212,16 +238,10 @@ async def test_an_order_that_the_mirror_has_forgotten_is_told_by_its_client_id(
         await exchange.port.settled()
     assert exchange.desk.feed.account(SELLER).find(0, 1) is None
     seller.heard()
-    heard = seller.say(m.Query(5_000, "order", client_id=1))
-    heard += seller.say(m.Query(5_001, "order", client_id=1 << 41))
-    async with asyncio.timeout(SOON_SECONDS):
-        while len(heard) < 2:
-            await asyncio.sleep(0.002)
-            heard += seller.heard()
-    told, never = heard
-    assert isinstance(told, m.Ack) and told.order == known
-    assert (known.state, known.left, known.qty) == ("cancelled", "0", "3")
+    [never] = seller.say(m.Query(5_000, "order", client_id=1 << 41))
     assert isinstance(never, m.Reject) and never.code == Reject.UNKNOWN_ORDER
+    assert (await answer_about(exchange, SELLER, 1)).order == known
+    assert (known.state, known.left, known.qty) == ("cancelled", "0", "3")
 
 
 async def test_fills_and_leases_are_read_from_a_number_on(exchange: Exchange) -> None:
@@ -296,24 +316,219 @@ def test_a_file_of_a_later_build_is_refused(tmp_path: Path) -> None:
         HistoryFile(path)
 
 
+def group_of(account: int, first: int, last: int) -> Group:
+    """Orders with these numbers, each of a client id of its own, an event and a second apart."""
+    group = Group()
+    for aseq in range(first, last + 1):
+        fact = Fact(
+            aseq=aseq, time_ns=aseq * SECOND_NS, client_id=1_000 + aseq, account=account, kind=ORDER
+        )
+        group.streams[EVERY].setdefault(account, []).append(fact.pack())
+    group.count, group.event, group.raw = last - first + 1, 2 * last, b"raw"
+    group.begun[account] = first
+    return group
+
+
+def numbers(kept: Iterable[Kept]) -> list[int]:
+    return [aseq_of(record) for record in kept if isinstance(record, bytes)]
+
+
 def test_a_group_is_written_whole_with_what_it_covers_and_again_is_harmless(
     tmp_path: Path,
 ) -> None:
     path = tmp_path / "history.sqlite3"
     file = HistoryFile(path)
-    rows = [Row(7, aseq, aseq * 2, 1, 0, aseq, b"%d" % aseq) for aseq in range(1, 600)]
-    file.write(rows, 1_198, b"raw")
-    file.write(rows[500:], 1_198, b"raw")
-    broken = [Row(7, 600, 1_200, 1, 0, 600, b"x"), Row(7, 601, 1, 1, 0, 1, None)]  # pyright: ignore[reportArgumentType]
-    file.write(broken[:1], 1_200, b"raw")
+    first, last = 1, PAGE_RECORDS + 100  # two pages
+    for _ in range(2):
+        file.write(group_of(7, first, last))
+    broken = group_of(7, last + 1, last + 5)
+    broken.raw = None  # pyright: ignore[reportAttributeAccessIssue]
+    with pytest.raises(sqlite3.IntegrityError):
+        file.write(broken)
     file.close()
     file = HistoryFile(path)
-    assert file.covered() == (1_200, b"raw")
-    assert [aseq for aseq, _ in file.page(7, 1, 1_000)] == list(range(1, 601))
+    assert file.covered() == (2 * last, b"raw")
+    assert numbers(file.read(EVERY, 7, 1, 10_000)) == list(range(first, last + 1))
+    assert numbers(file.read(EVERY, 7, 300, 300)) == list(range(300, 600)), "of both pages"
+    assert file.read(EVERY, 6, 1, 10) == file.read(EVERY, 8, 1, 10) == []
     file.trim(7, 300)
-    assert file.page(7, 1, 1)[0][0] == 300 and file.oldest() == {7: 300}
-    assert file.first_since(7, 400) == 400
+    assert file.oldest() == {7: 300}
+    assert numbers(file.read(EVERY, 7, 300, 1)) == [300]
+    file.trim(7, PAGE_RECORDS + 1)
+    assert numbers(file.read(EVERY, 7, 1, 1)) == [PAGE_RECORDS + 1], "a page whole"
+    assert file.first_since(7, 600 * SECOND_NS) == 600
+    assert file.first_since(7, 600 * SECOND_NS + 1) == 601
+    assert file.first_since(7, (last + 1) * SECOND_NS) == 0
     file.close()
+
+
+async def test_a_group_that_seemed_to_fail_and_did_not_is_in_the_file_once(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write, failed = HistoryFile.write, list[int]()
+
+    def fail_behind_it(file: HistoryFile, group: Group) -> None:
+        write(file, group)
+        if len(failed) < 2:
+            failed.append(group.count)
+            raise sqlite3.OperationalError("disk I/O error")
+
+    monkeypatch.setattr(history, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(history, "LINGER_SECONDS", 0.01)
+    monkeypatch.setattr(HistoryFile, "write", fail_behind_it)
+    kept = exchange.desk.history
+    await trades(exchange, 5)
+    await until(lambda: bool(failed))
+    await trades(exchange, 12)  # the first five are known
+    await until(lambda: kept.is_written)
+    assert failed[0] == failed[1], "the same again"
+    messages = numbered(await resumed(trader(exchange, BUYER), 1))
+    last = exchange.desk.feed.account(BUYER).aseq
+    assert [x.aseq for x in messages] == list(range(1, last + 1))
+
+
+# --- of an earlier build -------------------------------------------------------------------------
+def as_an_earlier_build_left_it(path: Path) -> None:
+    """A message a row, as it was told, and no pages."""
+    file = HistoryFile(path)
+    database = sqlite3.connect(path)
+    for account in (SELLER, BUYER):
+        for record in file.read(EVERY, account, 1, 10_000):
+            assert isinstance(record, bytes)
+            told = message(record, lambda _: TICKER)
+            client_id = told.client_id if isinstance(told, m.Order | m.Fill) else 0
+            row = (account, told.aseq, 1, KIND_OF[type(told)], client_id, told.time_us)
+            packed = msgspec.msgpack.encode(told)
+            database.execute("INSERT INTO private VALUES (?, ?, ?, ?, ?, ?, ?)", (*row, packed))
+    file.close()
+    database.execute("DROP TABLE page")
+    database.execute("PRAGMA user_version = 1")
+    database.commit()
+    database.close()
+
+
+async def test_what_an_earlier_build_kept_is_told_on_together_with_what_came_since(
+    tmp_path: Path,
+) -> None:
+    async with running_exchange(tmp_path) as exchange:
+        await set_up(exchange)
+        await trades(exchange, 10)
+        before = numbered(await resumed(trader(exchange, BUYER), 1))
+    as_an_earlier_build_left_it(tmp_path / "history.sqlite3")
+    async with running_exchange(tmp_path) as exchange:
+        buyer, kept = trader(exchange, BUYER), exchange.desk.history
+        assert numbered(await resumed(buyer, 1)) == before
+        live = trader(exchange, BUYER)
+        live.say(m.Subscribe(2, "account"))
+        for number in range(11, 11 + CLOSED_ORDERS_KEPT + 5):
+            buyer.say(m.New(number, TICKER, "buy", "1", "1", client_id=number, tif="ioc"))
+        trader(exchange, SELLER).say(m.New(1_000, TICKER, "sell", "2.5", "1", client_id=1_000))
+        buyer.say(m.New(1_000, TICKER, "buy", "2.5", "1", client_id=1_000))
+        await exchange.port.settled()
+        since = numbered(live.heard())
+        for wait in (False, True):  # from memory, and from the file
+            if wait:
+                await until(lambda: kept.is_written)
+            assert numbered(await resumed(trader(exchange, BUYER), 5)) == before[4:] + since
+            told = before + since
+            fills = [x for x in told if isinstance(x, m.Fill)]
+            assert kept.fills(BUYER, 0, 100) == fills and len(fills) == 11
+            assert kept.fills(BUYER, fills[7].aseq, 3) == fills[8:]
+            assert kept.leases(BUYER, 0, 100) == [x for x in told if isinstance(x, m.Lease)]
+        order = (await answer_about(exchange, BUYER, 3)).order
+        first = next(x for x in before if isinstance(x, m.Order) and x.client_id == 3)
+        assert order is not None and (order.state, order.left) == ("filled", "0")
+        assert (order.time_us, order.order_id) == (first.time_us, first.order_id)
+
+
+async def test_what_an_earlier_build_kept_is_trimmed_by_count_and_by_age(tmp_path: Path) -> None:
+    async with running_exchange(tmp_path) as exchange:
+        await set_up(exchange)
+        await trades(exchange, 30)
+        last = exchange.desk.feed.account(BUYER).aseq
+    path = tmp_path / "history.sqlite3"
+    as_an_earlier_build_left_it(path)
+    file = HistoryFile(path)
+    some = file.read(EVERY, BUYER, 1, 1_000)
+    file.trim(BUYER, 10)
+    [tenth] = file.read(EVERY, BUYER, 1, 1)
+    assert tenth == some[9] and isinstance(tenth, m.NUMBERED)
+    assert file.first_since(BUYER, 1) == 10
+    latest = some[-1]
+    assert isinstance(latest, m.NUMBERED)
+    assert file.first_since(BUYER, (latest.time_us + 1) * 1_000) == 0
+    file.close()
+    async with running_exchange(tmp_path, keep=Keep(messages=40)) as exchange:
+        kept = exchange.desk.history
+        assert kept.oldest_of(BUYER, 0) == 10
+        for number in range(last, last + 60):
+            trader(exchange, BUYER).say(m.New(3, TICKER, "buy", "1", "1", client_id=number))
+        await exchange.port.settled()
+        last = exchange.desk.feed.account(BUYER).aseq
+        await until(lambda: last - kept.oldest_of(BUYER, 0) < 50)
+    database = sqlite3.connect(path)
+    [(left,)] = database.execute("SELECT count(*) FROM private WHERE account = ?", (BUYER,))
+    database.close()
+    assert left == 0
+
+
+# --- orders by client id -------------------------------------------------------------------------
+@pytest.fixture
+async def long_kept(tmp_path: Path) -> AsyncGenerator[History]:
+    """Account 7 has much, 8 little."""
+    path = tmp_path / "history.sqlite3"
+    file = HistoryFile(path)
+    for first in range(1, 4_000, 20):
+        file.write(group_of(7, first, first + 19))
+    file.write(group_of(8, 1, 10))
+    file.close()
+    kept = History(path)
+    kept.ticker = lambda _: TICKER
+    yield kept
+    await kept.close()
+
+
+async def test_who_asks_for_many_orders_keeps_nobody_else_waiting(
+    long_kept: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(history, "SEARCHED_RECORDS", 250)
+    monkeypatch.setattr(history, "SEARCHES_MAX", 3)
+    answers: list[tuple[str, int]] = []
+
+    def hear(name: str) -> Callable[[m.OrderInfo | None], None]:
+        return lambda order: answers.append((name, order.client_id if order else 0))
+
+    assert long_kept.ask_order(7, 1, hear("nothing"))
+    assert long_kept.ask_order(7, 1_000 + 1, hear("oldest"))
+    assert long_kept.ask_order(7, 1_000 + 4_000, hear("newest"))
+    assert not long_kept.ask_order(7, 1_002, hear("too many"))
+    assert long_kept.ask_order(8, 1_000 + 1, hear("another's"))
+    long_kept.ask(lambda file: file.armed(), lambda _: answers.append(("armed", 0)))
+    await until(lambda: len(answers) == 5)
+    assert answers == [
+        ("armed", 0), ("another's", 1_001), ("nothing", 0), ("oldest", 1_001), ("newest", 5_000)
+    ]  # fmt: skip
+    assert long_kept.ask_order(7, 1_002, hear("again"))
+
+
+async def test_a_search_looks_at_a_part_at_a_time_and_at_no_record_twice(
+    long_kept: History, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looked: list[int] = []
+    search = HistoryFile.search
+
+    def count(*of: Any) -> Found:
+        found = search(*of)
+        looked.append(found.looked)
+        return found
+
+    monkeypatch.setattr(history, "SEARCHED_RECORDS", 250)
+    monkeypatch.setattr(HistoryFile, "search", count)
+    answers: list[m.OrderInfo | None] = []
+    long_kept.ask_order(7, 1, answers.append)
+    await until(lambda: bool(answers))
+    assert answers == [None]
+    assert sum(looked) == 4_000 and max(looked) < 250 + PAGES_AT_ONCE * 20
 
 
 async def test_while_the_file_cannot_be_written_orders_wait_and_cancels_do_not(
@@ -326,7 +541,7 @@ async def test_while_the_file_cannot_be_written_orders_wait_and_cancels_do_not(
     buyer.say(m.New(3, TICKER, "buy", "2.5", "1", client_id=3))
     await exchange.port.settled()
     buyer.heard()
-    monkeypatch.setattr(history, "ROWS_WAITING_MAX", 1)
+    monkeypatch.setattr(history, "WAITING_MAX", 1)
     monkeypatch.setattr(history, "RETRY_SECONDS", 0.01)
     monkeypatch.setattr(HistoryFile, "write", fail)
     buyer.say(m.New(4, TICKER, "buy", "2.5", "1", client_id=4))

@@ -16,7 +16,7 @@ from compex_client.wallet import SessionKey
 
 from engine.rejects import Reject
 from gateway.health import Health
-from gateway.http import HttpAnswer, HttpRequest, Routes
+from gateway.http import ANSWERS_KEPT_MAX, HttpAnswer, HttpRequest, Routes
 from gateway.reads import READS
 from gateway.tokens import TOKENS_PER_WALLET, Tokens
 from tests.exchange import START_NS, SYMBOL, TICKER, Exchange, running_exchange, wallet
@@ -207,6 +207,27 @@ async def test_what_has_not_changed_is_not_sent_again(asking: Asking) -> None:
     changed = asking.get(url, if_none_match=first["ETag"])
     assert changed.status == 200 and dict(changed.headers)["ETag"] != first["ETag"]
     assert first["Cache-Control"] == "no-cache"
+
+
+async def test_an_answer_is_made_once_until_there_is_news(asking: Asking) -> None:
+    public = [x for x in READS if x.is_cached and not x.is_private and "{" not in x.path]
+    urls = [x.path for x in public] + ["/markets", f"/api/v1/book/{TICKER}?depth=2"]
+    before = {url: asking.get(url).body for url in urls}
+    assert all(asking.get(url).body is body for url, body in before.items())
+    await asking.order(asking.buyer, "buy", "2.41")
+    await asking.exchange.list_market(SYMBOL.replace("us-e", "eu-w"))
+    asking.exchange.desk.feed.publish_index(m.Index(TICKER, "2.4", "A", 9, START_NS // 1_000))
+    changed = {url for url, body in before.items() if asking.get(url).body != body}
+    assert changed == {*urls} - {"/api/v1/limits"}
+    kept = {url: asking.get(url) for url in urls}
+    asking.routes = Routes(asking.exchange.desk, Health(asking.exchange.port))
+    assert {url: asking.get(url) for url in urls} == kept
+
+
+async def test_a_thousand_different_questions_are_not_kept(asking: Asking) -> None:
+    for from_s in range(2 * ANSWERS_KEPT_MAX):
+        asking.get(f"/api/v1/candles/{TICKER}?from_s={from_s}")
+    assert 0 < len(asking.routes.kept) <= ANSWERS_KEPT_MAX
 
 
 async def test_any_page_may_read_what_is_public_and_none_an_account(asking: Asking) -> None:

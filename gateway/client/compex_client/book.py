@@ -54,6 +54,13 @@ class Book:
         else:
             levels.pop(price_ticks, None)
 
+    def add(self, side: str, price_ticks: int, qty_lots: int) -> int:
+        """More at this price; how much there is then."""
+        levels = self._side(side)
+        total = levels.get(price_ticks, 0) + qty_lots
+        levels[price_ticks] = total
+        return total
+
     def qty_at(self, side: str, price_ticks: int) -> int:
         """Lots at exactly this price; 0 without a level."""
         return self._side(side).get(price_ticks, 0)
