@@ -131,6 +131,12 @@ class SimulatedChain:
     def _at(self, block: int | None) -> Vault:
         return self._blocks[self.height if block is None else block].vault
 
+    def _pending(self) -> Vault:
+        """The latest block, and the time of day."""
+        pending = self.latest.after()
+        pending.time_s = self._now_s()
+        return pending
+
     async def heights(self) -> Heights:
         await self._asked()
         safe = max(0, self.height - (self.confirmations + 1) // 2)
@@ -159,12 +165,13 @@ class SimulatedChain:
 
     async def vault_accounts(self, block: int | None = None) -> list[VaultAccount]:
         await self._asked()
-        vault = self._at(block)
+        vault = self._at(block) if block is not None else self._pending()
         return [vault.account(number) for number in vault.accounts]
 
     async def vault_account(self, account: int, block: int | None = None) -> VaultAccount:
         await self._asked()
-        return self._at(block).account(account)
+        vault = self._at(block) if block is not None else self._pending()
+        return vault.account(account)
 
     async def batch_root(self, batch_id: int, block: int | None = None) -> bytes:
         await self._asked()
@@ -176,9 +183,7 @@ class SimulatedChain:
 
     async def simulate(self, call: Call) -> None:
         await self._asked()
-        coming = self.latest.after()
-        coming.time_s = self._now_s()
-        _called(coming, call.data.decode())
+        _called(self._pending(), call.data.decode())
 
     async def simulate_settle(self, batch_id: int, packed: bytes) -> None:
         await self.simulate(self.settle_call(batch_id, packed))
