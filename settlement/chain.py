@@ -388,7 +388,7 @@ class Chain:
             }
             found = cast(list[Any], await self._ask(self._w3.eth.get_logs(query)))
             logs += [log for log in map(v.read_log, found) if log is not None]
-        return sorted(logs, key=lambda log: (log.block_number, log.index))
+        return sorted(logs, key=lambda log: (log.block_number, log.log_index))
 
     async def vault_state(self, block: int) -> VaultState:
         """The vault's counters as of the end of `block`."""

@@ -116,7 +116,7 @@ class History:
 class Objection(NamedTuple):
     """Why one side of a fill is not covered."""
 
-    index: int  # of the fill in its batch
+    place: int  # of the fill in its batch
     is_buy: bool
     account: int
     number: int
@@ -124,7 +124,7 @@ class Objection(NamedTuple):
 
     def __str__(self) -> str:
         side = "buyer" if self.is_buy else "seller"
-        return f"fill {self.index}: its {side}, account {self.account}, {self.why}"
+        return f"fill {self.place}: its {side}, account {self.account}, {self.why}"
 
 
 class Report(NamedTuple):
@@ -150,9 +150,9 @@ def check(history: History, evidence: Evidence) -> Report:
     objections: list[Objection] = []
     count = 0
     for posted in history.batches:
-        for index, fill in enumerate(posted.fills()):
+        for place, fill in enumerate(posted.fills()):
             count += posted is last
-            if (posted.id, index) in history.void:
+            if (posted.id, place) in history.void:
                 continue
             for is_buy in (True, False):
                 party = fill.party(is_buy)
@@ -164,8 +164,8 @@ def check(history: History, evidence: Evidence) -> Report:
                     continue
                 why = _objection(history, evidence, fill, is_buy, filled[order])
                 if why:
-                    objections.append(Objection(index, is_buy, *party, why))
-    void = sum(place == last.id for place, _ in history.void)
+                    objections.append(Objection(place, is_buy, *party, why))
+    void = sum(batch_id == last.id for batch_id, _ in history.void)
     false_roots = [posted.id for posted in history.batches if not posted.is_kept]
     return Report(last.id, count, void, false_roots, objections)
 

@@ -71,7 +71,7 @@ class Between:
 
         def called(*arguments: Any, **named: Any) -> Any:
             self._before(name)
-            answer = method(*arguments, **named)
+            answer: Any = method(*arguments, **named)
             if not hasattr(answer, "__await__"):
                 self._after(name)
                 return answer
