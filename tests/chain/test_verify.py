@@ -11,15 +11,22 @@ from benchmarks.vault import Fill
 from engine.catalog import load_catalog
 from gateway import cli
 from gateway.ending import Ending
+from settlement import addresses, evidence, orders
 from settlement import database as db
-from settlement import evidence, orders
+from settlement.addresses import CONTRACTS_FILE, Addresses
 from settlement.chain import NOBODY, Chain, address_of, checksum
-from settlement.errors import ChainMismatch, DamagedEvidence, UnknownBatch
+from settlement.errors import (
+    ChainMismatch,
+    DamagedEvidence,
+    DatabaseUnavailable,
+    UnknownBatch,
+)
 from settlement.orders import SCOPE_TRADE, Authority, Order, Signed
 from settlement.products import settled
 from settlement.signatures import Handed, Signatures
 from settlement.verify import History, Report, check
 from tests.chain.world import DOLLAR, START_S, VAULT, World, wallet_key
+from tests.passable import passable_directory
 from tests.signed import made, sign
 
 PRODUCT = load_catalog().parse("nv.h100-sxm-80g.x8.ib|us-e|B|H|2026-12-01T14")
@@ -260,30 +267,51 @@ async def test_the_command_needs_only_a_node_and_a_file(
     assert await asked(["verify", "3", *vault]) == Ending.FAILED
 
 
-async def test_the_command_exports_from_a_database_what_the_file_needs(
-    market: World, tmp_path: Path, database_url: str
-) -> None:
-    url, domain = await market.node.serve_rpc(), domain_of(market)
-    await settle(market, 1, fill())
+async def keep(world: World, database_url: str) -> None:
+    """Both orders, and more, as the gateway hands them in."""
     database = await db.connect(database_url)
     kept = Signatures(
-        database_url,
-        domain,
-        lambda account: address_of(wallet_key(account)),
+        database_url, domain_of(world), lambda account: address_of(wallet_key(account)),
         lambda: START_S * 10**9,
-    )
+    )  # fmt: skip
     for account, number in ((BUYER, 11), (SELLER, 22)):
         handed = [
             Handed(number + i, number + i, PRODUCT, 0, account == BUYER, 24_150, 160, 500,
                    START_S + 3_600)
             for i in range(3)
         ]  # fmt: skip
-        signature = sign(domain, wallet_key(account), account, handed)
+        signature = sign(domain_of(world), wallet_key(account), account, handed)
         assert (await kept.hand_in(account, handed, signature)).reject is None
     await kept.close()
     await database.close()
-    path, vault = tmp_path / "orders.jsonl", ["--rpc", url, "--vault", checksum(market.chain.vault)]
+
+
+async def test_the_command_exports_from_a_database_what_the_file_needs(
+    market: World, tmp_path: Path, database_url: str
+) -> None:
+    await settle(market, 1, fill())
+    await keep(market, database_url)
+    path, url = tmp_path / "orders.jsonl", await market.node.serve_rpc()
+    vault = ["--rpc", url, "--vault", checksum(market.chain.vault)]
     stored = ["--database", database_url, "--export", str(path)]
     assert await asked(["verify", "1", *vault, *stored]) == Ending.DONE
     assert len(path.read_text().splitlines()) == 2, "only what the batch names"
     assert await asked(["verify", "1", *vault, "--orders", str(path)]) == Ending.DONE
+
+
+async def test_the_command_finds_a_nodes_own_database_whether_the_node_runs_or_not(
+    market: World,
+) -> None:
+    await settle(market, 1, fill())
+    url, vault = await market.node.serve_rpc(), Addresses(vault=market.chain.vault)
+    with passable_directory() as directory:
+        asks = ["verify", "1", "--rpc", url, "--dir", str(directory)]
+        assert await asked(asks) == Ending.FAILED, "no node has been there"
+        addresses.save(directory / CONTRACTS_FILE, market.chain.chain_id, vault)
+        server = await db.serve(directory, durable=False)
+        await keep(market, server.url)
+        assert await asked(asks) == Ending.DONE
+        await server.stop()
+        assert await asked(asks) == Ending.DONE
+        with pytest.raises(DatabaseUnavailable):
+            db.running(directory)
