@@ -2,12 +2,16 @@
 
 import asyncio
 import json
+import random
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
 
-from benchmarks.vault import Fill
+from benchmarks.machine import Machine
+from benchmarks.vault import SETTLER, WATCHER, Fill, Vault, pack
+from benchmarks.vault import key as vault_key
+from benchmarks.vault import wallet as vault_wallet
 from engine.catalog import load_catalog
 from gateway import cli
 from gateway.ending import Ending
@@ -17,14 +21,15 @@ from settlement.addresses import CONTRACTS_FILE, Addresses
 from settlement.chain import NOBODY, Chain, address_of, checksum
 from settlement.errors import (
     ChainMismatch,
+    ContractRejected,
     DamagedEvidence,
     DatabaseUnavailable,
     UnknownBatch,
 )
 from settlement.orders import SCOPE_TRADE, Authority, Order, Signed
 from settlement.products import settled
-from settlement.signatures import Handed, Signatures
-from settlement.verify import History, Report, check
+from settlement.signatures import GRACE_S, Handed, Signatures
+from settlement.verify import History, Posted, Report, check
 from tests.chain.world import DOLLAR, START_S, VAULT, World, wallet_key
 from tests.passable import passable_directory
 from tests.signed import made, sign
@@ -226,6 +231,92 @@ async def test_a_batch_that_is_not_there_and_a_vault_that_is_none_are_refused(
         with pytest.raises(ChainMismatch):
             await reader.watch(wrong)
     await reader.close()
+
+
+# --- the same as the vault ------------------------------------------------------------------------
+
+CASES = 60
+TOLD, TAKEN_BACK = wallet_key(71), wallet_key(72)  # keys of the buyer's, known to the vault
+MACHINE_S = 1_796_000_400
+
+
+def drawn(chance: random.Random, domain: bytes, like: Order, posted_at_s: int) -> Signed:
+    """An order that covers what is like it, or just not, by a key that may trade, or just not."""
+    over_s, begun = posted_at_s - GRACE_S, chance.choice((0, posted_at_s, posted_at_s + 1))
+    changed = {
+        "price_ticks": like.price_ticks + chance.choice((-1, 0, 0, 0, 1)),
+        "qty_lots": like.qty_lots + chance.choice((-1, 0, 0, 0, 1)),
+        "fee_ppm_max": like.fee_ppm_max + chance.choice((-1, 0, 0, 0, 1)),
+        "valid_until_s": chance.choice((over_s - 1, over_s, over_s + 1, posted_at_s)),
+    }
+    only = chance.choice((*changed, ""))  # or hardly any of them would pass
+    order = like._replace(
+        **{"valid_until_s": posted_at_s} | ({only: changed[only]} if only else {})
+    )
+    owner = vault_key(like.account)
+    key = chance.choice((owner, owner, SESSION, SESSION, SESSION, TOLD, TAKEN_BACK))
+    named = Authority(
+        address_of(chance.choice((key, key, key, SESSION))),
+        scopes=chance.choice((1, SCOPE_TRADE, SCOPE_TRADE, 3)),
+        valid_from_s=begun,
+        valid_until_s=chance.choice((over_s - 1, over_s, posted_at_s, posted_at_s)),
+    )
+    struct = orders.authority_hash(address_of(owner), named)
+    proof = made(domain, chance.choice((owner, owner, owner, key)), struct)
+    leaves = orders.order_hashes([order, *(like._replace(number=n) for n in range(7, 11))])
+    leaves = leaves[: chance.choice((1, 2, 5))]
+    signature = made(domain, key, orders.signed_hash(like.account, leaves))
+    if chance.random() < 0.1:
+        signature = signature[:40] + bytes([signature[40] ^ 1]) + signature[41:]
+    path = orders.path_of(orders.tree(leaves), 0)
+    return Signed(order, path, signature, named._replace(signature=proof))
+
+
+@pytest.mark.parametrize("waited_s", [GRACE_S - 1, GRACE_S, GRACE_S + 1])
+def test_what_passes_is_exactly_what_the_vault_takes_as_an_answer(waited_s: int) -> None:
+    """Both keys that the vault was told of end when the batch is posted, or a second off."""
+    vault, chance = Vault(Machine(MACHINE_S)), random.Random(waited_s)
+    vault.fund(BUYER, 10**11)
+    vault.fund(SELLER, DOLLAR, 1_000 * DOLLAR)
+    vault.mint(WATCHER, 10**10)
+    history = History(
+        vault.domain, owners={BUYER: vault_wallet(BUYER), SELLER: vault_wallet(SELLER)}
+    )
+    for function, event, *arguments in (
+        ("authoriseKey", "KeyAuthorised", address_of(TOLD), vault.machine.now_s),
+        ("authoriseKey", "KeyAuthorised", address_of(TAKEN_BACK), 2**40),
+        ("revokeKey", "KeyRevoked", address_of(TAKEN_BACK)),
+    ):
+        logs = vault.do(vault_wallet(BUYER), function, *arguments).logs
+        [fields] = vault.logged(logs, event)
+        history.hear(event, fields)
+    vault.machine.wait(waited_s)
+    fills = [fill(buyer_order=100 + n, seller_order=500 + n, qty=1 + n) for n in range(CASES)]
+    batch = vault.settle(fills)
+    posted_at_s = vault.ask("batch", 1)[1]
+    history.batches.append(Posted(1, pack(fills), batch.root[:27], posted_at_s))
+    taken = 0
+    for place, f in enumerate(fills):
+        buy, sell = (
+            drawn(chance, vault.domain, Order(who, is_buy, SERIES, WINDOW, f.price, f.qty, number,
+                                              fee, 0), posted_at_s)
+            for who, is_buy, number, fee in (
+                (BUYER, True, f.buyer_order, f.buyer_fee),
+                (SELLER, False, f.seller_order, f.seller_fee),
+            )
+        )  # fmt: skip
+        report = check(history, evidence.by_party([buy, sell]))
+        objections = [x for x in report.objections if x.place == place]
+        vault.do(WATCHER, "challenge", batch.place(place), [])
+        shown = (buy.argument(), sell.argument())
+        is_taken = True
+        try:
+            vault.do(SETTLER, "answer", batch.place(place), f.qty, f.qty, *shown)
+        except ContractRejected:
+            is_taken = False
+        assert is_taken == (not objections), (buy, sell, objections)
+        taken += is_taken
+    assert CASES // 10 < taken < CASES * 9 // 10, "enough of both"
 
 
 # --- the file, and the command --------------------------------------------------------------------
