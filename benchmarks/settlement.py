@@ -40,7 +40,7 @@ from benchmarks.table import (
     section_parser,
     show,
 )
-from benchmarks.vault import Fill, levels
+from benchmarks.vault import Fill, key, levels, sign, wallet
 from engine.catalog import load_catalog
 from engine.records import Event, EventKind, Purse, Side
 from settlement import batch, releases
@@ -48,7 +48,9 @@ from settlement import database as db
 from settlement.abi import Interface
 from settlement.batch import FILL, FILLS_MAX, Fills
 from settlement.ledger import Ledger, Numbered
+from settlement.orders import Order, order_hashes, separator, signed_hash
 from settlement.products import settled
+from settlement.signatures import Handed, Signatures
 
 RUNS: Final = 5
 SEED: Final = 7
@@ -66,6 +68,9 @@ PRODUCT: Final = load_catalog().parse("nv.h100-sxm-80g.x8.ib|us-e|B|SPOT")
 SETTLER: Final = (0xC0FFEE).to_bytes(32, "big")
 VAULT: Final = Interface("VaultV2")
 ADDRESS: Final = bytes(range(20))
+DOMAIN: Final = separator(1, ADDRESS)
+NOW_S: Final = 1_796_000_000
+VALID_UNTIL_S: Final = NOW_S + 86_400
 BARE: Final = """
     CREATE TABLE bare_transfer AS SELECT * FROM transfer WITH NO DATA;
     CREATE TABLE bare_fill AS SELECT * FROM fill WITH NO DATA;
@@ -176,14 +181,22 @@ class Books:
         return self._numbered(events)
 
     async def sign(self, filled: Sequence[Numbered]) -> None:
-        rows = [
-            (account, order, order, True)
-            for _, e in filled
-            for account, order in ((e.account, e.order_id), (e.counter_account, e.reference))
-        ]
-        await self.database.copy(
-            "signed_order", ("account", "order_id", "number", "verified"), rows
-        )
+        """Each account all its orders at once, as exactly as they were filled."""
+        handed: dict[int, list[Handed]] = {}
+        for _, e in filled:
+            for account, order, is_buy in (
+                (e.account, e.order_id, True), (e.counter_account, e.reference, False)
+            ):  # fmt: skip
+                fee_ppm = e.taker_fee_ppm if is_buy else e.maker_fee_ppm
+                handed.setdefault(account, []).append(
+                    Handed(order, order, PRODUCT, 0, is_buy, e.price_ticks, e.qty_lots, fee_ppm,
+                           VALID_UNTIL_S)
+                )  # fmt: skip
+        signatures = Signatures(self._server.url, DOMAIN, wallet, lambda: NOW_S * 10**9)
+        for account, orders in handed.items():
+            outcome = await signatures.hand_in(account, orders, _signature(account, orders))
+            assert outcome.reject is None, outcome
+        await signatures.close()
 
     async def post(self, filled: Sequence[Numbered]) -> None:
         for start in range(0, len(filled), EVENTS_PER_POSTING):
@@ -196,6 +209,15 @@ class Books:
     def end(self) -> None:
         self.run(self.close())
         self._runner.close()
+
+
+def _signature(account: int, handed: Sequence[Handed]) -> bytes:
+    signed = [
+        Order(account, x.is_buy, *settled(PRODUCT), x.price_ticks, x.qty_lots, x.number,
+              x.fee_ppm_max, x.valid_until_s)
+        for x in handed
+    ]  # fmt: skip
+    return sign(key(account), DOMAIN, signed_hash(account, order_hashes(signed)))
 
 
 def _event(kind: int, account: int, amount: int, reference: int = 0) -> Event:
@@ -323,7 +345,7 @@ class SendSection:
 
     async def _seal(self) -> batch.Sealed | None:
         """As the outbox does: what is sealed is stored before anything follows from it."""
-        fills, numbers = await self._books.ledger.unsealed_fills(FILLS_MAX)
+        fills, numbers = await self._books.ledger.unsealed_fills(FILLS_MAX, NOW_S)
         if not len(fills):
             return None
         made = batch.seal(fills, numbers)

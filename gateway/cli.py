@@ -15,7 +15,7 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Coroutine, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -122,6 +122,7 @@ def command_line() -> argparse.ArgumentParser:
     fund.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
     fund.set_defaults(run=_fund)
 
+    _takes_batch(commands.add_parser("verify", help="whether a settled batch was signed for"))
     _takes_bond(commands.add_parser("bond", help="put USDC behind the settler's word"))
 
     market = commands.add_parser(
@@ -143,6 +144,18 @@ def command_line() -> argparse.ArgumentParser:
 def _prints_documents(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("which", choices=("asyncapi", "openapi"), help="websocket, or plain HTTP")
     parser.set_defaults(run=_documents)
+
+
+def _takes_batch(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("batch", type=int, help="its number, from 1")
+    parser.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the vault's chain")
+    parser.add_argument("--vault", help="its address; without it the one that --dir names")
+    parser.add_argument("--since", type=int, default=0, help="a block no later than the vault's")
+    parser.add_argument("--orders", type=Path, metavar="FILE", help="the signed orders")
+    parser.add_argument("--database", metavar="URL", help="where they are, if not in a file")
+    parser.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="of the node, if here")
+    parser.add_argument("--export", type=Path, metavar="FILE", help="write the orders to a file")
+    parser.set_defaults(run=_verify)
 
 
 def _takes_bond(parser: argparse.ArgumentParser) -> None:
@@ -543,6 +556,67 @@ def _require_contracts(directory: Path) -> None:
     contracts = directory / CONTRACTS_FILE
     if not contracts.exists():
         raise CompexError(f"{contracts}: no node has deployed its contracts here; see --dir")
+
+
+def _verify(options: argparse.Namespace) -> int:
+    return _run(_verify_batch(options))
+
+
+async def _verify_batch(options: argparse.Namespace) -> int:
+    """Replay the chain, take the orders from a file or a database, say which fills they cover."""
+    from settlement import evidence, verify
+    from settlement.chain import NOBODY, Chain
+
+    if not options.vault:
+        await asyncio.to_thread(_require_contracts, options.dir)
+    chain = await Chain.connect(options.rpc, NOBODY)
+    try:
+        if options.vault:
+            await chain.watch(options.vault, options.since)
+        else:
+            await chain.watch_deployed(options.dir)
+        history = await verify.History.read(chain, options.batch)
+    finally:
+        await chain.close()
+    if options.orders:
+        orders = await asyncio.to_thread(evidence.read, options.orders)
+    else:
+        async with _database_of(options) as url:
+            orders = await evidence.kept(url, history.parties())
+    if options.export:
+        await asyncio.to_thread(evidence.write, options.export, orders)
+    report = await asyncio.to_thread(verify.check, history, evidence.by_party(orders))
+    for objection in report.objections:
+        console.print(f"[red]{objection}[/red]")
+    for number in report.false_roots:
+        console.print(f"[red]batch {number}: its calldata is not what the vault keeps[/red]")
+    console.print(f"batch       {report.batch_id}")
+    console.print(f"fills       {report.fills}, {report.void} of them void")
+    console.print(f"orders      {len(orders)}")
+    console.print(f"root        {'as the vault keeps it' if not report.false_roots else 'FALSE'}")
+    console.print(f"covered     {'yes' if report.is_covered else 'NO'}")
+    return Ending.DONE if report.is_covered else Ending.NOT_COVERED
+
+
+@contextlib.asynccontextmanager
+async def _database_of(options: argparse.Namespace) -> AsyncGenerator[str]:
+    """The URL of the database that is named, or of the node's own, whether it runs or not."""
+    from settlement import database
+    from settlement.errors import DatabaseInUse
+
+    if options.database:
+        yield options.database
+        return
+    await asyncio.to_thread(_require_contracts, options.dir)
+    try:
+        server = await database.serve(options.dir)
+    except DatabaseInUse:
+        yield await asyncio.to_thread(database.running, options.dir)
+        return
+    try:
+        yield server.url
+    finally:
+        await server.stop()
 
 
 def _bond(options: argparse.Namespace) -> int:

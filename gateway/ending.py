@@ -19,6 +19,7 @@ class Ending(IntEnum):
     OTHER_BUILD = 5
     BROKEN = 6
     VAULT_OUTDATED = 7
+    NOT_COVERED = 8
     INTERRUPTED = 130
 
 
@@ -31,6 +32,7 @@ WORDS: Final[dict[Ending, str]] = {
     Ending.OTHER_BUILD: "the journal is another build's and not adopted yet",
     Ending.BROKEN: "the engine broke while it ran: keep the directory, report the message",
     Ending.VAULT_OUTDATED: "the vault is of an earlier version; its money has to leave it first",
+    Ending.NOT_COVERED: "verify: a batch was settled that its parties' orders do not cover",
     Ending.INTERRUPTED: "interrupted before it had begun",
 }
 assert set(WORDS) == set(Ending), "every status has its words"

@@ -67,6 +67,16 @@ class Interface:
         entry = self._functions[function]
         return entry.selector + encode(entry.inputs, arguments)
 
+    def arguments(self, function: str, data: bytes) -> tuple[Any, ...] | None:
+        """What calldata calls the function with; None if it calls something else."""
+        entry = self._functions[function]
+        if data[: len(entry.selector)] != entry.selector:
+            return None
+        try:
+            return decode(entry.inputs, data[len(entry.selector) :])
+        except DecodingError:
+            return None
+
     def decode(self, function: str, answer: bytes) -> tuple[Any, ...]:
         """The values returned. Raises ContractRejected when there is no such function there."""
         try:

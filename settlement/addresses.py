@@ -41,8 +41,12 @@ def load(path: Path, chain_id: int) -> Addresses:
                 f" {VERSION} alone, and moves no money between them. gateway/RUNBOOK.md says what"
                 ' to do, under "The vault is of an earlier version"'
             )
-        found = [bytes.fromhex(fields[name].removeprefix("0x")) for name in _CONTRACTS]
-        addresses = Addresses(*found, int(fields["deploy_block"]), bool(fields["test_token"]))
+        token, timelock, vault, oracle = (
+            bytes.fromhex(fields[name].removeprefix("0x")) for name in _CONTRACTS
+        )
+        addresses = Addresses(
+            token, timelock, vault, oracle, int(fields["deploy_block"]), bool(fields["test_token"])
+        )
     except (ValueError, KeyError, TypeError, AttributeError) as error:
         raise ChainMismatch(f"{path} is not a list of contracts: {error!r}") from error
     if about != chain_id:

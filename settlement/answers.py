@@ -7,7 +7,7 @@ kinds, and settlement's service has it planned.
 """
 
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Final, NamedTuple
 
 from settlement import batch
@@ -83,10 +83,10 @@ class Answers:
 
     async def _side(self, fill: Fill, is_buy: bool, lots: int, posted_at_s: int) -> Signed:
         account, number = fill.party(is_buy)
-        row = await self._database.row(_SIGNED, account, number)
-        if row is None:
+        kept = await signed_orders(self._database, [(account, number)])
+        if not kept:
             raise NoAnswer(is_buy, f"has signed no order {number}")
-        signed = _signed(row)
+        [signed] = kept
         if objection := covers(signed, fill, is_buy, lots, posted_at_s):
             raise NoAnswer(is_buy, f"has signed order {number} {objection}")
         if not is_signed(signed, self._owner_of(account), self._domain):
@@ -97,7 +97,17 @@ class Answers:
 def covers(signed: Signed, fill: Fill, is_buy: bool, lots: int, posted_at_s: int) -> str:
     """Why the order, whoever signed it, is not one that covers the fill; "" if it is. As
     Disputes.sol asks it, `lots` being all fills of the order that are named."""
-    order, key = signed.order, signed.authority
+    if why := outside(signed.order, fill, is_buy, lots, posted_at_s):
+        return why
+    key = signed.authority
+    is_own = not key.signature
+    if not is_own and not key.valid_from_s <= posted_at_s <= key.valid_until_s + GRACE_S:
+        return "with a key whose time was over, or not begun"
+    return ""
+
+
+def outside(order: Order, fill: Fill, is_buy: bool, lots: int, posted_at_s: int) -> str:
+    """The same of the order alone, whichever key has signed it."""
     fee_ppm = fill.buyer_fee_ppm if is_buy else fill.seller_fee_ppm
     if order[:4] != (fill.party(is_buy)[0], is_buy, fill.series, fill.window):
         return "for something else"
@@ -107,9 +117,6 @@ def covers(signed: Signed, fill: Fill, is_buy: bool, lots: int, posted_at_s: int
         return "for less"
     if posted_at_s > order.valid_until_s + GRACE_S:
         return "for a time that was over"
-    is_own = not key.signature
-    if not is_own and not key.valid_from_s <= posted_at_s <= key.valid_until_s + GRACE_S:
-        return "with a key whose time was over, or not begun"
     return ""
 
 
@@ -125,6 +132,12 @@ def _shown(signed: Signed) -> v.SignedOrder:
         order.price_ticks, order.qty_lots, order.fee_ppm_max, order.valid_until_s, signed.path,
         signed.signature, v.Authority(*signed.authority),
     )  # fmt: skip
+
+
+async def signed_orders(database: Database, named: Sequence[tuple[int, int]]) -> list[Signed]:
+    """Those that are kept of the orders named: (account, number) of each."""
+    accounts, numbers = [account for account, _ in named], [number for _, number in named]
+    return [_signed(row) for row in await database.rows(_SIGNED, accounts, numbers)]
 
 
 def _signed(row: Row) -> Signed:
@@ -146,7 +159,10 @@ _SIGNED: Final = """
            k.signature AS proof
     FROM signed_order o JOIN order_root r ON r.id = o.root
     JOIN signing_key k ON k.id = r.signing_key
-    WHERE o.account = $1 AND o.number = $2 AND o.verified
+    JOIN unnest($1::bigint[], $2::bigint[]) AS named (account, number)
+        ON named.account = o.account AND named.number = o.number
+    WHERE o.verified
+    ORDER BY o.account, o.number
 """
 
 

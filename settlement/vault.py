@@ -33,7 +33,7 @@ class VaultLog(NamedTuple):
     """One log of the vault, its fields by the names in the ABI."""
 
     block_number: int
-    index: int  # among all logs of its block
+    log_index: int  # among all logs of its block
     transaction_hash: bytes
     name: str
     fields: Mapping[str, Any]
@@ -104,7 +104,7 @@ class Place(NamedTuple):
     """A fill of a batch and its way to the batch's root."""
 
     batch: int
-    index: int
+    place: int  # in the batch
     fill: int  # its 30 bytes as one number
     path: Sequence[bytes]
 

@@ -40,7 +40,6 @@ BOND_USDC6_PER_LOT = 1_000
 INSTRUMENT = 0
 DOLLAR = 1_000_000  # µUSDC
 EXIT_DELAY_NS = 8 * 24 * 3600 * SECOND_NS  # a day above the vault's EXIT_DELAY
-WALLETS = range(1, 65)
 
 
 def key(number: int) -> bytes:
@@ -72,7 +71,7 @@ class Between:
 
         def called(*arguments: Any, **named: Any) -> Any:
             self._before(name)
-            answer = method(*arguments, **named)
+            answer: Any = method(*arguments, **named)
             if not hasattr(answer, "__await__"):
                 self._after(name)
                 return answer
@@ -96,6 +95,7 @@ class Node:
         self.clock = ScriptedClock(START_NS)
         self.settings = Settings()
         self.unsigned: list[Placed] = []  # orders just accepted
+        self.wallets: set[int] = set()  # that have deposited
         self.embedded: EmbeddedChain
         self.chain: Chain
         self.pipeline: Pipeline
@@ -148,6 +148,7 @@ class Node:
         """Deposit µUSDC on chain, by wallet number."""
         bond = bond or {}
         wallets = sorted(set(cash) | set(bond))
+        self.wallets.update(wallets)
         await self.chain.fund([Funding(key(w), cash.get(w, 0), bond.get(w, 0)) for w in wallets])
 
     async def give_to_vault(self, amount_usdc6: int) -> None:
@@ -225,7 +226,7 @@ class Node:
         """Hand in the signatures of the orders accepted since the last time."""
         if self.unsigned:
             placed, self.unsigned = self.unsigned, []
-            keys = {self.account(wallet): key(wallet) for wallet in WALLETS}
+            keys = {self.account(wallet): key(wallet) for wallet in self.wallets}
             domain = separator(self.chain.chain_id, self.chain.vault)
             await sign_all(self.database_url, domain, keys, placed)
 

@@ -114,7 +114,7 @@ class Sender:
         token = Interface("TestUSDC")
         await self._send(account, self.chain.token, token.encode("mint", owner, amount_usdc6))
         await self._send(account, self.chain.token, token.encode("approve", vault, amount_usdc6))
-        deposit = Interface(VAULT).encode("deposit", amount_usdc6)
+        deposit = Interface(VAULT).encode("deposit", amount_usdc6, False)
         await self._send(account, vault, deposit)
 
     async def _send(self, account: int, to: bytes, data: bytes, tip_wei: int = 10**9) -> None:

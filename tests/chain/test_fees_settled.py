@@ -17,22 +17,18 @@ from engine.records import (
     fee_usdc6,
 )
 from settlement import database as db
-from settlement.batch import seal, totals_usdc6, unpack
+from settlement.batch import costs_usdc6, seal, totals_usdc6, unpack
 from settlement.ledger import Ledger, Numbered, Trial
 from tests.shard import ALICE, BOB, CAROL, Shard
+from tests.signed import DOMAIN, Placed, sign_all
 
 TRADERS = (ALICE, BOB, CAROL)
 ORDERS = 500
 FILLS_MIN = 100  # of each seed, so that a quiet script is not taken for agreement
 VOIDED = 20
+NOW_S = 1_796_000_000
 PRODUCT = load_catalog().parse("nv.h100-sxm-80g.x8.ib|us-e|B|SPOT")
-SIGNED = """
-    INSERT INTO signed_order (account, order_id, number, verified)
-    SELECT DISTINCT account, order_id, order_id, true FROM (
-        SELECT taker AS account, taker_order_id AS order_id FROM fill
-        UNION SELECT maker, maker_order_id FROM fill
-    ) sides
-"""
+KEYS = {trader: trader.to_bytes(32, "big") for trader in TRADERS}
 
 
 class Recorded(Shard):
@@ -79,6 +75,16 @@ def charged(fill: Event) -> tuple[int, int]:
     return fill.maker_fee_ppm, fill.taker_fee_ppm
 
 
+def orders_of(fills: list[Event]) -> list[Placed]:
+    """Every order that was filled."""
+    sides: set[tuple[int, int, bool, int]] = set()
+    for e in fills:
+        is_buy = e.side == Side.BUY
+        sides.add((e.account, e.order_id, is_buy, e.instrument))
+        sides.add((e.counter_account, e.reference, not is_buy, e.instrument))
+    return [Placed(*side, PRODUCT) for side in sorted(sides)]
+
+
 def void(shard: Shard, number: int, fill: Event, void_number: int) -> None:
     buyer, seller = fill.account, fill.counter_account
     if fill.side == Side.SELL:
@@ -109,7 +115,7 @@ async def test_engine_ledger_and_batch_agree_on_what_any_fills_cost(
     ledger = await Ledger.open(database)
     await ledger.post(shard.heard)
     await database.execute("UPDATE listed SET product = $1", PRODUCT)  # a shard's has no name
-    await database.execute(SIGNED)
+    await sign_all(database_url, DOMAIN, KEYS, orders_of([fill for _, fill in fills]))
     await agree(shard, ledger)
 
     undone = chance.sample(fills, VOIDED)
@@ -142,10 +148,10 @@ async def agree(shard: Recorded, ledger: Ledger) -> None:
     assert {t: held[t].cash_usdc6 for t in TRADERS} == {
         t: shard.money(t)["free_usdc6"] + shard.money(t)["held_usdc6"] for t in TRADERS
     }
-    sealed = seal(await ledger.unsealed_fills(2_000))
+    sealed = seal(*await ledger.unsealed_fills(2_000, NOW_S))
     totals = totals_usdc6(sealed.packed)
     assert {trader: totals.get(trader, 0) for trader in TRADERS} == shard.pending()
     assert sealed.amount_usdc6 == sum(shard.pending().values())
-    assert sum(fill.amount_usdc6 for fill in unpack(sealed.packed)) == sealed.amount_usdc6
+    assert int(costs_usdc6(unpack(sealed.packed)).sum()) == sealed.amount_usdc6
     assert await ledger.trial_balance() == Trial(0, 0, 0)
     shard.check()

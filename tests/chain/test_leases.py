@@ -254,7 +254,8 @@ async def test_a_false_record_is_undone_punished_and_its_lease_released_anew(nod
     async with node.beside() as database:
         await database.execute(stop, None)
         row = await database.fetchrow("SELECT accounts, records FROM release WHERE id = 1")
-    proof = (1, 1, row["accounts"], row["records"], 0, [], 0)
+    path: list[bytes] = []
+    proof = (1, 1, row["accounts"], row["records"], 0, path, 0)
     await node.mint(WATCHER, DOLLAR)
     await node.call_vault(WATCHER, "undoRelease", proof, batch.place(0))
     await later(node, 1)
@@ -333,7 +334,8 @@ async def test_a_quiet_exchange_says_that_it_is_there_before_anybody_may_freeze_
     node: Node,
 ) -> None:
     await settle_all(node)
-    heard_s = (await node.chain.vault_state(await node.chain.final_block())).last_heard_s
+    state = await node.chain.vault_state(await node.chain.final_block())
+    heard_s = state.last_heard_s
     for day in range(10):
         await later(node, 1)
         state = await node.chain.vault_state(await node.chain.final_block())

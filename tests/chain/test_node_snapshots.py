@@ -9,6 +9,7 @@ from typing import Final
 import pytest
 
 from engine import snapshot
+from engine.catalog import load_catalog
 from engine.clock import SystemClock
 from engine.records import Command, CommandKind, Side
 from engine.replay import verify
@@ -23,7 +24,10 @@ from gateway.settings import (
     SettlementSettings,
 )
 from settlement.chain import address_of
+from settlement.orders import separator
+from settlement.signatures import Signatures
 from tests.passable import passable_directory
+from tests.signed import Placed, sign_all
 
 SYMBOL: Final = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
 DOLLAR: Final = 1_000_000  # µUSDC
@@ -64,6 +68,19 @@ async def trade(node: Node, times: int) -> None:
         await node.engine.settled()
 
 
+async def sign(node: Node, url: str) -> None:
+    """What was filled and is not signed for yet."""
+    keys = {node.engine.account_of(address_of(key)): key for key in KEYS}
+    domain = separator(node.chain.chain_id, node.chain.vault)
+    kept = Signatures(url, domain, node.engine.owner_of, SystemClock().now_ns)
+    placed = [
+        Placed(x.account, x.order_id, x.is_buy, x.instrument, load_catalog().parse(SYMBOL))
+        for x in await kept.unsigned(0)
+    ]
+    await kept.close()
+    await sign_all(url, domain, keys, placed)
+
+
 @pytest.mark.timeout(300)
 async def test_a_node_goes_on_from_a_snapshot_that_was_made_beside_it(
     directory: Path, database_url: str
@@ -96,6 +113,7 @@ async def test_a_node_goes_on_from_a_snapshot_that_was_made_beside_it(
         async with asyncio.timeout(WAIT_SECONDS_MAX):
             while (await node.settlement.summary()).fills_settled < 25:
                 await node.turn()
+                await sign(node, database_url)
                 await asyncio.sleep(0.1)
         report = await node.settlement.reconcile()
         assert not report.gaps

@@ -15,6 +15,8 @@ from settlement.errors import (
     FencedOff,
     PostingRefused,
     SettlementHalted,
+    VaultFrozen,
+    VaultPaused,
 )
 from settlement.fees import GWEI, FeePolicy, Fees, Market
 from settlement.outgoing import ATTEMPTS_MAX
@@ -147,20 +149,20 @@ async def test_what_fails_again_and_again_is_left_to_a_person(sender: Sender) ->
 
 @pytest.mark.fault("paused-vault")
 async def test_a_paused_vault_is_waited_for(sender: Sender) -> None:
-    paused = ["IsPaused"]
+    refusals: list[ContractRejected] = [VaultPaused(ContractError("IsPaused", {}))]
 
     async def refuses(*arguments: Any) -> None:
-        if paused:
-            raise ContractRejected(ContractError(paused[0], {}))
+        if refusals:
+            raise refusals[0]
 
     await sender.owe(1, DOLLAR)
     await sender.restart(Through(sender.chain, simulate_withdraw=refuses))
     await sender.outbox.advance()
     assert sender.outbox.waiting == "the vault refuses withdraw 1: IsPaused()"
-    paused[:] = ["IsFrozen"]
+    refusals[:] = [VaultFrozen(ContractError("IsFrozen", {}))]
     with pytest.raises(SettlementHalted, match="IsFrozen"):
         await sender.outbox.advance()
-    paused.clear()
+    refusals.clear()
     await sender.outbox.advance()
     assert await sender.states() == ["FINAL"] and sender.outbox.waiting == ""
 

@@ -70,14 +70,20 @@ async def test_a_deposit_on_chain_becomes_money_in_the_engine(node: Node) -> Non
     assert report.tokens_usdc6 == 170 * DOLLAR + report.settler_bond_usdc6
 
 
-CUT_OFF = """
-    SELECT count(pg_terminate_backend(pid)) FROM pg_stat_activity
-    WHERE datname = current_database() AND pid <> pg_backend_pid()
-"""
+OTHERS = "FROM pg_stat_activity WHERE datname = current_database() AND pid <> pg_backend_pid()"
+CUT_OFF = f"SELECT count(pg_terminate_backend(pid)) {OTHERS}"
+CONNECTED = f"SELECT count(*) {OTHERS}"
 SETTLED = """
     SELECT count(*) FROM fill JOIN outgoing ON fill.batch_id = outgoing.id
     WHERE outgoing.state = 'RECONCILED'
 """
+
+
+async def connected(killer: Any, running: asyncio.Task[None]) -> None:
+    """Return when settlement is, and nobody else."""
+    while await killer.fetchval(CONNECTED) != 1:
+        assert not running.done(), running
+        await asyncio.sleep(0.01)
 
 
 async def test_a_connection_that_is_lost_is_made_again_and_nothing_is_booked_twice(
@@ -92,12 +98,14 @@ async def test_a_connection_that_is_lost_is_made_again_and_nothing_is_booked_twi
     for n in range(1, 6):
         await node.order(SELLER, Side.SELL, 20_000, 25)
         await node.order(BUYER, Side.BUY, 20_000, 25)
-        assert await killer.fetchval(CUT_OFF) == 1, "it was connected again"
+        await connected(killer, running)
+        assert await killer.fetchval(CUT_OFF) == 1
         while await killer.fetchval("SELECT count(*) FROM fill") < n:
             assert not running.done(), running
             await asyncio.sleep(0.01)
     name = database_url.partition("?")[0].rpartition("/")[2]
     other: Any = await cast("Any", asyncpg.connect)(database_url.replace(f"/{name}?", "/postgres?"))
+    await connected(killer, running)
     await other.execute(f'ALTER DATABASE "{name}" ALLOW_CONNECTIONS false')
     assert await killer.fetchval(CUT_OFF) == 1
     await asyncio.sleep(0.1)
