@@ -22,7 +22,7 @@ from engine.records import COMMAND, CommandArray
 from engine.sequence import Sequencer
 from settlement import database as db
 from settlement import leases
-from settlement.batch import notionals_usdc6
+from settlement.batch import Amounts, Fills, notionals_usdc6
 from settlement.ledger import Ledger, Numbered
 from settlement.orders import Order, order_hashes
 from settlement.signatures import Signatures
@@ -149,11 +149,18 @@ def take_any_signature(patch: pytest.MonkeyPatch) -> None:
         return order_hashes(orders)
 
     patch.setattr(Signatures, "_check", unchecked)
-    patch.setattr(signing, "orders_digest", lambda *_: bytes(range(32)))
+
+    def another(*_: object) -> bytes:
+        return bytes(range(32))
+
+    patch.setattr(signing, "orders_digest", another)
 
 
 def pay_half_of_each_lease(patch: pytest.MonkeyPatch) -> None:
-    patch.setattr(leases, "paid_usdc6", lambda fills, *_: notionals_usdc6(fills) // 2)
+    def half(fills: Fills, *_: object) -> Amounts:
+        return notionals_usdc6(fills) // 2
+
+    patch.setattr(leases, "paid_usdc6", half)
 
 
 def say_nothing_to_the_vault(patch: pytest.MonkeyPatch) -> None:
