@@ -79,12 +79,14 @@ class Body(NamedTuple):
     """What an order is signed for."""
 
     order_id: int
+    number: int
     price_ticks: int
     qty_lots: int
 
 
 class Unsigned(NamedTuple):
-    """An order with fills that no signature covers: `price_ticks` is the worst of them."""
+    """An order with fills that no signature covers: `price_ticks` is the worst of them and of what
+    is signed."""
 
     account: int
     order_id: int
@@ -286,7 +288,7 @@ class Signing:
             outcome = await self._kept.hand_in(account, handed, signature, key)
             if outcome.reject is None:
                 for x in handed:
-                    self._signed(account, Body(x.order_id, x.price_ticks, x.qty_lots))
+                    self._signed(account, Body(x.order_id, x.number, x.price_ticks, x.qty_lots))
             told(outcome)
 
         self._spawn(self._answered(work(), lambda: told(None)))
@@ -318,28 +320,41 @@ class Signing:
             raise BadRequest(Reject.BUSY)
 
     def _listed(self, account: int, filled: Sequence[Unsigned]) -> list[m.UnsignedOrder]:
-        """Open orders as they stand; closed ones by their fills."""
-        found: dict[int, m.UnsignedOrder] = {}
-        for x in filled:
-            found[x.order_id] = m.UnsignedOrder(
-                order_id=x.order_id,
-                market=self._mirror.markets[x.instrument].ticker,
-                side="buy" if x.is_buy else "sell",
-                price=price_text(x.price_ticks),
-                qty=qty_text(x.qty_lots),
-                number=x.number,
-            )
+        """Open orders as they stand; closed ones by their fills. None for less than is signed of
+        it already, which nobody needs to remember: what is kept is only ever widened."""
+        waiting = self._waiting.get(account, ())
         open_orders = self._mirror.account(account).orders
-        for order_id in self._waiting.get(account, ()):
+        listed = {x.order_id: self._by_fills(x) for x in filled}
+        by_id = {x.order_id: x for x in filled}
+        for order_id in waiting:
             order = open_orders.get(order_id)
-            if order is None:
-                continue  # its fills are told of when they are booked
-            info = self._mirror.order_info(order)
-            number = found[order_id].number if order_id in found else 0
-            found[order_id] = m.UnsignedOrder(
-                order_id, info.market, info.side, info.price, info.qty, number, info.client_id
-            )
-        return list(found.values())
+            if order is not None:  # else its fills are told of when they are booked
+                listed[order_id] = self._as_it_stands(order, by_id.get(order_id))
+        return list(listed.values())
+
+    def _by_fills(self, x: Unsigned) -> m.UnsignedOrder:
+        return m.UnsignedOrder(
+            order_id=x.order_id,
+            market=self._mirror.markets[x.instrument].ticker,
+            side="buy" if x.is_buy else "sell",
+            price=price_text(x.price_ticks),
+            qty=qty_text(x.qty_lots),
+            number=x.number,
+        )
+
+    def _as_it_stands(self, order: OpenOrder, filled: Unsigned | None) -> m.UnsignedOrder:
+        price_ticks, qty_lots, number = order.price_ticks, order.qty_lots, 0
+        worse = max if order.side == Side.BUY else min
+        for known in (self._bodies.get(order.order_id), filled):
+            if known is not None:
+                price_ticks = worse(price_ticks, known.price_ticks)
+                qty_lots = max(qty_lots, known.qty_lots)
+                number = max(number, known.number)
+        info = self._mirror.order_info(order)
+        return m.UnsignedOrder(
+            order.order_id, info.market, info.side, price_text(price_ticks), qty_text(qty_lots),
+            number, info.client_id,
+        )  # fmt: skip
 
     # --- time ----------------------------------------------------------------------------------
     async def _watch(self) -> None:

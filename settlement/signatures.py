@@ -70,8 +70,8 @@ class Unsigned(NamedTuple):
     order_id: int
     instrument: int
     is_buy: bool
-    price_ticks: int  # of its fills, the worst
-    qty_lots: int  # all its fills
+    price_ticks: int  # of its fills and of what is signed, the worst
+    qty_lots: int  # all its fills, or more if more is signed
     number: int  # under which it is signed, not far enough; 0: not at all
 
 
@@ -79,6 +79,7 @@ class Body(NamedTuple):
     """What an order is signed for."""
 
     order_id: int
+    number: int
     price_ticks: int
     qty_lots: int
 
@@ -264,12 +265,15 @@ class Signatures:
         """The account's orders that were filled beyond what it has signed, oldest fill first; of
         account 0 everybody's."""
         rows = await self._ask(
-            "SELECT account, order_id, instrument, is_buy,"
-            " CASE WHEN is_buy THEN max(price_ticks) ELSE min(price_ticks) END AS price_ticks,"
-            " max(filled_lots) AS qty_lots, coalesce(max(number), 0) AS number"
-            " FROM fill_sides($2) WHERE $1::bigint IN (account, 0::bigint)"
-            " GROUP BY account, order_id, instrument, is_buy HAVING NOT bool_and(covered)"
-            " ORDER BY min(event_number)",
+            "SELECT s.account, s.order_id, s.instrument, s.is_buy, CASE WHEN s.is_buy"
+            " THEN greatest(max(s.price_ticks), max(o.price_ticks))"
+            " ELSE least(min(s.price_ticks), min(o.price_ticks)) END AS price_ticks,"
+            " greatest(max(s.filled_lots), max(o.qty_lots)) AS qty_lots,"
+            " coalesce(max(s.number), 0) AS number"
+            " FROM fill_sides($2) s LEFT JOIN signed_order o USING (account, order_id)"
+            " WHERE $1::bigint IN (account, 0::bigint)"
+            " GROUP BY s.account, s.order_id, s.instrument, s.is_buy"
+            " HAVING NOT bool_and(covered) ORDER BY min(event_number)",
             *(account, self._now_s()),
         )
         return [Unsigned._make(row.values()) for row in rows]
@@ -277,7 +281,7 @@ class Signatures:
     async def bodies(self, order_ids: Sequence[int]) -> list[Body]:
         """What these orders are signed for, those that are."""
         rows = await self._ask(
-            "SELECT order_id, price_ticks, qty_lots FROM signed_order"
+            "SELECT order_id, number, price_ticks, qty_lots FROM signed_order"
             " WHERE verified AND order_id = ANY($1::bigint[])",
             list(order_ids),
         )

@@ -176,7 +176,7 @@ async def test_an_amended_order_is_signed_wider_under_its_number(
     assert await hand_in(signatures, BUYER, wider) == KEPT
     assert await hand_in(signatures, BUYER, order(BID, 1, True)) == KEPT, "less is no more needed"
     [body] = await signatures.bodies([BID, ASK])
-    assert body == (BID, 21_000, 40)
+    assert body == (BID, 1, 21_000, 40)
     for change in ("price_ticks = 20000", "qty_lots = 39", "number = 5", "is_buy = false"):
         with pytest.raises(PostingRefused, match="signed for more"):
             await database.execute(f"UPDATE signed_order SET {change}")
@@ -259,6 +259,20 @@ async def test_an_order_that_does_not_cover_its_fill_leaves_it_unsealed(
     assert await sealable(database) == []
     assert [x.order_id for x in await signatures.unsigned(BUYER)] == [BID]
     assert await signatures.unsigned(SELLER) == []
+
+
+async def test_what_is_listed_as_unsigned_is_no_less_than_what_is_signed(
+    signatures: Signatures, database: db.Database
+) -> None:
+    await booked(database, fill(10, 30))
+    await hand_in(signatures, BUYER, order(BID, 1, True, price_ticks=21_000, qty_lots=10))
+    [listed] = await signatures.unsigned(BUYER)
+    assert listed == Unsigned(BUYER, BID, 0, True, 21_000, 30, 1)
+    await hand_in(
+        signatures, BUYER,
+        order(BID, 1, True, price_ticks=listed.price_ticks, qty_lots=listed.qty_lots),
+    )  # fmt: skip
+    assert await signatures.unsigned(BUYER) == []
 
 
 async def test_a_seller_takes_no_less_than_it_signed(

@@ -216,6 +216,18 @@ async def test_what_nobody_here_asked_for_is_not_signed_unless_the_program_says_
     assert late.order_id and (await another.unsigned()).last_number == 2
 
 
+async def test_a_program_that_has_forgotten_what_it_signed_signs_no_less(market: Market) -> None:
+    bid = await market.buyer.place(SPOT, "buy", "1.3", "4")
+    await market.buyer.signed()
+    await market.buyer.amend(bid.order_id, price="1.2", qty="8")
+    another = await market.join(BUYER, SLOWLY)
+    [listed] = (await another.unsigned()).unsigned or []
+    assert (listed.price, listed.qty, listed.number) == ("1.3000", "8", 1)
+    assert await another.sign_all() == 1
+    ack = await another.unsigned()
+    assert (ack.unsigned, ack.last_number) == ([], 1)
+
+
 async def test_what_does_not_fit_is_refused_with_its_number(market: Market) -> None:
     buyer, account = market.buyer, market.buyer.account
     bid = await buyer.place(SPOT, "buy", "1.6", "2")

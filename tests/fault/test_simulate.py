@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any, Final
 
 import pytest
+from compex_client import signing
 
 from engine import journal
 from engine.client_ids import ClientIds
@@ -20,7 +21,12 @@ from engine.journal import FRAME_HEADER_BYTES, FRAME_MAGIC, Disk, Frame, Journal
 from engine.records import COMMAND, CommandArray
 from engine.sequence import Sequencer
 from settlement import database as db
+from settlement import leases
+from settlement.batch import Amounts, Fills, notionals_usdc6
 from settlement.ledger import Ledger, Numbered
+from settlement.orders import Order, order_hashes
+from settlement.signatures import Signatures
+from settlement.upkeep import Upkeep
 from tests.promises import Trial, tries
 from tests.simulate.database import Databases
 from tests.simulate.world import run
@@ -136,6 +142,34 @@ def book_twice(patch: pytest.MonkeyPatch) -> None:
     patch.setattr(Ledger, "post", again)
 
 
+def take_any_signature(patch: pytest.MonkeyPatch) -> None:
+    """The bots sign something else, and nobody looks."""
+
+    def unchecked(_self: Any, orders: Sequence[Order], *_: object) -> list[bytes]:
+        return order_hashes(orders)
+
+    patch.setattr(Signatures, "_check", unchecked)
+
+    def another(*_: object) -> bytes:
+        return bytes(range(32))
+
+    patch.setattr(signing, "orders_digest", another)
+
+
+def pay_half_of_each_lease(patch: pytest.MonkeyPatch) -> None:
+    def half(fills: Fills, *_: object) -> Amounts:
+        return notionals_usdc6(fills) // 2
+
+    patch.setattr(leases, "paid_usdc6", half)
+
+
+def say_nothing_to_the_vault(patch: pytest.MonkeyPatch) -> None:
+    async def none(*_: object) -> int:
+        return 0
+
+    patch.setattr(Upkeep, "_plan_heartbeat", none)
+
+
 @pytest.mark.parametrize(
     ("break_it", "said"),
     [
@@ -143,6 +177,9 @@ def book_twice(patch: pytest.MonkeyPatch) -> None:
         (keep_the_torn_tail, ("the journal has no gaps",)),
         (forget_client_ids, ("done 2 times",)),
         (book_twice, ("SettlementHalted",)),
+        (take_any_signature, ("NoAnswer",)),
+        (pay_half_of_each_lease, ("pays otherwise",)),
+        (say_nothing_to_the_vault, ("nothing is heard of the settler",)),
     ],
 )
 def test_a_broken_promise_is_found_within_the_default_seeds(

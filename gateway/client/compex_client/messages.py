@@ -732,7 +732,8 @@ class MarketInfo(Struct):
 
 
 class UnsignedOrder(Struct, omit_defaults=True):
-    """An order that its account has not signed for, or for less: sign at least this."""
+    """An order that its account has not signed for, or for less: sign at least this, which is no
+    less than what is signed already."""
 
     order_id: int
     market: str
