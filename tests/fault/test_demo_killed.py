@@ -95,13 +95,13 @@ async def test_what_the_cut_left_unsigned_is_signed_when_its_actors_are_back(
     buyer = Actor("buyer", "buyer", actor_key(1, "buyer"), 1_000 * DOLLAR, 0)
     node = await Node.open(directory / "run", once_settings([SYMBOL]), ScriptedClock(START_NS))
     try:
-        for actor, side in ((seller, "sell"), (buyer, "buy")):
+        for actor in (seller, buyer):
             await node.fund([Funding(actor.key, actor.cash_usdc6, actor.bond_usdc6)])
             await node.turn()
             async with await connect(node.websocket_url, Wallet(actor.key), signing=None) as client:
                 if actor is seller:
-                    await client.declare_capacity(SYMBOL, "9")
-                await client.place(SYMBOL, side, "2.5", "8")
+                    await client.declare_capacity(SYMBOL, "8")
+                await client.place(SYMBOL, "sell" if actor is seller else "buy", "2.5", "8")
         await node.turn()
         unsigned = await node.settlement.summary()
         assert (unsigned.fills, unsigned.fills_settled) == (1, 0)
