@@ -12,10 +12,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from compex_client import Wallet, connect
 
+from engine.clock import ScriptedClock
+from gateway.demo.play import once_settings, open_stage
+from gateway.demo.script import DOLLAR, START_NS, Actor, actor_key
+from gateway.node import Funding, Node
 from tests.passable import passable_directory
 
 SECONDS_MAX = 120.0
+SYMBOL = "nv.h100-sxm-80g.x1|us-e|C|SPOT"
 COMMAND = (sys.executable, "-m", "gateway.cli", "demo", "--once", "--dir")
 
 
@@ -80,6 +86,32 @@ def test_a_run_killed_twice_goes_on_from_its_journal_and_reconciles(
     assert kill_at(directory / "run", 140_000)
     assert kill_at(directory / "run", 240_000)
     check(finish(directory / "run", tmp_path / "out.json"))
+
+
+async def test_what_the_cut_left_unsigned_is_signed_when_its_actors_are_back(
+    directory: Path,
+) -> None:
+    seller = Actor("seller", "operator", actor_key(1, "seller"), 0, 1_000 * DOLLAR)
+    buyer = Actor("buyer", "buyer", actor_key(1, "buyer"), 1_000 * DOLLAR, 0)
+    node = await Node.open(directory / "run", once_settings([SYMBOL]), ScriptedClock(START_NS))
+    try:
+        for actor in (seller, buyer):
+            await node.fund([Funding(actor.key, actor.cash_usdc6, actor.bond_usdc6)])
+            await node.turn()
+            async with await connect(node.websocket_url, Wallet(actor.key), signing=None) as client:
+                if actor is seller:
+                    await client.declare_capacity(SYMBOL, "8")
+                await client.place(SYMBOL, "sell" if actor is seller else "buy", "2.5", "8")
+        await node.turn()
+        unsigned = await node.settlement.summary()
+        assert (unsigned.fills, unsigned.fills_settled) == (1, 0)
+        stage = await open_stage(node, [seller, buyer])
+        await node.turn()
+        assert (await node.settlement.summary()).fills_settled == 1
+        assert (await node.settlement.reconcile()).reconciled
+        await stage.close()
+    finally:
+        await node.close()
 
 
 @pytest.mark.soak
