@@ -69,7 +69,7 @@ def _silent(_what: str) -> Any:
     yield
 
 
-class _Signatures:
+class KeptSignatures:
     """Settlement's signatures, as the gateway's sessions know them."""
 
     def __init__(self, kept: Signatures) -> None:
@@ -236,7 +236,7 @@ class Node:
             keys=keys,
             audit=audit,
             history=history,
-            signatures=_Signatures(signatures),
+            signatures=KeptSignatures(signatures),
             sign_within_ms=self.settings.settlement.sign_within_seconds * 1_000,
         )
         self._stack.push_async_callback(self.desk.absence.close)

@@ -10,7 +10,7 @@ the tables.
 """
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import Final, NamedTuple
 
@@ -127,7 +127,8 @@ class _Refused(Exception):
 
 class Signatures:
     """`owner_of` gives the 20 bytes of an account's wallet, `domain` is the vault's, `clock` gives
-    ns since the Unix epoch. The database is one that settlement has prepared."""
+    ns since the Unix epoch. The database is one that settlement has prepared; `connect` opens a
+    connection to it, and once more when that was lost."""
 
     def __init__(
         self,
@@ -135,8 +136,10 @@ class Signatures:
         domain: bytes,
         owner_of: Callable[[int], bytes],
         clock: Callable[[], int],
+        connect: Callable[[str], Awaitable[db.Database]] = db.connect_beside,
     ) -> None:
         self._database_url = database_url
+        self._connect = connect
         self._domain = domain
         self._owner_of = owner_of
         self._clock = clock
@@ -300,7 +303,7 @@ class Signatures:
         """The connection, this caller's alone; one that is lost is opened again by the next."""
         async with self._lock:
             if self._database is None:
-                self._database = await db.connect_beside(self._database_url)
+                self._database = await self._connect(self._database_url)
             try:
                 yield self._database
             except DatabaseUnavailable:

@@ -87,7 +87,7 @@ async def test_the_example_places_fills_and_settles_an_order(tmp_path: Path) -> 
         assert transfer.startswith("Transfer(") and "kind='escrow'" in transfer
 
         accounts = await node.chain.vault_accounts(await node.chain.final_block())
-        assert [account.locked_usdc6 for account in accounts] == [0, 2_415_000]
+        assert [account.locked_usdc6 for account in accounts] == [0, 0, 2_415_000]
         report = await node.settlement.reconcile()
         assert report.reconciled, report.gaps
 

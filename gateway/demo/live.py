@@ -164,6 +164,7 @@ async def trade_on(opened: Opened, console: Console) -> int:
                 console.print(f"[red]{result!r}[/red]")
         if stopping not in done:
             return 1
+        await stage.signed()
         await node.turn()
         await node.turn()
         report = await node.settlement.reconcile()

@@ -1,8 +1,9 @@
 """The demonstration on stage: real wallets, real websockets, one actor after the other.
 
-`play_once` performs a whole script by a scripted clock, settling after each round, and compares
-everything at the end; `Stage` is what it and the endless demonstration share. Invariant: actors
-touch the exchange only as anybody could, through the client and their own transactions.
+`play_once` performs a whole script by a scripted clock, settling after each round what everybody
+signed, and compares everything at the end; `Stage` is what it and the endless demonstration share.
+Invariant: actors touch the exchange only as anybody could, through the client, which signs their
+orders, and their own transactions.
 """
 
 import asyncio
@@ -13,7 +14,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 import msgspec
-from compex_client import Client, Disconnected, Rejected, Stream, Wallet, connect
+from compex_client import Client, Disconnected, Rejected, Stream, Terms, Wallet, connect
 from compex_client import messages as m
 from compex_client.units import price_text, qty_text
 
@@ -132,18 +133,26 @@ class Stage:
                 return None  # the market said no, which is an answer
             raise
 
+    async def signed(self) -> None:
+        """Return when everybody has signed what they placed: then all fills can be settled."""
+        await asyncio.gather(*(client.signed() for client in self.clients))
+
     async def close(self) -> None:
         await asyncio.gather(*(client.close() for client in self.clients))
 
 
 async def open_stage(node: Node, actors: list[Actor]) -> Stage:
-    """Everybody deposits on chain, is credited by settlement, and logs in."""
+    """Everybody deposits on chain, is credited by settlement, logs in, and signs what they placed
+    in an earlier run that was cut off before they had: of it they know from the exchange alone."""
     await node.fund([Funding(a.key, a.cash_usdc6, a.bond_usdc6) for a in actors])
     await node.turn()
     stage = Stage(node, actors, [])
+    terms = Terms(now_ns=node.clock.now_ns)  # a scripted node takes no orders of another time
     try:
         for actor in actors:
-            stage.clients.append(await connect(node.websocket_url, Wallet(actor.key)))
+            client = await connect(node.websocket_url, Wallet(actor.key), signing=terms)
+            stage.clients.append(client)
+            await client.sign_all()
     except BaseException:
         await stage.close()
         raise
@@ -156,7 +165,8 @@ def once_settings(markets: list[str]) -> Settings:
         markets=MarketSettings(listed=tuple(markets)),
         fees=FEES,
         chain=ChainSettings(embedded_rpc_port=-1),
-        settlement=SettlementSettings(batch_wait_seconds=0),
+        # Signatures are waited for, however long: the script's hour is over in seconds.
+        settlement=SettlementSettings(batch_wait_seconds=0, sign_within_seconds=0),
     )
 
 
@@ -217,7 +227,7 @@ async def _perform_all(run: Run) -> int:
         for done, step in enumerate(script.steps):
             while step.at_ns >= end_of_round_ns:
                 run.clock.advance_to(end_of_round_ns)
-                await _settle(run)
+                await _settle(run, stage)
                 end_of_round_ns += HOUR_NS // ROUNDS
             run.clock.advance_to(step.at_ns)
             with watch.part("trade"):
@@ -226,7 +236,7 @@ async def _perform_all(run: Run) -> int:
                 run.advance(done, len(script.steps))
         run.advance(len(script.steps), len(script.steps))
         run.clock.advance_to(START_NS + HOUR_NS + SECOND_NS)
-        await _settle(run)
+        await _settle(run, stage)
         await onlooker.ping()  # what the exchange told before has been heard when this is answered
     finally:
         await onlooker.close()
@@ -242,8 +252,11 @@ async def _count(trades: Stream[m.Trade]) -> int:
     return count
 
 
-async def _settle(run: Run) -> None:
-    """Turns until there is nothing left to do."""
+async def _settle(run: Run, stage: Stage) -> None:
+    """Turns until there is nothing left to do. What is not signed by then would wait for the next
+    round, and how fast that goes is not the script's."""
+    with run.watch.part("sign"):
+        await stage.signed()
     with run.watch.part("settle"):
         for _ in range(TURNS_MAX):
             if (await run.node.turn()).idle:

@@ -3,6 +3,7 @@ must be what the page shows, but for numbers and what it leaves out by dots."""
 
 import asyncio
 import importlib
+import json
 import re
 import shutil
 import signal
@@ -290,6 +291,26 @@ async def test_an_upgrade(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None
         await typing.type_all(adopted)
 
 
+async def test_a_vault_of_an_earlier_version(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with terminal(traded, monkeypatch) as typing:
+        contracts = typing.home / "contracts.json"
+        fields = json.loads(contracts.read_text("utf-8"))
+        del fields["vault_version"]  # which the first did not write
+        contracts.write_text(json.dumps(fields), "utf-8")
+        before = kept(typing.home)
+        said = await typing.up(*UP)
+        [shown] = blocks("The vault is of an earlier version", "text")
+        assert_shown(shown, said)
+        assert typing.status == Ending.VAULT_OUTDATED
+        assert kept(typing.home) == before, "nothing was written"
+
+
+def kept(home: Path) -> list[bytes]:
+    """Of what the node is made of: what was agreed upon, on chain and in the exchange."""
+    files = [home / "contracts.json", *sorted((home / "journal").glob("*.cxj"))]
+    return [path.read_bytes() for path in [*files, *sorted((home / "chain").iterdir())]]
+
+
 async def test_what_a_node_counts(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     async with terminal(traded, monkeypatch) as typing:
         await typing.up(*UP)
@@ -309,6 +330,7 @@ def test_every_block_of_the_page_is_typed_by_a_test() -> None:
         "And the history before it was removed": 2,
         "A node is stuck": 2,
         "An upgrade": 3,
+        "The vault is of an earlier version": 0,
         "The history's file": 1,
         "Every queue between a socket and the disk": 0,
         "What a node counts": 1,

@@ -16,6 +16,7 @@ from compex_client import messages as m
 from compex_client.book import Book
 from compex_client.client import Client, PrivateMessage
 from compex_client.errors import Disconnected, Rejected
+from compex_client.signing import Terms
 from compex_client.streams import BookStream, Stream
 from compex_client.units import price_text, qty_text
 from compex_client.wallet import Wallet
@@ -28,6 +29,8 @@ from tests.simulate.node import ADMINISTRATOR, START_NS, TICKERS
 THINKS_SECONDS: Final = (0.02, 0.4)
 AWAY_SECONDS: Final = (0.001, 1.0)
 ACTING_MAX: Final = 8
+SIGNED_FOR_S: Final = 60 * 86_400  # days go by
+SIGNS_AGAIN: Final = 0.1  # of its turns, when it rests
 MID_TICKS: Final = 20_000
 SPREAD_TICKS: Final = 12
 # What says nothing of an earlier attempt.
@@ -128,6 +131,7 @@ class Bot:
         faults: Faults,
         door: Callable[[], Link | None],
         say: Callable[[str, str], None],
+        now_ns: Callable[[], int],
     ) -> None:
         self.name = name
         self.wallet = wallet
@@ -142,6 +146,7 @@ class Bot:
         self._faults = faults
         self._door = door
         self._say: Callable[[str], None] = lambda what: say(name, what)
+        self._terms = Terms(at_once_s=SIGNED_FOR_S, resting_s=SIGNED_FOR_S, now_ns=now_ns)
         self._orders: list[int] = []  # client ids of orders, to be cancelled or amended
         self._acting: list[asyncio.Task[None]] = []
         self._is_caught_up = False
@@ -172,7 +177,7 @@ class Bot:
 
     async def _session(self, client: Client) -> None:
         await client.start()
-        ack = await client.login(self.wallet, session=1)
+        ack = await client.login(self.wallet, session=1, signing=self._terms)
         self.account = ack.account
         if not self.account:
             return
@@ -180,6 +185,7 @@ class Bot:
             if errand.is_unknown or self._is_curious(errand):
                 await errand.clear_up(client, self._random.random() < 0.5)
                 self._say(f"errand {errand.client_id}: {_outcome(errand)}")
+        await self._sign(client)
         resumes = self.view.snapshots > 0 and self._random.random() < 0.5
         from_aseq = self.view.aseq + 1 if resumes else 0
         stream = await client.private(from_aseq=from_aseq)
@@ -192,6 +198,16 @@ class Bot:
             listener.cancel()
             with contextlib.suppress(Disconnected, asyncio.CancelledError):
                 await listener
+
+    async def _sign(self, client: Client) -> None:
+        """What was traded on connections that were cut, and what the client does not match."""
+        try:
+            signed = await client.sign_all()
+        except Rejected as rejected:
+            self._say(f"cannot sign: {rejected.code}")
+        else:
+            if signed:
+                self._say(f"signs {signed} orders")
 
     def _is_curious(self, errand: Errand) -> bool:
         """Asks again, now and then, for what it knows."""
@@ -217,6 +233,8 @@ class Bot:
             if self.resting:
                 for errand in unknown if not self._acting else ():
                     await errand.clear_up(client, by_query=False)
+                if self._random.random() < SIGNS_AGAIN:
+                    await self._sign(client)
             elif len(self._acting) < ACTING_MAX:
                 self._start(self._act(client))
 

@@ -65,11 +65,13 @@ class Databases:
         create = f"CREATE DATABASE {name} TEMPLATE {TEMPLATE} STRATEGY FILE_COPY"
         self._real_time.run(self._admin.execute(create))
         connect = cast("Any", asyncpg.connect)
-        physical: Any = self._real_time.run(connect(self._server.url_of(name)))
+        url = self._server.url_of(name)
+        physical, beside = (self._real_time.run(connect(url)) for _ in range(2))
         try:
-            yield lambda *parts: Sessions(self._real_time, physical, *parts)
+            yield lambda *parts: Sessions(self._real_time, physical, beside, *parts)
         finally:
             self._real_time.run(physical.close())
+            self._real_time.run(beside.close())
             self._real_time.run(self._admin.execute(f"DROP DATABASE {name}"))
 
     def close(self) -> None:
@@ -79,22 +81,26 @@ class Databases:
 
 
 class Sessions:
-    """One database. The server knows one connection; each life of the node has its own."""
+    """One database. The server knows two connections, settlement's and that of the signatures,
+    which wait for no lock of each other's; each life of the node has its own."""
 
     def __init__(
         self,
         real_time: _RealTime,
         physical: Any,
+        beside: Any,
         chance: Chance,
         faults: Faults,
         sleep: Callable[[float], Any],
     ) -> None:
         self._real_time = real_time
         self.physical = physical
+        self._physical_beside = beside
         self.chance = chance
         self.faults = faults
         self.sleep = sleep
         self._session: _Session | None = None
+        self._beside: _Session | None = None
         self.lost = 0
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
@@ -102,22 +108,32 @@ class Sessions:
 
     async def connect(self, _url: str) -> db.Database:
         """As `settlement.database.connect`; whoever was connected has lost the connection."""
-        self.end()
-        self._session = _Session(self)
+        if self._session is not None:
+            self._session.lose()
+        self._session = _Session(self, self.physical)
         return await db.claim(self._session)
+
+    async def connect_beside(self, _url: str) -> db.Database:
+        """As `settlement.database.connect_beside`, once for each life."""
+        if self._beside is not None:
+            self._beside.lose()
+        self._beside = _Session(self, self._physical_beside)
+        return db.Database(self._beside)
 
     def end(self) -> None:
         """The process that was connected is gone; the server rolls back and forgets its locks."""
-        if self._session is not None:
-            self._session.lose()
-            self._session = None
+        for session in (self._session, self._beside):
+            if session is not None:
+                session.lose()
+        self._session = self._beside = None
 
 
 class _Session:
     """What `settlement.database.Database` takes for asyncpg's connection."""
 
-    def __init__(self, sessions: Sessions) -> None:
+    def __init__(self, sessions: Sessions, physical: Any) -> None:
         self._sessions = sessions
+        self._physical = physical
         self._transaction: Any = None
         self._lost = False
 
@@ -129,7 +145,7 @@ class _Session:
         if self._transaction is not None:
             sessions.run(self._transaction.rollback())
             self._transaction = None
-        sessions.run(sessions.physical.execute("SELECT pg_advisory_unlock_all()"))
+        sessions.run(self._physical.execute("SELECT pg_advisory_unlock_all()"))
 
     async def _edge(self) -> None:
         """Time passes, and the connection may be gone afterwards."""
@@ -149,12 +165,12 @@ class _Session:
     async def _do(self, method: str, *arguments: Any, **named: Any) -> Any:
         await self._edge()
         sessions = self._sessions
-        answer = sessions.run(getattr(sessions.physical, method)(*arguments, **named))
+        answer = sessions.run(getattr(self._physical, method)(*arguments, **named))
         await self._edge()
         return answer
 
-    async def execute(self, sql: str, *arguments: Any) -> str:
-        return await self._do("execute", sql, *arguments)
+    async def execute(self, sql: str, *arguments: Any, timeout: float) -> str:  # noqa: ASYNC109
+        return await self._do("execute", sql, *arguments, timeout=timeout)
 
     async def fetch(self, sql: str, *arguments: Any) -> Any:
         return await self._do("fetch", sql, *arguments)
@@ -172,7 +188,7 @@ class _Session:
     async def transaction(self) -> AsyncGenerator[None]:
         await self._edge()
         sessions = self._sessions
-        transaction = sessions.physical.transaction()
+        transaction = self._physical.transaction()
         sessions.run(transaction.start())
         self._transaction = transaction
         try:

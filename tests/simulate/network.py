@@ -7,6 +7,7 @@ what `gateway.server` does.
 """
 
 from collections import deque
+from contextvars import Context
 from typing import Any, Final
 
 from websockets.exceptions import ConnectionClosedError
@@ -24,7 +25,10 @@ SLOW_READER_SECONDS: Final = 2.0
 class Link:
     """One connection, made by a client and taken by a node."""
 
-    def __init__(self, loop: VirtualLoop, chance: Chance, faults: Faults, desk: Desk) -> None:
+    def __init__(
+        self, loop: VirtualLoop, chance: Chance, faults: Faults, desk: Desk, life: Context
+    ) -> None:
+        self._life = life
         self._loop = loop
         self._chance = chance
         self._faults = faults
@@ -82,7 +86,11 @@ class Link:
     # --- on the way ----------------------------------------------------------------------------
     def _reach_node(self) -> None:
         if self._open and self._to_node:
-            self._session.receive(self._to_node.popleft())
+            self._receive()
+
+    def _receive(self) -> None:
+        """What the session begins because of it is the node's, and ends with it."""
+        self._life.copy().run(self._session.receive, self._to_node.popleft())
 
     def _leave(self) -> None:
         """The outbox has frames."""
@@ -113,7 +121,7 @@ class Link:
         random = self._chance.random
         if not node_is_gone:
             for _ in range(random.randrange(len(self._to_node) + 1)):
-                self._session.receive(self._to_node.popleft())
+                self._receive()
         for _ in range(random.randrange(len(self._to_client) + 1)):
             self._hand_over(self._to_client.popleft())
         self._session.close()

@@ -30,12 +30,15 @@ from gateway import translate
 from gateway.feed import Feed
 from gateway.history import History
 from gateway.limits import DEFAULT_LIMITS
+from gateway.node import KeptSignatures
 from gateway.session import open_desk
 from settlement.errors import SettlementError
 from settlement.fees import FeePolicy
+from settlement.orders import separator
 from settlement.sealing import Triggers
 from settlement.service import Settings, Settlement
-from tests.simulate.chain import SimulatedChain
+from settlement.signatures import Signatures
+from tests.simulate.chain import CHAIN_ID, VAULT, SimulatedChain
 from tests.simulate.database import Sessions
 from tests.simulate.disk import Killed, MortalDisk, SimulatedDisk
 from tests.simulate.faults import Chance, Faults
@@ -43,8 +46,10 @@ from tests.simulate.loop import VirtualLoop
 from tests.simulate.network import Link
 
 START_NS: Final = 1_795_219_200_000_000_000  # 2026-11-21, 00:00 UTC
-HOUR_NS: Final = 3600 * 1_000_000_000
-DOMAIN: Final = Domain(chain_id=31337, vault=bytes.fromhex("c0" * 20))
+SECOND_NS: Final = 1_000_000_000
+HOUR_NS: Final = 3600 * SECOND_NS
+DAY_NS: Final = 24 * HOUR_NS
+DOMAIN: Final = Domain(CHAIN_ID, VAULT)
 ADMINISTRATOR: Final = Wallet((1).to_bytes(32, "big"))
 FLAGSHIP: Final = "nv.h100-sxm-80g.x8.ib|us-e|B"
 HOUR: Final = f"{FLAGSHIP}|H|2026-11-22T0"
@@ -69,14 +74,21 @@ SETTLING: Final = Settings(
 
 
 class JumpingClock:
-    """The time of day, which somebody sets forward or back."""
+    """The time of day, which somebody sets forward or back; `true_ns` is everybody else's."""
 
     def __init__(self, now_ns: Callable[[], int]) -> None:
         self._now_ns = now_ns
         self.ahead_ns = 0
+        self.passed_ns = 0  # days that have gone by without anything to tell of them
 
     def now_ns(self) -> int:
-        return START_NS + self._now_ns() + self.ahead_ns
+        return self.true_ns() + self.ahead_ns
+
+    def true_ns(self) -> int:
+        return START_NS + self._now_ns() + self.passed_ns
+
+    def true_s(self) -> int:
+        return self.true_ns() // SECOND_NS
 
 
 class Machine:
@@ -95,7 +107,7 @@ class Machine:
         self.faults = faults
         self.clock = JumpingClock(loop.now_ns)
         self.disk = SimulatedDisk(chance("disk"), faults, loop.call_later)
-        self.chain = SimulatedChain(chance("chain"), faults, asyncio.sleep)
+        self.chain = SimulatedChain(chance("chain"), faults, asyncio.sleep, self.clock.true_s)
         self.database = sessions(chance("database"), faults, asyncio.sleep)
         self.network = chance("network")
         self.login = chance("login")
@@ -155,6 +167,7 @@ class Life:
         self._published = published
         self._heard = heard
         self.blocking = machine.disk.blocking
+        self._context = contextvars.copy_context()  # whatever is begun in it, a crash ends
         self.tasks: list[asyncio.Task[Any]] = []
         self.links: list[Link] = []
         self.engine: Pipeline
@@ -167,9 +180,8 @@ class Life:
 
     def begin(self) -> "asyncio.Task[None]":
         loop = self._machine.loop
-        context = contextvars.copy_context()
-        context.run(loop.task_owner.set, self)
-        task = loop.create_task(self._live(), context=context)
+        self._context.run(loop.task_owner.set, self)
+        task = loop.create_task(self._live(), context=self._context)
         self.tasks.append(task)
         return task
 
@@ -194,11 +206,15 @@ class Life:
         self.engine.subscribe(self._hear, heard=self._heard)
         self.engine.when_stopped(self._stopped)
         self._history = History(self._history_path)
+        self._signatures = Signatures(
+            "", separator(*DOMAIN), self.engine.owner_of, clock.now_ns,
+            machine.database.connect_beside,
+        )  # fmt: skip
         self.desk = open_desk(
             self.engine, CATALOG, DOMAIN, administrator=ADMINISTRATOR.address_bytes,
             limits=LIMITS, now_ns=machine.loop.now_ns, time_ns=clock.now_ns,
             random_bytes=machine.login.random.randbytes,
-            history=self._history,
+            history=self._history, signatures=KeptSignatures(self._signatures),
         )  # fmt: skip
         chain = cast("Any", machine.chain)
         self.settlement = await Settlement.open(
@@ -251,7 +267,7 @@ class Life:
 
     def connect(self) -> Link:
         machine = self._machine
-        link = Link(machine.loop, machine.network, machine.faults, self.desk)
+        link = Link(machine.loop, machine.network, machine.faults, self.desk, self._context)
         self.links = [link for link in self.links if link.is_open] + [link]
         return link
 
@@ -279,6 +295,7 @@ class Life:
             await self.settlement.close()
         await self.engine.close()
         await self.desk.close()
+        await self._signatures.close()
         self._machine.database.end()
         self._machine.disk.crash(power=False)
         await self._forget()

@@ -6,30 +6,51 @@ by SQL and the vault on chain. `World` calls it once everything has come to rest
 """
 
 from collections import Counter, defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from compex_client import messages as m
 from compex_client.units import parse_qty, qty_text
 
 from engine.journal import read
 from engine.records import (
+    PPM,
     Balances,
     Command,
     CommandKind,
     Event,
     EventKind,
+    Purse,
     Side,
     decode_commands,
 )
 from engine.reference import Reference
 from gateway.translate import balances_of
+from settlement import batch
+from settlement.answers import Answers, read_fill
 from settlement.chain import PRICE_E8_PER_TICK, PricePoint
+from settlement.products import settled
+from settlement.vault import Place
 from tests.simulate.bots import Bot, Errand
-from tests.simulate.chain import Vault
+from tests.simulate.vault import EXCHANGE, Credit, Posted, Vault
 
 Rows = Callable[[str], Sequence[Any]]  # of one SQL query
+
+
+class Settled(NamedTuple):
+    """A fill as both parties, and not the settler alone, know it."""
+
+    buyer: int
+    seller: int
+    price_ticks: int
+    qty_lots: int
+    series: int
+    window: int
+    buyer_order: int  # its id
+    seller_order: int
+    buyer_fee_ppm: int
+    seller_fee_ppm: int
 
 
 class Truth:
@@ -97,25 +118,31 @@ class Truth:
 
     # --- what was settled ----------------------------------------------------------------------
     def check_money(self, vault: Vault, rows: Rows) -> None:
-        """Engine = ledger = vault for every account, and each fill in one batch."""
+        """Engine = ledger = vault for every account."""
         balances = {n: self.reference.balances(n) for n in self.reference.accounts}
-        assert balances.keys() == vault.accounts.keys()
+        assert balances.keys() == vault.owners.keys()
         ledger: dict[int, Counter[str]] = defaultdict(Counter)
-        for account, bucket, amount_usdc6 in rows(
-            "SELECT account, bucket::text, balance_usdc6 FROM ledger_account WHERE account > 0"
+        ended: dict[int, Counter[str]] = defaultdict(Counter)  # with what the vault has moved since
+        for account, bucket, amount_usdc6, by_vault_usdc6 in rows(
+            "SELECT account, bucket::text, balance_usdc6, by_vault_usdc6 FROM ledger_account"
         ):
-            ledger[account][bucket] = amount_usdc6
+            ledger[account][bucket] = amount_usdc6 - by_vault_usdc6
+            ended[account][bucket] = amount_usdc6
         for account, b in balances.items():
-            assert ledger[account] == _buckets(b), f"account {account}: engine and ledger"
-            assert b.pending_usdc6 == b.leaving_usdc6 == 0, f"account {account}: not at rest"
+            where = f"account {account}"
+            assert ledger[account] == _buckets(b), f"{where}: engine and ledger"
+            assert b.pending_usdc6 == b.leaving_usdc6 == 0, f"{where}: not at rest"
             slots = vault.accounts[account]
-            held = (slots.free_usdc6, slots.locked_usdc6, slots.bond_usdc6)
+            held = (slots.free_usdc6, slots.locked_usdc6 + slots.unlocked_usdc6, slots.bond_usdc6)
             bond_usdc6 = b.bond_free_usdc6 + b.bond_held_usdc6 + b.bond_locked_usdc6
             due = (b.free_usdc6 + b.held_usdc6, b.escrow_usdc6, bond_usdc6)
-            assert due == held, f"account {account}: engine and vault"
-        came_usdc6 = sum(deposit.amount_usdc6 for deposit in vault.deposits)
-        there_usdc6 = sum(sum(b) for b in balances.values())
-        assert came_usdc6 == there_usdc6 + sum(vault.paid_usdc6.values()), "money is conserved"
+            assert due == held, f"{where}: engine and vault"
+        for account, slots in vault.accounts.items():
+            found = (ended[account]["escrow"], ended[account]["earnings"])
+            assert found == (slots.locked_usdc6, slots.earned_usdc6), f"{account}: ledger and vault"
+        assert ended[EXCHANGE]["settler_bond"] == vault.settler_bond_usdc6
+        came_usdc6 = sum(vault.deposits_usdc6)
+        assert came_usdc6 == vault.held_usdc6 + sum(vault.paid_usdc6.values()), "it is conserved"
         [(differing,)] = rows(
             "SELECT count(*) FROM ledger_account a WHERE balance_usdc6 <> (SELECT"
             " coalesce(sum(amount_usdc6), 0) FROM posting p"
@@ -123,6 +150,15 @@ class Truth:
         )
         [(total_usdc6,)] = rows("SELECT sum(balance_usdc6) FROM ledger_account")
         assert (differing, total_usdc6) == (0, 0), "the trial balance"
+        credited = [
+            (e.reference, Credit(e.account, e.amount_usdc6, e.side == Purse.BOND))
+            for e in self.events
+            if e.kind == EventKind.DEPOSITED
+        ]
+        assert credited == list(enumerate(vault.credits, 1)), "what became free is credited once"
+
+    def check_fills(self, vault: Vault, rows: Rows) -> None:
+        """Each fill is in one batch, or void; in the vault it is what the journal says it is."""
         booked = rows(
             "SELECT f.event_number FROM fill f JOIN outgoing o"
             " ON o.kind = 'settle' AND o.id = f.batch_id AND o.state = 'RECONCILED'"
@@ -134,10 +170,74 @@ class Truth:
             " ORDER BY event_number"
         )
         assert [number for (number,) in undone] == self.void, "what is void is not settled"
-        settled = sorted(fill.event_number for fill in vault.fills)
-        assert settled == self.fills, "every fill is settled once"
-        credited = [e.reference for e in self.events if e.kind == EventKind.DEPOSITED]
-        assert credited == [deposit.number for deposit in vault.deposits]
+        orders = {
+            (account, number): order_id
+            for account, number, order_id in rows(
+                "SELECT account, number, order_id FROM signed_order"
+            )
+        }
+        found = Counter(
+            Settled._make([
+                *fill[:6], orders[fill[0], fill[6]], orders[fill[1], fill[7]], *fill[8:],
+            ])
+            for posted in vault.batches
+            for fill in batch.unpack(posted.packed).tolist()
+        )  # fmt: skip
+        assert found == Counter(self._settled()), "every fill is settled once"
+
+    def _settled(self) -> Iterator[Settled]:
+        """What the vault has to know of the fills that are not void."""
+        product_of = {
+            e.instrument: e.product for e in self.events if e.kind == EventKind.MARKET_LISTED
+        }
+        for number in self.fills:
+            e = self.events[number - 1]
+            taker = (e.account, e.order_id, e.taker_fee_ppm)
+            maker = (e.counter_account, e.counter_order_id, e.maker_fee_ppm)
+            bought, sold = (taker, maker) if e.side == Side.BUY else (maker, taker)
+            product = settled(product_of[e.instrument])
+            yield Settled(
+                bought[0], sold[0], e.price_ticks, e.qty_lots, product.series, product.window,
+                bought[1], sold[1], bought[2], sold[2],
+            )  # fmt: skip
+
+    def check_releases(self, vault: Vault) -> None:
+        """Each lease was paid out once, in full: nobody has stopped or reported one."""
+        leases = {
+            (batch_id, place): fill
+            for batch_id, posted in enumerate(vault.batches, 1)
+            for place, fill in enumerate(batch.unpack(posted.packed).tolist())
+        }
+        assert vault.closed == leases.keys(), "every lease is released"
+        for released in vault.released:
+            for index, *record in released.records.tolist():
+                buyer, seller, price_ticks, qty_lots, *_, buyer_fee, seller_fee = leases[
+                    released.batch_id, index
+                ]
+                notional_usdc6 = price_ticks * qty_lots
+                sellers_usdc6 = notional_usdc6 * seller_fee // PPM
+                fees_usdc6 = notional_usdc6 * buyer_fee // PPM + sellers_usdc6
+                due = [buyer, seller, notional_usdc6 - sellers_usdc6, 0, fees_usdc6]
+                assert record == due, f"lease {released.batch_id}:{index} pays otherwise"
+
+    async def check_signatures(self, batches: Sequence[Posted], answers: Answers) -> None:
+        """Whichever fill was asked about, with all of its orders' fills, could be answered for.
+        Raises NoAnswer."""
+        lots: Counter[tuple[int, int]] = Counter()
+        places: list[tuple[Place, int]] = []
+        for batch_id, posted in enumerate(batches, 1):
+            rows = batch.pack(batch.unpack(posted.packed))
+            for index, row in enumerate(rows):
+                fill = Place(batch_id, index, int.from_bytes(row.tobytes(), "big"), ())
+                places.append((fill, posted.time_s))
+        for place, _ in places:
+            fill = read_fill(place.fill)
+            for is_buy in (True, False):
+                lots[fill.party(is_buy)] += fill.qty_lots
+        for place, posted_at_s in places:
+            fill = read_fill(place.fill)
+            bought, sold = (lots[fill.party(is_buy)] for is_buy in (True, False))
+            await answers.answer(place, bought, sold, posted_at_s)
 
     def check_feeds(self, rounds: dict[int, list[PricePoint]]) -> None:
         """Each product's rounds go forward in time, and say what trades there were."""

@@ -21,15 +21,19 @@ from compex_client.wallet import Wallet
 
 from engine.records import EVENT_STRUCT, Event, EventKind, Purse
 from engine.replay import verify
-from settlement.chain import ExitStep
+from settlement.answers import Answers
+from settlement.database import Database
+from settlement.orders import separator
+from settlement.upkeep import COLLECT_USDC6_MIN, QUIET_SECONDS_MAX
 from tests.simulate.bots import Administrator, Bot
 from tests.simulate.chain import BLOCK_SECONDS
 from tests.simulate.database import Databases, Sessions
 from tests.simulate.faults import Chance, Faults, drawn
 from tests.simulate.loop import VirtualLoop
 from tests.simulate.network import Link
-from tests.simulate.node import HOUR_NS, Life, Machine
+from tests.simulate.node import DAY_NS, DOMAIN, HOUR_NS, Life, Machine
 from tests.simulate.truth import Truth
+from tests.simulate.vault import ExitStep, Vault
 
 BOTS: Final = 4
 TRADING_SECONDS: Final = 12.0
@@ -41,6 +45,10 @@ SNAPSHOT_SECONDS: Final = (0.2, 5.0)
 DIES_WRITING: Final = 0.7  # of the lives
 CASH_USDC6: Final = 20_000_000_000
 BOND_USDC6: Final = 1_000_000_000
+# In the end days go by, so that leases are paid out, earnings mature, and a silent settler, if it
+# were one, could be frozen out.
+LEAPS: Final = 4
+DAYS_PER_LEAP: Final = 6
 
 
 class Outcome(NamedTuple):
@@ -97,12 +105,14 @@ class World:
             Bot(
                 f"bot {number}", Wallet((100 + number).to_bytes(32, "big")),
                 Chance(seed, f"bot {number}"), self.faults, self._connect, self.say,
+                self.machine.clock.now_ns,
             )
             for number in range(1, BOTS + 1)
         ]  # fmt: skip
         self.administrator = Administrator(Chance(seed, "administrator"), self._connect, self.say)
         self._tasks: list[asyncio.Task[None]] = []
         self._rests = False
+        self._days_pass = False
         self.commands = self.fills = 0
 
     # --- the trace -----------------------------------------------------------------------------
@@ -201,15 +211,15 @@ class World:
                 self.say("clock", f"is {self.machine.clock.ahead_ns // HOUR_NS} hours ahead")
             if self._chance.happens(100_000) and not self._rests:
                 self._deposit(self._chance.random.choice(self.bots), 10_000_000, Purse.CASH)
-            for account, slots in self.machine.chain.latest.accounts.items():
-                self._leave(account, slots.exit_at)
+            for account, slots in self.machine.chain.latest.owners.items():
+                self._leave(account, slots.exit_at_s)
 
-    def _leave(self, account: int, exit_at: int) -> None:
+    def _leave(self, account: int, exit_at_s: int) -> None:
         """Who wants to leave may think better of it; in the end everybody has left or stays."""
         step: ExitStep = "requested"
-        if exit_at:
+        if exit_at_s:
             step = "finished" if self._chance.happens(950_000) else "cancelled"
-            if exit_at > self.machine.chain.height and step == "finished":
+            if exit_at_s > self.machine.clock.true_s() and step == "finished":
                 return
         elif not self._chance.happens(self.faults.exit_ppm):
             return
@@ -251,12 +261,23 @@ class World:
         for person in (*self.bots, self.administrator):
             person.resting = True
         await self._converge()
+        await self._reconcile()
+        self._days_pass = True
+        for _ in range(LEAPS):
+            self.machine.clock.passed_ns += DAYS_PER_LEAP * DAY_NS
+            self.machine.chain.freeze()
+            self.say("world", f"{DAYS_PER_LEAP} days go by")
+            await self._converge()
+        await self._reconcile()
+        await self._converge()
+        self._check()
+        assert self._life is not None
+        await self._life.stop()
+
+    async def _reconcile(self) -> None:
         assert self._life is not None
         report = await self._life.settling.reconcile()
         assert report.reconciled, report.gaps
-        await self._converge()
-        self._check()
-        await self._life.stop()
 
     async def _converge(self) -> None:
         converged = await self._wait(HEAL_SECONDS_MAX, self._is_at_rest)
@@ -276,19 +297,35 @@ class World:
         ready = life.engine.ready()
         if ready.last_sequence != ready.durable_sequence or not life.is_quiet:
             return "something is on its way"
-        if self._credited != len(vault.deposits):
-            return "a deposit is not credited"
-        for account, slots in vault.accounts.items():
+        if self._credited != len(vault.credits):
+            return "what became free is not credited"
+        for account, slots in vault.owners.items():
             b = life.engine.balances(account)
-            if slots.exit_at:
+            if slots.exit_at_s:
                 return f"account {account} is leaving"
+            locked_usdc6 = slots.locked_usdc6 + slots.unlocked_usdc6
             held = (b.free_usdc6 + b.held_usdc6, b.escrow_usdc6)
-            if held != (slots.free_usdc6, slots.locked_usdc6) or b.pending_usdc6 or b.leaving_usdc6:
+            if held != (slots.free_usdc6, locked_usdc6) or b.pending_usdc6 or b.leaving_usdc6:
                 return f"account {account}: {b}, in the vault {slots}"
         [(left,)] = self._rows(
             "SELECT count(*) FROM outgoing WHERE state NOT IN ('RECONCILED', 'RETURNED')"
         )
-        return f"{left} of settlement's transactions are not final" if left else ""
+        if left:
+            return f"{left} of settlement's transactions are not final"
+        return self._overdue(vault) if self._days_pass else ""
+
+    def _overdue(self, vault: Vault) -> str:
+        """What settlement has to do unasked once days have gone by."""
+        assert not vault.is_frozen, "somebody could freeze the vault"
+        time_s = self.machine.clock.true_s()
+        [(leases,)] = self._rows("SELECT count(*) FROM lease WHERE ended IS NULL")
+        if leases:
+            return f"{leases} leases are not released"
+        for account, slots in vault.owners.items():
+            if slots.matured_usdc6(time_s) >= COLLECT_USDC6_MIN:
+                return f"account {account}: matured earnings are not collected"
+        is_silent = time_s - vault.last_heard_s > QUIET_SECONDS_MAX
+        return "nothing is heard of the settler" if is_silent else ""
 
     def _rows(self, sql: str) -> Sequence[Any]:
         database = self.machine.database
@@ -304,14 +341,23 @@ class World:
         assert [EVENT_STRUCT.pack(*e) for e in truth.events] == self._published
         for bot in self.bots:
             truth.check_bot(bot)
-        truth.check_money(self.machine.chain.latest, self._rows)
+        vault = self.machine.chain.latest
+        truth.check_fills(vault, self._rows)
+        truth.check_releases(vault)
+        truth.check_money(vault, self._rows)
+        database = self.machine.database
+        answers = Answers(
+            Database(database.physical), separator(*DOMAIN), lambda n: vault.accounts[n].owner
+        )
+        database.run(truth.check_signatures(vault.batches, answers))
         truth.check_feeds(self.machine.chain.rounds)
         self.commands = found.sequence
         self.fills = len(truth.fills)
         self.say(
             "world",
             f"all is true: state {found.state_hash}, {self.fills} fills settled,"
-            f" {len(truth.void)} void, prices of {len(self.machine.chain.rounds)} feeds",
+            f" {len(truth.void)} void, {len(vault.released)} releases,"
+            f" prices of {len(self.machine.chain.rounds)} feeds",
         )
 
     @property
