@@ -89,7 +89,8 @@ def records_of(indices: Amounts, fills: Fills, paid_usdc6: Amounts) -> Records:
 
 
 def releasable(records: Records) -> NDArray[np.bool_]:
-    """Which fit a record: a lease of more than 281 million dollars is closed by claim."""
+    """Which fit a record: a lease of more than 281 million dollars, or with fees of more than
+    1.09 million, is closed by claim."""
     fits = np.ones(len(records), np.bool_)
     for name, size in _LAYOUT[3:]:
         fits &= records[name] < 1 << 8 * size

@@ -128,11 +128,16 @@ $$;
 CREATE FUNCTION sealable_fills(now_s bigint) RETURNS TABLE (
     event_number bigint, buyer_number bigint, seller_number bigint
 ) LANGUAGE sql STABLE AS $$
-    WITH covered AS (SELECT * FROM fill_sides(now_s) WHERE covered)
-    SELECT b.event_number, b.number, s.number
-    FROM covered b JOIN covered s USING (event_number) JOIN fill f USING (event_number)
-    WHERE b.is_buy AND NOT s.is_buy
-      AND NOT (f.resold AND EXISTS (
+    -- Gathered, not joined with itself: the planner takes so few for covered that it would compare
+    -- each with each.
+    WITH both_covered AS (
+        SELECT s.event_number, max(s.number) FILTER (WHERE s.is_buy) AS buyer_number,
+               max(s.number) FILTER (WHERE NOT s.is_buy) AS seller_number
+        FROM fill_sides(now_s) s WHERE s.covered GROUP BY s.event_number HAVING count(*) = 2
+    )
+    SELECT c.event_number, c.buyer_number, c.seller_number
+    FROM both_covered c JOIN fill f USING (event_number)
+    WHERE NOT (f.resold AND EXISTS (
           SELECT FROM fill bought
           WHERE bought.buyer = f.seller AND bought.instrument = f.instrument
             AND bought.event_number < f.event_number

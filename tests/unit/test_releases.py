@@ -30,10 +30,11 @@ def records(fills: list[Plain], paid: list[int] | None = None, first: int = 0) -
 
 
 fee = st.integers(0, FEE_PPM_MAX)
+QTY_MAX = 600_000  # so that both fees, at their highest, fit a record at any price
 leases = st.lists(
     st.builds(
         Plain, st.integers(1, 9), st.integers(10, 2**20 - 1), st.integers(1, PRICE_TICKS_MAX),
-        st.integers(1, 10_000_000), st.just(1), st.just(0), st.just(1), st.just(1), fee, fee,
+        st.integers(1, QTY_MAX), st.just(1), st.just(0), st.just(1), st.just(1), fee, fee,
     ),
     min_size=1,
     max_size=80,
@@ -62,6 +63,9 @@ def test_what_does_not_fit_a_record_is_told_apart() -> None:
     least = FILLED._replace(price=2**24 - 2, qty=2**24, buyer_fee=0, seller_fee=0)
     assert releasable(records([FILLED, dear, least])).tolist() == [True, False, True]
     assert releasable(records([least._replace(qty=2**24 + 3)])).tolist() == [False]
+    charged = FILLED._replace(price=2**24 - 2, buyer_fee=FEE_PPM_MAX, seller_fee=FEE_PPM_MAX)
+    charged = [charged._replace(qty=qty) for qty in (QTY_MAX, 700_000)]
+    assert releasable(records(charged)).tolist() == [True, False], "there is less room for fees"
     assert releasable(records([dear], [0])).tolist() == [False], "so does what would come back"
 
 
