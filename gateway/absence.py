@@ -171,15 +171,9 @@ class Absence:
         switch.due_ns = None
         self._cancelling[sequence] = (place, switch)
 
-    @property
-    def is_cancelling(self) -> bool:
-        """Whether an answer is awaited."""
-        return bool(self._cancelling)
-
     def answer(self, event: Event) -> None:
-        """What the engine says while `is_cancelling`, of which its terminal events for these
-        commands count."""
-        if event.kind not in _ENDS:
+        """What the engine says, of which its terminal events for these commands count."""
+        if not self._cancelling or event.kind not in _ENDS:
             return
         place, switch = self._cancelling.pop(event.sequence, (None, None))
         if place is None or switch is None or self._switches.get(place) is not switch:

@@ -27,6 +27,7 @@ from engine.records import (
     decode_commands,
 )
 from engine.rejects import CatalogError, Reject
+from gateway import translate
 from gateway.history import History, Reader
 from gateway.hub import EVERY_MARKET, Hub, Listener, Topic
 from gateway.leases import SavedLeases
@@ -98,20 +99,18 @@ class Feed:
         for place, event in enumerate(events):
             number = batch.first_number + place
             sequence = event.sequence
-            if sequence != self._sequence:
+            is_first = sequence != self._sequence
+            if is_first:
                 self._end_command()
                 self._sequence = sequence
-                self._time_us = event.time_ns // 1_000
+                self._time_us = translate.time_us(event.time_ns)
                 self._public.at(sequence, self._time_us)
-                if (
-                    event.kind == _ACCEPTED
-                    and sequences[place + 1] != sequence
-                    and event.instrument not in self.mirror.watched
-                ):
-                    self._rest(event, number)
-                    continue
             self._answer(event)
             self._private.event_number = number
+            is_alone = is_first and sequences[place + 1] != sequence
+            if is_alone and event.kind == _ACCEPTED and event.instrument not in self.mirror.watched:
+                self._rest(event)
+                continue
             self._apply(event, number)
             if event.kind in _OF_COMMANDS:
                 self._tell_of_command(event, batch.commands)
@@ -119,11 +118,9 @@ class Feed:
         self._hub.flush()
         self._private.settle_balances(self._time_us)
 
-    def _rest(self, event: Event, number: int) -> None:
+    def _rest(self, event: Event) -> None:
         """What most commands come to, and no more: an order rests. As `_apply` does it, at half
         the price."""
-        self._answer(event)
-        self._private.event_number = number
         order, change = self.mirror.rest(event, self._public.has_followers)
         self._private.order(order, event)
         if change is not None:

@@ -146,14 +146,12 @@ class Tariff:
             tokens = limits.weights.get(kind.__struct_config__.tag, 1)
             cancels = issubclass(kind, m.Cancel | m.CancelAll)
             self._costs[kind] = (0, tokens) if cancels else (tokens, 0)
-        self._fixed = {kind: x for kind, x in self._costs.items() if kind not in _OF_RECORDS}
 
     def of(self, request: m.ClientMessage) -> tuple[int, int]:
         kind = type(request)
-        cost = self._fixed.get(kind)
-        if cost is not None:
-            return cost
         cost = self._costs[kind]
+        if kind not in _OF_RECORDS:
+            return cost
         match request:
             case m.Batch():
                 costs = [self.of(item) for item in request.items]
@@ -178,14 +176,14 @@ class Shortage(NamedTuple):
 
 def spend(budgets: Sequence[Budget], requests: int, cancels: int, now_ns: int) -> Shortage | None:
     """Take from every one of the budgets, or from none: then, which of them has too little."""
-    for budget in budgets:
+    for place, budget in enumerate(budgets):
         retry_ms = (
             budget.take(requests, cancels, now_ns)
             if cancels
             else budget.requests.take(requests, now_ns)
         )
         if retry_ms:
-            for other in budgets[: budgets.index(budget)]:
+            for other in budgets[:place]:
                 other.give_back(requests, cancels)
             return Shortage(budget.scope, retry_ms)
     return None

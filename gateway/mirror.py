@@ -333,17 +333,24 @@ class Mirror:
         return order, Change(market, prev, event.sequence, bids, asks)
 
     def _open_order(self, event: Event) -> OpenOrder:
-        (_, time_ns, order_id, client_id, price_ticks, qty_lots, low, high, account, _, instrument,
-         _, side, session) = event  # fmt: skip
         order = OpenOrder(
-            order_id, client_id, account, instrument, side, price_ticks, qty_lots, qty_lots,
-            time_ns // 1_000, expires_s=low | high << 16, session=session,
-        )  # fmt: skip
-        state = self.accounts.get(account) or self.account(account)
-        assert order_id not in state.orders, "an order id is accepted once"
-        state.orders[order_id] = order
-        if client_id:
-            state.by_client_id[client_id] = order
+            order_id=event.order_id,
+            client_id=event.client_id,
+            account=event.account,
+            instrument=event.instrument,
+            side=event.side,
+            price_ticks=event.price_ticks,
+            qty_lots=event.qty_lots,
+            left_lots=event.qty_lots,
+            time_us=translate.time_us(event.time_ns),
+            expires_s=event.expiry_s,
+            session=event.session,
+        )
+        state = self.account(event.account)
+        assert order.order_id not in state.orders, "an order id is accepted once"
+        state.orders[order.order_id] = order
+        if order.client_id:
+            state.by_client_id[order.client_id] = order
         return order
 
     def take(self, account: int, order_id: int, lots: int, end: m.OrderState) -> OpenOrder:

@@ -62,7 +62,7 @@ class Private:
             self._say(account, record)
 
     def _say(self, account: int, record: bytes) -> None:
-        self._hub.tell_now(Topic("account", account), lambda: facts.message(record, self._ticker))
+        self._hub.tell_now(topic_of(account), lambda: facts.message(record, self._ticker))
 
     def order(self, order: OpenOrder, event: Event, reason: int = 0) -> None:
         account = order.account
@@ -159,7 +159,7 @@ class Private:
         self._touched.clear()
 
     def _settle(self, account: int, now_us: int) -> None:
-        topic = Topic("account", account)
+        topic = topic_of(account)
         if not self._hub.wants(topic):
             return
         before, now = self._money_told.get(account), self._tell_money(account)

@@ -48,7 +48,6 @@ from gateway.limits import (
     AddressBuckets,
     Budgets,
     Outbox,
-    Shortage,
     Tariff,
     spend,
 )
@@ -68,7 +67,6 @@ _NEVER_TERMINAL: Final = frozenset({
     EventKind.VOLATILITY_CALL,
 })  # fmt: skip
 # Members of an IntEnum cost a look-up each time they are named; events come by the million.
-_ACCEPTED: Final = int(EventKind.ACCEPTED)
 _CANCELLED: Final = int(EventKind.CANCELLED)
 _REJECTED: Final = int(EventKind.REJECTED)
 
@@ -236,8 +234,7 @@ def open_desk(
 
     def answer(event: Event) -> None:
         pending.answer(event)
-        if absence.is_cancelling:
-            absence.answer(event)
+        absence.answer(event)
         if signing is not None:
             signing.hear(event)
 
@@ -349,22 +346,16 @@ class Session:
             request = self.codec.decode(frame)
         except BadRequest as bad:
             request_id = self.codec.request_id(frame)
-            short = spend(self._budgets, 1, 0, self._desk.now_ns())
-            if short is None:
+            if not self._is_limited(request_id, 1, 0):
                 self._refuse(request_id, bad)
-            else:
-                self._limit(request_id, short)
             return
         counts.received[type(request)] += 1
         decoded_ns = counts.now_ns() if begin_ns else 0
-        desk = self._desk
-        if closing := desk.closing:
+        if closing := self._desk.closing:
             self._say(wire.reject_message(request.id, Reject.DRAINING, retry_ms=closing.retry_ms))
             return
-        requests, cancels = desk.tariff.of(request)
-        short = spend(self._budgets, requests, cancels, desk.now_ns())
-        if short is not None:
-            self._limit(request.id, short)
+        requests, cancels = self._desk.tariff.of(request)
+        if self._is_limited(request.id, requests, cancels):
             return
         self._attempt(request)
         if begin_ns:
@@ -442,10 +433,6 @@ class Session:
     def _tell_budgets(self, ack: m.Ack | m.BatchAck) -> None:
         now_ns = self._desk.now_ns()
         ack.budget = self._budget.left(now_ns)
-        self._tell_shared(ack, now_ns)
-
-    def _tell_shared(self, ack: m.Ack | m.BatchAck, now_ns: int) -> None:
-        """Those budgets of which little is left."""
         for budget in self._shared:
             if not budget.is_scarce(now_ns):
                 continue
@@ -463,11 +450,15 @@ class Session:
             reject.nonce = self._who.challenge.nonce
         self._reply(reject)
 
-    def _limit(self, request_id: int, short: Shortage) -> None:
+    def _is_limited(self, request_id: int, requests: int, cancels: int) -> bool:
+        short = spend(self._budgets, requests, cancels, self._desk.now_ns())
+        if short is None:
+            return False
         limited = Reject.RATE_LIMITED
         self._say(
             wire.reject_message(request_id, limited, retry_ms=short.retry_ms, scope=short.scope)
         )
+        return True
 
     def _audit(self, request: m.ClientMessage, outcome: str) -> bool:
         """Put a line into the audit log; False if that failed."""
@@ -713,9 +704,6 @@ class Session:
 
     def answered(self, asked: Asked, event: Event) -> None:
         """The terminal event of a request's command is here. Called by `Pending`."""
-        if event.kind == _ACCEPTED and asked.told is self._directly and not asked.awaits_order:
-            self._accepted(asked, event)
-            return
         if asked.awaits_order:
             self._order_known(asked, event)
             return
@@ -734,17 +722,6 @@ class Session:
             told(ack)
         if isinstance(request, m.Market) and request.action == "list":
             self._desk.listing.discard(self._desk.catalog.parse(request.market))
-
-    def _accepted(self, asked: Asked, event: Event) -> None:
-        """The reply that there are most of."""
-        ack = translate.ack_of(asked.request.id, event, asked.market)
-        if asked.dup:
-            ack.dup = True
-        now_ns = self._desk.now_ns()
-        ack.budget = self._budget.left(now_ns)
-        if self._shared:
-            self._tell_shared(ack, now_ns)
-        self._say(ack)
 
     def _order_known(self, asked: Asked, event: Event) -> None:
         """The order that a request is about has its number now, or never will."""
