@@ -83,16 +83,16 @@ class Fill(NamedTuple):
         seller_fee, buyer_fee = paid * self.seller_fee // PPM, paid * self.buyer_fee // PPM
         return paid - seller_fee, self.cost - paid - buyer_fee, seller_fee + buyer_fee
 
-    @property
-    def span(self) -> tuple[int, int]:
+    def span(self, posted_at: int = 0) -> tuple[int, int]:
+        """When delivery begins and ends; of spot hours that depends on when they were posted."""
         kind, start = self.window >> 21, (self.window & 0x1FFFFF) * HOUR_S
         if kind == SPOT:
-            return start, start + 36 * self.qty
+            return posted_at, posted_at + min(36 * self.qty, 60 * DAY_S)
         hours = {HOURLY: 1, DAILY: 24, WEEKLY: 168}.get(kind, 24 * (24 + kind))
         return start, start + hours * HOUR_S
 
-    def due(self, until: int) -> int:
-        start, end = self.span
+    def due(self, until: int, posted_at: int = 0) -> int:
+        start, end = self.span(posted_at)
         return self.notional * max(0, min(until, end) - start) // (end - start)
 
 

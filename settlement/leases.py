@@ -28,6 +28,7 @@ from settlement.vault import CHALLENGE_SECONDS, EPOCH_SECONDS
 HOUR_SECONDS: Final = 3_600
 SECONDS_PER_LOT: Final = 36  # of one GPU
 SPOT: Final = 0  # of the kinds of window
+SPOT_SECONDS_MAX: Final = 60 * 86_400
 HOURS_BY_KIND: Final = (0, 1, 24, 168, *(24 * days for days in range(28, 32)))
 # What is released in one epoch matures at one time, so all of a batch that falls due in an epoch
 # goes out together, in its last hour.
@@ -41,14 +42,15 @@ ASIDE_SECONDS: Final = 600  # a lease that the vault has closed, until its log i
 
 def spans_s(fills: Fills, posted_at_s: int) -> tuple[Amounts, Amounts]:
     """When the delivery of each begins and ends, Unix seconds. Spot hours begin when their batch is
-    posted and end when a single GPU has delivered all of them, the latest that it can be."""
+    posted and end when a single GPU has delivered all of them, the latest that it can be; or, of
+    many, after 60 days. As `Fills.span`."""
     windows = fills["window"].astype(np.int64)
     kinds = windows >> HOUR_BITS
     starts = (windows & ((1 << HOUR_BITS) - 1)) * HOUR_SECONDS
     ends = starts + np.array(HOURS_BY_KIND, np.int64)[kinds] * HOUR_SECONDS
     is_spot = kinds == SPOT
     starts = np.where(is_spot, posted_at_s, starts)
-    lasting = fills["qty_lots"].astype(np.int64) * SECONDS_PER_LOT
+    lasting = np.minimum(fills["qty_lots"].astype(np.int64) * SECONDS_PER_LOT, SPOT_SECONDS_MAX)
     return starts, np.where(is_spot, posted_at_s + lasting, ends)
 
 

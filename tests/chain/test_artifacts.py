@@ -34,7 +34,7 @@ def test_a_contract_fits_the_code_size_limit_of_ethereum(name: str) -> None:
 
 
 def test_code_is_recognised_whatever_its_immutables_and_nothing_else_is() -> None:
-    vault = artifact("Vault")
+    vault = artifact("VaultV2")
     (start, length), *_ = vault.immutables
     filled = bytearray(vault.runtime)
     filled[start : start + length] = b"\xaa" * length

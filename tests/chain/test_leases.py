@@ -160,7 +160,7 @@ async def test_a_lease_that_anybody_claims_is_credited_to_both_and_not_released(
     await trade(node)
     await settle_all(node)
     batch = await batch_of(node)
-    node.clock.advance_to(node.clock.now_ns() + DAY_NS + DAY_NS // 24)
+    node.clock.advance_to(node.clock.now_ns() + 8 * DAY_NS)
     await node.call_vault(SELLER, "claim", batch.place(0))
     await settle_all(node)
     assert free(node, SELLER) == PROCEEDS
@@ -180,7 +180,7 @@ async def test_a_lease_claimed_before_its_log_is_final_is_left_out_of_the_releas
         await trade(node)
     await turns_and_blocks(node, 6)
     batch = await batch_of(node)
-    node.clock.advance_to(node.clock.now_ns() + 2 * DAY_NS)
+    node.clock.advance_to(node.clock.now_ns() + 9 * DAY_NS)
     await node.call_vault(SELLER, "claim", batch.place(1))
     await turns_and_blocks(node, 8)
     state = await node.chain.vault_state(await node.chain.final_block())
@@ -376,9 +376,9 @@ START_S = 1_796_000_400  # an hour begins
 def test_what_is_due_by_any_time_is_what_the_vault_says(kind: int, until: int | None) -> None:
     fill = Fill(1, 2, 24_151, 163, window=window(kind, START_S), buyer_fee=500, seller_fee=200)
     starts, ends = spans_s(array(fill), START_S - 5 * DAY_S)
-    assert (starts[0], ends[0]) == fill.span
-    assert due_at_s(array(fill), START_S - 5 * DAY_S)[0] == fill.span[1]
-    assert due_at_s(array(fill), fill.span[1])[0] == fill.span[1] + CHALLENGE_SECONDS
+    assert (starts[0], ends[0]) == fill.span()
+    assert due_at_s(array(fill), START_S - 5 * DAY_S)[0] == fill.span()[1]
+    assert due_at_s(array(fill), fill.span()[1])[0] == fill.span()[1] + CHALLENGE_SECONDS
     said = None if until is None else START_S + until
     [paid] = paid_usdc6(array(fill), START_S - 5 * DAY_S, [said])
     assert paid == (fill.notional if said is None else fill.due(said))
@@ -388,8 +388,10 @@ def test_spot_hours_last_as_long_as_one_gpu_takes_from_when_they_were_settled() 
     fill = Fill(1, 2, 24_151, 1_000, window=SPOT)
     posted_s = START_S + 7
     starts, ends = spans_s(array(fill), posted_s)
-    assert (starts[0], ends[0]) == (posted_s, posted_s + 36_000)
+    assert (starts[0], ends[0]) == (posted_s, posted_s + 36_000) == fill.span(posted_s)
     assert paid_usdc6(array(fill), posted_s, [posted_s + 18_000])[0] == fill.notional // 2
+    many = fill._replace(qty=10_000_000)
+    assert spans_s(array(many), posted_s)[1][0] == posted_s + 60 * DAY_S == many.span(posted_s)[1]
 
 
 def test_a_lease_too_large_for_a_record_is_never_due() -> None:

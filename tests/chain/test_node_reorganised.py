@@ -104,7 +104,7 @@ async def test_a_batch_that_reverts_takes_those_behind_it_along_and_leaves_out_w
     await node.settlement.turn()
     await node.list_market(SELLER, capacity_lots=10_000)
     await anvil.sent_by(
-        address_of(key(BUYER)), node.chain.vault, Interface("Vault").encode("requestExit")
+        address_of(key(BUYER)), node.chain.vault, Interface("VaultV2").encode("requestExit")
     )
     await anvil.automine(False)
     for who in (BUYER, OTHER):

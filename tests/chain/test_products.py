@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from benchmarks.machine import Machine
-from benchmarks.vault import DAY_S, DOLLAR, HOUR_S, WATCHER, Fill, Vault, wallet
+from benchmarks.vault import ARBITER, DAY_S, DOLLAR, HOUR_S, WATCHER, Fill, Vault, wallet
 from engine.catalog import load_catalog, pack_product, window_hours
 from engine.rejects import CatalogError
 from settlement.products import product_of, settled
@@ -48,7 +48,7 @@ def test_the_vault_reads_the_catalogs_hours(vault: Vault, kind: str, start: str)
     series, window = settled(product(kind, start))
     mark, head = vault.machine.mark(), vault.head
     batch = vault.settle([Fill(1, 2, 24_150, 160, series, window)])
-    assert batch.fills[0].span == (first_s, last_s)
+    assert batch.fills[0].span() == (first_s, last_s)
     with refused("TooEarly", first_s):
         vault.do(wallet(1), "reportNonDelivery", batch.place(0))
     with refused("TooEarly", last_s + CLAIM_DELAY_S):
@@ -57,32 +57,48 @@ def test_the_vault_reads_the_catalogs_hours(vault: Vault, kind: str, start: str)
     vault.head = head
 
 
-def test_spot_hours_have_no_start_and_are_spot_to_the_vault(vault: Vault) -> None:
+def test_spot_hours_begin_when_they_are_posted_and_last_as_long_as_a_single_gpu_takes(
+    vault: Vault,
+) -> None:
     series, window = settled(CATALOG.product(CLASS, REGION, GRADE))
     assert window == 0
-    lots = 60_000_000  # of a single GPU they would end in 2038
     mark, head = vault.machine.mark(), vault.head
-    batch = vault.settle([Fill(1, 2, 1, lots, series, window)])
-    vault.do(wallet(1), "reportNonDelivery", batch.place(0))
-    with refused("TooEarly", 36 * lots + CLAIM_DELAY_S):
+    fill = Fill(1, 2, 20_000, 1_000, series, window)
+    many = fill._replace(price=1, qty=60_000_000)  # 68 years of a single GPU
+    batch = vault.settle([fill, fill, many])
+    posted_s = vault.machine.now_s
+    with refused("TooEarly", posted_s + 36 * 1_000 + CLAIM_DELAY_S):
         vault.do(WATCHER, "claim", batch.place(0))
-    vault.machine.wait(100 * 365 * DAY_S)
-    vault.do(wallet(1), "stop", batch.place(0))  # as no window but an open one can be
+    with refused("TooEarly", posted_s + 60 * DAY_S + CLAIM_DELAY_S):
+        vault.do(WATCHER, "claim", batch.place(2))
+    with refused("NothingWrong"):  # so many are not too far off
+        vault.do(WATCHER, "voidFlawed", batch.place(2))
+    vault.machine.wait(36 * 1_000)
+    with refused("WindowOver", posted_s + 36 * 1_000):
+        vault.do(wallet(1), "stop", batch.place(0))
+    vault.do(wallet(1), "stop", batch.place(2))
     vault.machine.reset(mark)
     vault.head = head
 
 
-def test_the_vault_takes_spot_hours_for_delivered_whatever_their_buyer_said(vault: Vault) -> None:
-    """They have no start but 1970 in it, so by any report they had all been due: whoever claims,
-    a day after the batch, has the seller paid in full unless the settler has released before."""
+def test_of_spot_hours_only_what_was_due_before_their_buyers_report_is_claimed(
+    vault: Vault,
+) -> None:
     series, window = settled(CATALOG.product(CLASS, REGION, GRADE))
     mark, head = vault.machine.mark(), vault.head
-    batch = vault.settle([Fill(1, 2, 20_000, 100, series, window)])
+    batch = vault.settle([Fill(1, 2, 20_000, 1_000, series, window)])
+    posted_s = vault.machine.now_s
+    vault.machine.wait(36 * 250 - 1)
     vault.do(wallet(1), "reportNonDelivery", batch.place(0))
-    vault.machine.wait(DAY_S)
+    part = 20_000 * 1_000 * (vault.machine.now_s - posted_s) // (36 * 1_000)
+    assert 0 < part < 20_000 * 1_000 // 3
+    with refused("SlashTooHigh", 2 * (20_000 * 1_000 - part)):
+        vault.do(ARBITER, "slash", batch.place(0), 2 * 20_000 * 1_000)
+    vault.do(ARBITER, "slash", batch.place(0), 1)
+    vault.machine.wait(36 * 1_000 + CLAIM_DELAY_S)
     done = vault.do(WATCHER, "claim", batch.place(0))
     [claimed] = vault.logged(done.logs, "Claimed")
-    assert (claimed["toSeller"], claimed["toBuyer"]) == (20_000 * 100, 0)
+    assert (claimed["toSeller"], claimed["toBuyer"]) == (part, 20_000 * 1_000 - part)
     vault.machine.reset(mark)
     vault.head = head
 

@@ -202,7 +202,7 @@ class VaultEqualsModel(RuleBasedStateMachine):
 
     def _record(self, batch: Batch, index: int, lie: int, unit: int) -> Any:
         made, lease = batch.fills[index], self.model.batches[batch.number - 1][index]
-        due = made.due(min(self.model.now, lease.stopped_at or self.model.now))
+        due = lease.due(min(self.model.now, lease.stopped_at or self.model.now))
         true = record(index, made, made.notional if made.window >> 21 == 0 else due)
         if lie == 0:
             return true._replace(to_seller=max(0, true.to_seller - 1))

@@ -722,7 +722,7 @@ def test_one_record_of_many_is_shown_by_its_chunk(vault: Vault) -> None:
 def test_what_a_buyer_has_said_bounds_what_is_paid(vault: Vault) -> None:
     start_s = START_S - START_S % HOUR_S
     fill = hourly(window=window(DAILY, start_s))
-    spot = hourly(window=window(0, start_s))
+    spot = hourly(window=window(0, start_s), qty=2_000)  # 20 hours of a single GPU
     batch = vault.settle([fill, fill, fill, fill, spot, spot, spot])
     vault.machine.wait(6 * HOUR_S)
     for index in (1, 4):

@@ -47,6 +47,17 @@ class Lease:
     reported_at: int = 0
     open_disputes: int = 0
 
+    @property
+    def start(self) -> int:
+        return self.fill.span(self.posted_at)[0]
+
+    @property
+    def end(self) -> int:
+        return self.fill.span(self.posted_at)[1]
+
+    def due(self, until: int) -> int:
+        return self.fill.due(until, self.posted_at)
+
     def is_lawful(self, record: Record, at: int) -> bool:
         """Tries every amount that may have been paid, near the one that the refund implies."""
         made = self.fill
@@ -62,10 +73,10 @@ class Lease:
         metered = self.stopped_at or self.reported_at
         if self.fill.window >> 21 == SPOT:
             return bool(metered) or paid == self.fill.notional
-        due = self.fill.due(min(at, self.stopped_at or at))
+        due = self.due(min(at, self.stopped_at or at))
         if self.reported_at:
             return paid <= due
-        return paid == due and (self.stopped_at > 0 or at >= self.fill.span[1])
+        return paid == due and (self.stopped_at > 0 or at >= self.end)
 
 
 @dataclass
@@ -261,13 +272,13 @@ class Model:
     def claim(self, lease: Lease) -> bool:
         start = lease.posted_at + DAY_S
         if not self.is_frozen:
-            start = max(start, lease.fill.span[1] + 7 * DAY_S)
+            start = max(start, lease.end + 7 * DAY_S)
         if self.now < start or lease.is_closed:
             return False
         made = lease.fill
         said = [at for at in (lease.stopped_at, lease.reported_at) if at]
         said += [self.heard] if self.is_frozen else []
-        paid = made.due(min(said)) if said else made.notional
+        paid = lease.due(min(said)) if said else made.notional
         to_seller, to_buyer, fees = made.divide(paid)
         if self.accounts[made.buyer].locked < made.cost:
             return False
@@ -284,15 +295,13 @@ class Model:
         return lease.fill.buyer == number and (is_disputed or not lease.is_closed)
 
     def stop(self, lease: Lease, number: int) -> bool:
-        is_over = self.now >= lease.fill.span[1] and lease.fill.window >> 21 != SPOT
-        if not self._is_own_open(lease, number) or lease.stopped_at or is_over:
+        if not self._is_own_open(lease, number) or lease.stopped_at or self.now >= lease.end:
             return False
         lease.stopped_at = self.now
         return True
 
     def report(self, lease: Lease, number: int) -> bool:
-        is_early = self.now < lease.fill.span[0]
-        if not self._is_own_open(lease, number) or lease.reported_at or is_early:
+        if not self._is_own_open(lease, number) or lease.reported_at or self.now < lease.start:
             return False
         lease.reported_at = self.now
         return True
@@ -334,7 +343,7 @@ class Model:
         is_flawed = (
             0 < seller.exit_at <= lease.posted_at
             or 0 < seller.bond_at <= lease.posted_at + BOND_DELAY_S - DAY_S
-            or lease.fill.span[1] > lease.posted_at + 60 * DAY_S
+            or lease.end > lease.posted_at + 60 * DAY_S
         )
         if self.now >= lease.posted_at + DAY_S or lease.is_void or not is_flawed:
             return False
@@ -361,8 +370,8 @@ class Model:
         made = lease.fill
         if not lease.reported_at or lease.is_slashed or lease.is_void:
             return False
-        most = 2 * (made.notional - made.due(lease.reported_at))
-        if self.now >= made.span[1] + 30 * DAY_S or amount > most:
+        most = 2 * (made.notional - lease.due(lease.reported_at))
+        if self.now >= lease.end + 30 * DAY_S or amount > most:
             return False
         lease.is_slashed = True
         seller = self.accounts[made.seller]

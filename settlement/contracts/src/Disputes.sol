@@ -60,9 +60,9 @@ contract Disputes is Leases {
     /// @notice Pay for nothing that is delivered from now on.
     function stop(Place calldata place) external {
         (Fills.Fill memory fill, Notice storage notice) = _ownLease(place);
-        uint256 end = fill.endOf();
+        uint256 end = fill.endOf(_postedAt(place.batch));
         if (notice.stoppedAt != 0) revert AlreadyAsked();
-        if (block.timestamp >= end && !fill.isSpot()) revert WindowOver(end);
+        if (block.timestamp >= end) revert WindowOver(end);
         notice.stoppedAt = uint40(block.timestamp);
         emit Stopped(place.batch, place.index, uint40(block.timestamp));
     }
@@ -71,7 +71,8 @@ contract Disputes is Leases {
     /// meter; what is due for later is not paid.
     function reportNonDelivery(Place calldata place) external {
         (Fills.Fill memory fill, Notice storage notice) = _ownLease(place);
-        uint256 start = fill.startOf();
+        // slither-disable-next-line unused-return (the end is not asked for)
+        (uint256 start,) = fill.span(_postedAt(place.batch));
         if (notice.reportedAt != 0) revert AlreadyAsked();
         if (block.timestamp < start) revert TooEarly(start);
         notice.reportedAt = uint40(block.timestamp);
@@ -168,7 +169,10 @@ contract Disputes is Leases {
         Fills.Fill memory fill = _fillAt(place);
         if (place.batch != proof.batch) revert WrongProof(place.batch, place.index);
         if (place.index == record.index) {
-            if (_isLawful(record, fill, _notices[_lease(place)], releasedAt)) revert NothingWrong();
+            Notice memory notice = _notices[_lease(place)];
+            if (_isLawful(record, fill, notice, _postedAt(place.batch), releasedAt)) {
+                revert NothingWrong();
+            }
         } else if (place.index > record.index || !_isLast(place)) {
             revert WrongProof(place.batch, place.index);
         }
@@ -181,15 +185,16 @@ contract Disputes is Leases {
     function claim(Place calldata place) external {
         Fills.Fill memory fill = _fillAt(place);
         Counters memory c = _counters;
-        uint256 end = fill.endOf();
-        uint256 from = _postedAt(place.batch) + CHALLENGE_WINDOW;
+        uint256 postedAt = _postedAt(place.batch);
+        uint256 end = fill.endOf(postedAt);
+        uint256 from = postedAt + CHALLENGE_WINDOW;
         if (!c.frozen && end + CLAIM_DELAY > from) from = end + CLAIM_DELAY;
         if (block.timestamp < from) revert TooEarly(from);
         if (_isClosed(place.batch, place.index)) revert LeaseClosed(place.batch, place.index);
         Notice memory notice = _notices[_lease(place)];
         uint256 until = _earlier(notice.stoppedAt, notice.reportedAt);
         if (c.frozen) until = _earlier(until, c.lastHeard);
-        uint256 paid = until == 0 ? fill.notional() : fill.due(until);
+        uint256 paid = until == 0 ? fill.notional() : fill.due(postedAt, until);
         (uint256 toSeller, uint256 toBuyer, uint256 fees) = fill.divide(paid);
         _setClosed(place.batch, place.index, true);
         emit Claimed(place.batch, place.index, toSeller, toBuyer);
@@ -205,9 +210,10 @@ contract Disputes is Leases {
         Notice storage notice = _notices[_lease(place)];
         if (notice.reportedAt == 0) revert NotReported();
         if (notice.isSlashed || notice.isVoid) revert LeaseClosed(place.batch, place.index);
-        uint256 end = fill.endOf();
+        uint256 postedAt = _postedAt(place.batch);
+        uint256 end = fill.endOf(postedAt);
         if (block.timestamp >= end + SLASH_WINDOW) revert WindowOver(end + SLASH_WINDOW);
-        uint256 most = SLASH_FACTOR * (fill.notional() - fill.due(notice.reportedAt));
+        uint256 most = SLASH_FACTOR * (fill.notional() - fill.due(postedAt, notice.reportedAt));
         if (amount > most) revert SlashTooHigh(most);
         notice.isSlashed = true;
         Holder storage holder = _holders[fill.seller];
@@ -224,6 +230,7 @@ contract Disputes is Leases {
         Releases.Record memory record,
         Fills.Fill memory fill,
         Notice memory notice,
+        uint256 postedAt,
         uint256 time
     ) private pure returns (bool) {
         if (record.buyer != fill.buyer || record.seller != fill.seller) return false;
@@ -234,23 +241,26 @@ contract Disputes is Leases {
         (uint256 toSeller, uint256 toBuyer, uint256 fees) = fill.divide(paid);
         if (record.toSeller != toSeller || record.toBuyer != toBuyer) return false;
         assert(toSeller + toBuyer + fees == cost);
-        return _isDue(paid, fill, notice, time);
+        return _isDue(paid, fill, notice, postedAt, time);
     }
 
     /// @dev Unless the buyer has reported, exactly what is due is paid, and not before the end.
     /// Spot hours are metered by the settler alone once the buyer has stopped them.
-    function _isDue(uint256 paid, Fills.Fill memory fill, Notice memory notice, uint256 time)
-        private
-        pure
-        returns (bool)
-    {
+    function _isDue(
+        uint256 paid,
+        Fills.Fill memory fill,
+        Notice memory notice,
+        uint256 postedAt,
+        uint256 time
+    ) private pure returns (bool) {
         uint256 until = _earlier(notice.stoppedAt, time);
         if (fill.isSpot()) {
             return notice.reportedAt != 0 || notice.stoppedAt != 0 || paid == fill.notional();
         }
-        if (notice.reportedAt != 0) return paid <= fill.due(until);
-        uint256 end = fill.endOf();
-        return paid == fill.due(until) && (notice.stoppedAt != 0 || time >= end);
+        uint256 due = fill.due(postedAt, until);
+        if (notice.reportedAt != 0) return paid <= due;
+        uint256 end = fill.endOf(postedAt);
+        return paid == due && (notice.stoppedAt != 0 || time >= end);
     }
 
     function _recordOf(Releases.Proof calldata proof)
@@ -365,7 +375,7 @@ contract Disputes is Leases {
         if (exitAt != 0 && postedAt >= exitAt) return true;
         uint256 bondAt = _earnings[fill.seller].bondAt;
         if (bondAt != 0 && postedAt + BOND_DELAY >= bondAt + GRACE) return true;
-        uint256 end = fill.endOf();
+        uint256 end = fill.endOf(postedAt);
         return end > postedAt + HORIZON;
     }
 

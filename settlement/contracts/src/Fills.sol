@@ -15,6 +15,7 @@ library Fills {
     /// @dev A price times a quantity is exactly µUSDC; fees are rounded down, each fill by itself.
     uint256 internal constant PPM = 1_000_000;
     uint256 private constant SECONDS_PER_LOT = 36;
+    uint256 private constant SPOT_SECONDS_MAX = 60 days;
 
     /// @notice A fill, read.
     struct Fill {
@@ -58,27 +59,30 @@ library Fills {
     }
 
     /// @notice Unix seconds: when delivery begins and ends.
-    /// @dev Spot hours have no end of their own; theirs is when a single GPU would have delivered
-    /// all of them, the latest that it can be.
-    function span(Fill memory fill) internal pure returns (uint256 start, uint256 end) {
+    /// @dev Spot hours have no window of their own. They begin when their batch is posted and end
+    /// when a single GPU would have delivered all of them, the latest that it can be; or, of many,
+    /// after 60 days.
+    function span(Fill memory fill, uint256 postedAt)
+        internal
+        pure
+        returns (uint256 start, uint256 end)
+    {
         uint256 kind = fill.window >> 21;
-        start = startOf(fill);
-        if (kind == 0) return (start, start + fill.qty * SECONDS_PER_LOT);
+        if (kind == 0) {
+            uint256 lasts = fill.qty * SECONDS_PER_LOT;
+            return (postedAt, postedAt + (lasts < SPOT_SECONDS_MAX ? lasts : SPOT_SECONDS_MAX));
+        }
+        start = (fill.window & 0x1fffff) * 1 hours;
         if (kind == 1) return (start, start + 1 hours);
         if (kind == 2) return (start, start + 1 days);
         if (kind == 3) return (start, start + 7 days);
         return (start, start + (24 + kind) * 1 days); // 28 to 31 days
     }
 
-    /// @notice When delivery begins.
-    function startOf(Fill memory fill) internal pure returns (uint256) {
-        return (fill.window & 0x1fffff) * 1 hours;
-    }
-
     /// @notice When delivery ends.
-    function endOf(Fill memory fill) internal pure returns (uint256 end) {
+    function endOf(Fill memory fill, uint256 postedAt) internal pure returns (uint256 end) {
         // slither-disable-next-line unused-return (the start is not asked for)
-        (, end) = span(fill);
+        (, end) = span(fill, postedAt);
     }
 
     /// @notice Whether these are hours without a fixed window.
@@ -88,8 +92,12 @@ library Fills {
 
     /// @notice The part of the notional that is due for delivery from the start until a time.
     /// Rounded down, in favour of the buyer, who pays.
-    function due(Fill memory fill, uint256 until) internal pure returns (uint256) {
-        (uint256 start, uint256 end) = span(fill);
+    function due(Fill memory fill, uint256 postedAt, uint256 until)
+        internal
+        pure
+        returns (uint256)
+    {
+        (uint256 start, uint256 end) = span(fill, postedAt);
         if (until <= start) return 0;
         if (until >= end) return notional(fill);
         return notional(fill) * (until - start) / (end - start);
