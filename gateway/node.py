@@ -110,6 +110,10 @@ class KeptSignatures:
         with _reached():
             return await self._kept.suspended()
 
+    async def taken_back(self) -> list[tuple[int, int]]:
+        with _reached():
+            return await self._kept.taken_back()
+
 
 @contextlib.contextmanager
 def _reached() -> Generator[None]:

@@ -24,7 +24,7 @@ from gateway.mirror import Mirror, OpenOrder
 from gateway.wire import BadRequest
 
 TICK_SECONDS: Final = 0.25  # how late an order may be seen to have waited too long
-TICKS_PER_LOOK: Final = 8  # at who is suspended
+TICKS_PER_LOOK: Final = 8  # at who is suspended, and what was taken back
 CANCEL_AFTER: Final = 2  # times what an order may wait: it is cancelled
 HANDED_WAITING_MAX: Final = 256  # requests whose signatures are being checked
 NS_PER_MS: Final = 1_000_000
@@ -126,6 +126,11 @@ class Signatures(Protocol):
         """Accounts that trade nothing for now, because they did not sign what they traded."""
         ...
 
+    def taken_back(self) -> Awaitable[Sequence[tuple[int, int]]]:
+        """(account, order id) of the signed orders that their owners have cancelled on chain, or
+        whose key they have revoked there."""
+        ...
+
 
 class Listed(NamedTuple):
     """The answer to who asks for what is not signed."""
@@ -154,7 +159,7 @@ class Signing:
         self._happened: list[Event] = []  # in the running command
         self._waiting: dict[int, dict[int, int]] = {}  # {account: {order id: since, ns}}
         self._filled: set[int] = set()  # of those
-        self._cancelling: set[int] = set()  # of those
+        self._cancelling: set[int] = set()  # orders of any account, on their way out
         self._bodies: dict[int, Body] = {}  # of open orders, by id
         self._suspended: frozenset[int] = frozenset()
         self._tasks: set[asyncio.Task[None]] = set()
@@ -217,6 +222,7 @@ class Signing:
             self._filled.add(order_id)
         elif order_id not in self._mirror.account(account).orders:
             self._bodies.pop(order_id, None)
+            self._cancelling.discard(order_id)
 
     def _may_be_gone(self, account: int, order_id: int) -> None:
         """An order that has left without a fill binds nobody."""
@@ -364,12 +370,13 @@ class Signing:
             await asyncio.sleep(TICK_SECONDS)
             if self._within_ns:
                 self._cancel_the_late()
-                ticks += 1
-                if ticks % TICKS_PER_LOOK == 0:
-                    try:
-                        self._suspended = frozenset(await self._kept.suspended())
-                    except Unreachable as error:
-                        log.warning("who is suspended: %s", error)
+            ticks += 1
+            if ticks % TICKS_PER_LOOK == 0:
+                try:
+                    self._suspended = frozenset(await self._kept.suspended())
+                    self._cancel(await self._kept.taken_back())
+                except Unreachable as error:
+                    log.warning("who is suspended, what was taken back: %s", error)
 
     async def _take_stock(self) -> None:
         """What of the open orders is signed, and which filled ones are not."""
@@ -393,19 +400,27 @@ class Signing:
 
     def _cancel_the_late(self) -> None:
         late_ns = self._now_ns() - CANCEL_AFTER * self._within_ns
-        for account, waiting in list(self._waiting.items()):
-            for order_id, since_ns in list(waiting.items()):
+        late: list[tuple[int, int]] = []
+        for account, waiting in self._waiting.items():
+            for order_id, since_ns in waiting.items():
                 if since_ns > late_ns:
                     break
-                open_orders = self._mirror.account(account).orders
-                if order_id not in open_orders or order_id in self._cancelling:
-                    continue  # or filled: its fills wait in settlement
-                try:
-                    self._port.submit(translate.cancel(account, order_id))
-                except Refused as refused:
-                    log.warning("order %d stays unsigned: %s", order_id, refused)
-                    return
-                self._cancelling.add(order_id)
+                late.append((account, order_id))
+        self._cancel(late)
+
+    def _cancel(self, orders: Sequence[tuple[int, int]]) -> None:
+        """Those that are open, and not yet on their way out: of what was filled of them the fills
+        wait in settlement."""
+        for account, order_id in orders:
+            open_orders = self._mirror.account(account).orders
+            if order_id not in open_orders or order_id in self._cancelling:
+                continue
+            try:
+                self._port.submit(translate.cancel(account, order_id))
+            except Refused as refused:
+                log.warning("order %d should be cancelled: %s", order_id, refused)
+                return
+            self._cancelling.add(order_id)
 
 
 def _covers(body: Body, order: OpenOrder) -> bool:

@@ -3,13 +3,14 @@
     Deposited, Collected, Claimed, Voided, Slashed ─▶ vault_credit ─▶ the engine, as deposits
     Release, ReleaseUndone, BondTaken, ...         ─▶ lines of the ledger, its vault's shard
     Exit..., BondRequested                         ─▶ vault_exit, bond_request ─▶ exits
+    CancelledBelow, KeyRevoked                     ─▶ cancelled_below, revoked_key ─▶ sealing
     Batch, Stopped, NonDelivery, Challenged, ...   ─▶ lease, challenge ─▶ releases, answers
 
-Owns the tables vault_seen, vault_owner, vault_credit, vault_exit, bond_request, cancelled_below and
-challenge. Invariant: the logs of a range of blocks and how far they are read are written
-in one database transaction, so each log counts once whatever crashes; what the vault numbers is
-missing nowhere, and a batch or release that was not made here halts. Only settlement's service
-calls it.
+Owns the tables vault_seen, vault_owner, vault_credit, vault_exit, bond_request, cancelled_below,
+revoked_key and challenge. Invariant: the logs of a range of blocks and how far they are read are
+written in one database transaction, so each log counts once whatever crashes; what the vault
+numbers is missing nowhere, and a batch or release that was not made here halts. Only settlement's
+service calls it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -24,6 +25,7 @@ from settlement.fence import Fence
 from settlement.ledger import Ledger, Log
 from settlement.postings import EXCHANGE, Line
 from settlement.releases import Records
+from settlement.signatures import POSTING_S
 from settlement.vault import CHALLENGE_SECONDS, STAKE_USDC6, VaultLog, deposit_of
 
 BLOCKS_PER_READ: Final = 5_000
@@ -111,6 +113,10 @@ class _Punished(NamedTuple):
     parties: tuple[int, int]
 
 
+def _address(text: str) -> bytes:
+    return bytes.fromhex(text.removeprefix("0x"))
+
+
 def _lease(log: VaultLog) -> int:
     return postings.lease_of(log.fields["batch"], log.fields["index"])
 
@@ -151,8 +157,7 @@ class _Reading:
         fields = log.fields
         match log.name:
             case "AccountOpened":
-                owner = bytes.fromhex(fields["owner"].removeprefix("0x"))
-                self._owners.append((fields["account"], owner))
+                self._owners.append((fields["account"], _address(fields["owner"])))
             case "Deposited":
                 self._deposited(log)
             case "ExitRequested" | "ExitCancelled" | "Exited":
@@ -173,7 +178,13 @@ class _Reading:
             case "CancelledBelow":
                 await self._database.execute(
                     "INSERT INTO cancelled_below VALUES ($1, $2, $3)",
-                    *(fields["account"], fields["below"], fields["since"]),
+                    *(fields["account"], fields["below"], fields["since"] - POSTING_S),
+                )
+            case "KeyRevoked":
+                await self._database.execute(
+                    "INSERT INTO revoked_key VALUES ($1, $2, $3)",
+                    *(_address(fields["owner"]), _address(fields["key"])),
+                    fields["revokedAt"] - POSTING_S,
                 )
             case "SettlerBondAdded":
                 self._book(log, postings.pledged(fields["amount"]))
@@ -211,7 +222,7 @@ class _Reading:
                 seller: int = log.fields["seller"]
                 self._book(log, postings.slashed(_lease(log), seller, amount_usdc6))
             case _:
-                pass  # moves no money: roles, keys, the pause
+                pass  # moves no money: roles, the pause, a key that may trade
 
     # --- what every log comes to ---
     def _credit(

@@ -175,6 +175,7 @@ class Signatures:
             # In a thread: recovering one signature takes as long as matching a hundred orders.
             leaves = await asyncio.to_thread(self._check, orders, owner, proof, key)
             async with self._connected() as database, database.transaction():
+                await _check_not_taken_back(database, owner, key.key, orders)
                 await self._keep(database, handed, orders, leaves, proof, key)
         except _Refused as refused:
             return Outcome(refused.reject, refused.place, await self.last_number(account))
@@ -254,9 +255,10 @@ class Signatures:
 
     # --- asking --------------------------------------------------------------------------------
     async def last_number(self, account: int) -> int:
-        """The highest that the account has used; 0: none."""
+        """The highest that the account has used, or cancelled on chain; 0: none."""
         [row] = await self._ask(
-            "SELECT coalesce(max(number), 0) AS number FROM signed_order WHERE account = $1",
+            "SELECT greatest(0, (SELECT max(number) FROM signed_order WHERE account = $1),"
+            " (SELECT max(below) - 1 FROM cancelled_below WHERE account = $1)) AS number",
             account,
         )
         return row["number"]
@@ -298,6 +300,17 @@ class Signatures:
         )
         return [row["account"] for row in rows]
 
+    async def taken_back(self) -> list[tuple[int, int]]:
+        """(account, order id) of the orders that count no more, or soon will not: by what their
+        owners have told the vault."""
+        rows = await self._ask(
+            "SELECT DISTINCT account, order_id FROM order_taken_back b"
+            " JOIN signed_order USING (account, order_id)"
+            " WHERE signed_order.post_until_s >= $1 ORDER BY order_id",
+            self._now_s(),
+        )
+        return [(row["account"], row["order_id"]) for row in rows]
+
     async def _ask(self, sql: str, *arguments: object) -> Sequence[db.Row]:
         async with self._connected() as database:
             return await database.rows(sql, *arguments)
@@ -317,6 +330,21 @@ class Signatures:
 
     def _now_s(self) -> int:
         return self._clock() // 1_000_000_000
+
+
+async def _check_not_taken_back(
+    database: db.Database, owner: bytes, key: bytes, orders: Sequence[Order]
+) -> None:
+    """Raises _Refused if the wallet has told the vault that the key or a number counts no more."""
+    if await database.value("SELECT 1 FROM revoked_key WHERE owner = $1 AND key = $2", owner, key):
+        raise _Refused(Reject.KEY_NOT_AUTHORISED)
+    below: int = await database.value(
+        "SELECT coalesce(max(below), 0) FROM cancelled_below WHERE account = $1",
+        orders[0].account,
+    )
+    for place, order in enumerate(orders):
+        if order.number < below:
+            raise _Refused(Reject.INVALID_TERMS, place)
 
 
 async def _kept(database: db.Database, account: int, handed: Sequence[Handed]) -> list[_Row]:

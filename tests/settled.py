@@ -86,6 +86,25 @@ class Between:
         return called
 
 
+async def transact(
+    chain: Chain, embedded: EmbeddedChain, private_key: bytes, to: bytes, data: bytes
+) -> None:
+    """A wallet's own transaction, mined."""
+    sender = "0x" + address_of(private_key).hex()
+    count = await embedded.request("eth_getTransactionCount", [sender, "latest"])
+    nonce = int(cast("str", count), 16)
+    base_fee = int(cast("str", await embedded.request("eth_gasPrice", [])), 16)
+    fields = {
+        "chainId": chain.chain_id, "nonce": nonce, "gas": 500_000, "value": 0,
+        "maxFeePerGas": base_fee + 1, "maxPriorityFeePerGas": 1, "to": checksum(to),
+        "data": data,
+    }  # fmt: skip
+    signed = Account.sign_transaction(fields, private_key)
+    raw, digest = bytes(signed.raw_transaction), bytes(signed.hash)
+    await chain.send(SignedTransaction(nonce, raw, digest))
+    assert (await chain.wait(digest)).succeeded
+
+
 class Node:
     """One node; tests reach into its parts."""
 
@@ -187,19 +206,7 @@ class Node:
             await self._transact(key(wallet), self.chain.token, token.encode(*call))
 
     async def _transact(self, private_key: bytes, to: bytes, data: bytes) -> None:
-        sender = "0x" + address_of(private_key).hex()
-        count = await self.embedded.request("eth_getTransactionCount", [sender, "latest"])
-        nonce = int(cast("str", count), 16)
-        base_fee = int(cast("str", await self.embedded.request("eth_gasPrice", [])), 16)
-        fields = {
-            "chainId": self.chain.chain_id, "nonce": nonce, "gas": 500_000, "value": 0,
-            "maxFeePerGas": base_fee + 1, "maxPriorityFeePerGas": 1, "to": checksum(to),
-            "data": data,
-        }  # fmt: skip
-        signed = Account.sign_transaction(fields, private_key)
-        raw, digest = bytes(signed.raw_transaction), bytes(signed.hash)
-        await self.chain.send(SignedTransaction(nonce, raw, digest))
-        assert (await self.chain.wait(digest)).succeeded
+        await transact(self.chain, self.embedded, private_key, to, data)
 
     def account(self, wallet: int) -> int:
         return self.pipeline.account_of(address_of(key(wallet)))

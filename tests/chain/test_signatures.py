@@ -318,6 +318,76 @@ async def test_orders_that_ended_are_settled_within_the_grace_and_not_to_its_las
     assert await sealable(database, last_s + 1) == []
 
 
+async def test_what_was_cancelled_on_chain_is_sealed_only_while_a_batch_is_posted_in_time(
+    signatures: Signatures, database: db.Database
+) -> None:
+    await booked(database, fill(7, 10), fill(8, 5, order_id=SECOND))
+    await hand_in(signatures, BUYER, order(BID, 7, True), order(SECOND, 8, True))
+    await hand_in(signatures, SELLER, order(ASK, 1, False))
+    assert await sealable(database) == [(7, 7, 1), (8, 8, 1)]
+    await database.execute(
+        "INSERT INTO cancelled_below VALUES ($1, 8, $2), ($3, 1, 0)", BUYER, NOW_S + 100, SELLER
+    )
+    assert await signatures.taken_back() == [(BUYER, BID)]
+    assert await sealable(database, NOW_S + 100) == [(7, 7, 1), (8, 8, 1)]
+    assert await sealable(database, NOW_S + 101) == [(8, 8, 1)]
+    late = await hand_in(signatures, BUYER, order(301, 9, True), order(302, 6, True))
+    assert late == Outcome(Reject.INVALID_TERMS, 1, 8)
+    await database.execute("INSERT INTO cancelled_below VALUES ($1, 20, $2)", BUYER, NOW_S + 500)
+    assert await signatures.last_number(BUYER) == 19, "so the next one counts"
+
+
+async def test_what_a_key_has_signed_that_was_revoked_on_chain_is_sealed_in_time_or_not_at_all(
+    signatures: Signatures, database: db.Database
+) -> None:
+    await booked(database, fill(7, 10), fill(8, 5, order_id=SECOND))
+    for account in (BUYER, SELLER):
+        await database.execute(
+            "INSERT INTO vault_owner VALUES ($1, $2)", account, owner_of(account)
+        )
+    bid, second = order(BID, 7, True), order(SECOND, 8, True)
+    proof = sign(BUYER, [bid], SESSION)
+    assert (await signatures.hand_in(BUYER, [bid], proof, authority())).reject is None
+    await hand_in(signatures, BUYER, second)
+    await hand_in(signatures, SELLER, order(ASK, 1, False))
+    session = authority().key
+    await database.execute(  # of another's key of the same address nothing follows
+        "INSERT INTO revoked_key VALUES ($1, $3, 0), ($2, $3, $4)",
+        *(owner_of(SELLER), owner_of(BUYER), session, NOW_S + 100),
+    )
+    assert await signatures.taken_back() == [(BUYER, BID)]
+    assert await sealable(database, NOW_S + 100) == [(7, 7, 1), (8, 8, 1)]
+    assert await sealable(database, NOW_S + 101) == [(8, 8, 1)]
+    third = order(301, 9, True)
+    refused = await signatures.hand_in(BUYER, [third], sign(BUYER, [third], SESSION), authority())
+    assert refused.reject == Reject.KEY_NOT_AUTHORISED
+    assert (await hand_in(signatures, BUYER, third)).reject is None
+
+
+async def test_what_was_filled_in_a_period_that_was_taken_out_still_counts(
+    signatures: Signatures, database: db.Database
+) -> None:
+    await database.execute("DROP TABLE transfer_1, fill_1")  # instead of the migration's large one
+    await database.execute("DELETE FROM period")
+    for _ in range(3):
+        await database.execute("SELECT open_period(8)")
+    await hand_in(signatures, BUYER, order(BID, 7, True))
+    await hand_in(signatures, SELLER, order(ASK, 1, False, qty_lots=300))
+    others = [fill(sequence, 1, order_id=SECOND) for sequence in range(9, 18)]
+    await booked(database, fill(7, 20), fill(8, 5), *others)
+    await database.execute(
+        "INSERT INTO batch VALUES (1, decode(repeat('00', 30), 'hex'),"
+        " decode(repeat('00', 32), 'hex'), 1, 1000, 5)"
+    )
+    await database.execute("UPDATE fill SET batch_id = 1")
+    await database.execute("SELECT close_period(1), detach_period(1)")  # up to event 8
+    kept = await database.rows("SELECT * FROM filled_before ORDER BY order_id")
+    assert [tuple(row.values()) for row in kept] == [(BID, 25), (ASK, 25)]
+    ledger = await Ledger.open(database)
+    await ledger.post(numbered([fill(18, 5), fill(19, 1)], 18))  # one more than was ordered
+    assert [number for number, *_ in await sealable(database)] == [18]
+
+
 async def test_hours_sold_again_wait_for_what_they_came_from(
     signatures: Signatures, database: db.Database
 ) -> None:

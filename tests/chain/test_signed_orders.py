@@ -27,9 +27,11 @@ from gateway.settings import (
 )
 from settlement import database as db
 from settlement import orders
+from settlement.abi import Interface
 from settlement.chain import Funding
 from settlement.products import settled
 from tests.passable import passable_directory
+from tests.settled import transact
 
 BUYER, SELLER, BOT = (Wallet(bytes([n]) * 32) for n in (0x11, 0x22, 0x33))
 SPOT = "nv.rtx4090-24g.x1|us-e|B|SPOT"
@@ -154,6 +156,46 @@ async def test_a_session_key_signs_for_its_wallet(market: Market) -> None:
     with pytest.raises(Rejected) as caught:
         await market.buyer.sign_orders([_row(9, 9)], bytes(65), reader.address)
     assert caught.value.code == Reject.OUT_OF_SCOPE
+
+
+async def test_what_its_owner_takes_back_on_chain_leaves_the_book(market: Market) -> None:
+    node, buyer = market.node, market.buyer
+    await buyer.authorise(BOT.address)
+    bot = await market.join(BUYER, SLOWLY, BOT)
+    first = await buyer.place(SPOT, "buy", "1.1", "2")
+    await buyer.signed()
+    by_key = await bot.place(SPOT, "buy", "1.2", "2")
+    await bot.signed()
+    second = await buyer.place(SPOT, "buy", "1.3", "2")
+    await buyer.signed()
+
+    async def tell(function: str, *arguments: object) -> None:
+        secret = bytes.fromhex(BUYER.export_secret()[2:])
+        assert node.embedded is not None
+        data = Interface("VaultV2").encode(function, *arguments)
+        await transact(node.chain, node.embedded, secret, node.chain.vault, data)
+        await node.turn()
+
+    async def open_ids() -> list[int]:
+        return sorted(order.order_id for order in await buyer.open_orders(SPOT))
+
+    async def left(*expected: int) -> None:
+        for _ in range(300):
+            if await open_ids() == [*expected]:
+                return
+            await asyncio.sleep(0.1)
+        pytest.fail(f"the book has {await open_ids()}")
+
+    await left(first.order_id, by_key.order_id, second.order_id)
+    await tell("revokeKey", BOT.address)
+    await left(first.order_id, second.order_id)
+    await tell("cancelBelow", (await buyer.unsigned()).last_number)
+    await left(second.order_id)
+    await bot.place(SPOT, "buy", "1.2", "2", tif="ioc")
+    with pytest.raises(Rejected) as caught:
+        await bot.signed()
+    assert caught.value.code == Reject.KEY_NOT_AUTHORISED
+    assert await open_ids() == [second.order_id]
 
 
 def _row(order_id: int, number: int, market: str = TICKER) -> m.SignedOrder:
@@ -300,6 +342,25 @@ async def test_who_does_not_sign_places_no_more_and_what_rests_is_cancelled(
         await asyncio.sleep(2.5)
         assert len(await silent.open_orders(SPOT)) == 1, "what is signed rests"
         await silent.place(SPOT, "buy", "1.1", "1")
+    finally:
+        await market.close()
+        await node.close()
+
+
+async def test_a_client_that_is_slow_to_sign_signs_when_it_is_told_to(
+    directory: Path, database_url: str
+) -> None:
+    node = await Node.open(directory, settings(database_url, within_s=1), SystemClock())
+    market = Market(node, database_url)
+    try:
+        await market.open()
+        buyer = market.buyer
+        await buyer.place(SPOT, "buy", "1.2", "1")
+        await asyncio.sleep(1.3)
+        await buyer.place(OTHER, "buy", "1.2", "1")
+        assert [order.market for order in (await buyer.unsigned()).unsigned or ()] == [
+            (await buyer.open_orders(OTHER))[0].market
+        ]
     finally:
         await market.close()
         await node.close()

@@ -49,6 +49,7 @@ PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
 CLOCK_SAMPLES: Final = 8
 SIGNED: Final = Terms()
+SIGNATURE_WANTED: Final = 1006  # the exchange's number for: sign the orders before first
 LAST_SIGNATURE_S: Final = 5.0  # that a close waits for what is not signed yet
 KEY_VALID_S: Final = 30 * 86_400  # of a session key for which no time is given
 
@@ -291,7 +292,7 @@ class Client:
             all_or_none=all_or_none,
             resale=resale,
         )
-        ack = await self._ask(lambda i: msgspec.structs.replace(order, id=i))
+        ack = await self._trade(lambda i: msgspec.structs.replace(order, id=i))
         self._placed(order, ack)
         return ack
 
@@ -351,7 +352,9 @@ class Client:
         """Replace the account's quotes in a market by these (price, qty) levels; none takes them
         off. `messages.Quote` tells more."""
         b, a = ([(_decimal(p), _decimal(q)) for p, q in levels] for levels in (bids, asks))
-        ack = await self._ask(lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade))
+        ack = await self._trade(
+            lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade)
+        )
         self._quoted(ack.market, b, a)
         return ack
 
@@ -361,7 +364,7 @@ class Client:
         """Buy `qty` GPU-hours in each of `hours` hours, the first of which `market` is, from one
         seller throughout, at `price` on average or better. `messages.Block` tells more."""
         q, p = _decimal(qty), _decimal(price)
-        ack = await self._ask(lambda i: m.Block(i, market, hours, q, p, client_id))
+        ack = await self._trade(lambda i: m.Block(i, market, hours, q, p, client_id))
         limit_ticks = parse_price(p)
         block = Expected(True, 0, parse_qty(q), left=hours, budget_ticks=limit_ticks * hours)
         self._expect([block])
@@ -372,14 +375,14 @@ class Client:
     ) -> m.Ack:
         """Buy just the best of several alternatives, whole and at once."""
         chosen = list(legs)
-        ack = await self._ask(lambda i: m.Exclusive(i, chosen, client_id, or_better))
+        ack = await self._trade(lambda i: m.Exclusive(i, chosen, client_id, or_better))
         self._expect(_expected_leg(leg, frozenset()) for leg in chosen)
         return ack
 
     async def basket(self, legs: Iterable[m.Leg], *, client_id: int = 0) -> m.Ack:
         """Trade every leg whole and at once, or none."""
         chosen = list(legs)
-        ack = await self._ask(lambda i: m.Basket(i, chosen, client_id))
+        ack = await self._trade(lambda i: m.Basket(i, chosen, client_id))
         self._expect([_expected_leg(x, frozenset({await self._ticker(x.market)})) for x in chosen])
         return ack
 
@@ -399,7 +402,7 @@ class Client:
         `lost_place`: only less at the same price keeps its place. Rejected: it stands as it was.
         """
         p, q = _decimal(price), _decimal(qty)
-        ack = await self._ask(
+        ack = await self._trade(
             lambda i: m.Amend(i, order_id, client_id, p, q, post_only, self_trade)
         )
         if self._signing is not None:
@@ -919,6 +922,17 @@ class Client:
         if not isinstance(reply, m.Ack):
             raise ProtocolViolation("a request was answered with something else than an ack")
         return reply
+
+    async def _trade(self, make: Callable[[int], m.ClientMessage]) -> m.Ack:
+        """As `_ask`. If the exchange does not go on before it has the signatures that are being
+        gathered here, it gets them, and is asked once more."""
+        try:
+            return await self._ask(make)
+        except Rejected as rejected:
+            if self._signing is None or rejected.code != SIGNATURE_WANTED:
+                raise
+            await self._signing.flush()
+        return await self._ask(make)
 
     async def _request(self, make: Callable[[int], m.ClientMessage]) -> _Reply:
         await self._in_flight.acquire()

@@ -39,12 +39,19 @@ CREATE TABLE bond_request (
     account   bigint PRIMARY KEY,
     bond_at_s bigint NOT NULL
 );
--- Orders with lower numbers are cancelled for batches posted from then on.
+-- Orders with lower numbers, and those that a key has signed, count no more in batches posted from
+-- then on; batches that are sealed until `post_until_s` are posted in time.
 CREATE TABLE cancelled_below (
-    account bigint NOT NULL,
-    below   bigint NOT NULL,
-    since_s bigint NOT NULL,
+    account      bigint NOT NULL,
+    below        bigint NOT NULL,
+    post_until_s bigint NOT NULL,
     PRIMARY KEY (account, below)
+);
+CREATE TABLE revoked_key (
+    owner        bytea NOT NULL,  -- who may have an account only later
+    key          bytea NOT NULL,
+    post_until_s bigint NOT NULL,
+    PRIMARY KEY (owner, key)
 );
 
 -- --- leases --------------------

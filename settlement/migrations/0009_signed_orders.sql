@@ -75,6 +75,46 @@ END $$;
 CREATE TRIGGER only_wider BEFORE UPDATE ON signed_order
     FOR EACH ROW EXECUTE FUNCTION only_wider();
 
+-- --- orders that were taken back ----------------------------------------------------------------
+CREATE INDEX order_root_by_key ON order_root (signing_key);
+-- By what their owners have told the vault, of orders that their own terms would still let settle.
+CREATE VIEW order_taken_back AS
+    SELECT o.account, o.order_id, c.post_until_s
+    FROM cancelled_below c JOIN signed_order o ON o.account = c.account AND o.number < c.below
+    UNION ALL
+    SELECT o.account, o.order_id, r.post_until_s
+    FROM revoked_key r JOIN vault_owner v USING (owner)
+    JOIN signing_key k ON k.account = v.account AND k.key = r.key
+    JOIN order_root t ON t.signing_key = k.id
+    JOIN signed_order o ON o.root = t.id;
+
+-- --- what was filled in periods that are detached -----------------------------------------------
+-- Of orders that may be filled again.
+CREATE TABLE filled_before (
+    order_id bigint PRIMARY KEY,
+    qty_lots bigint NOT NULL CHECK (qty_lots > 0)
+);
+CREATE FUNCTION carry_filled() RETURNS trigger LANGUAGE plpgsql AS $$
+DECLARE
+    then_s bigint;  -- no batch is posted before it any more
+BEGIN
+    SELECT max(time_ns) / 1000000000 INTO then_s FROM fill
+    WHERE event_number >= NEW.first_event AND event_number < NEW.end_event;
+    DELETE FROM filled_before f USING signed_order o
+        WHERE o.order_id = f.order_id AND o.post_until_s < then_s;
+    INSERT INTO filled_before AS f
+        SELECT o.order_id, sum(went.qty_lots) FROM fill went
+        CROSS JOIN LATERAL (VALUES (taker_order_id), (maker_order_id)) side (order_id)
+        JOIN signed_order o USING (order_id)
+        WHERE went.event_number >= NEW.first_event AND went.event_number < NEW.end_event
+            AND went.void_number IS NULL AND o.post_until_s >= then_s
+        GROUP BY o.order_id
+        ON CONFLICT (order_id) DO UPDATE SET qty_lots = f.qty_lots + EXCLUDED.qty_lots;
+    RETURN NEW;
+END $$;
+CREATE TRIGGER carry_filled BEFORE UPDATE OF detached ON period
+    FOR EACH ROW WHEN (NEW.detached AND NOT OLD.detached) EXECUTE FUNCTION carry_filled();
+
 -- --- which fills are covered ------------------------------------------------------------------
 CREATE INDEX fill_of_taker ON fill (taker_order_id);
 CREATE INDEX fill_of_maker ON fill (maker_order_id);
@@ -105,9 +145,12 @@ CREATE FUNCTION fill_sides(now_s bigint) RETURNS TABLE (
         SELECT n.order_id, f.event_number, f.qty_lots
         FROM named n JOIN fill f ON f.maker_order_id = n.order_id WHERE f.void_number IS NULL
     ), total AS (
-        SELECT line.order_id, line.event_number, sum(line.qty_lots) OVER (
-            PARTITION BY line.order_id ORDER BY line.event_number)::bigint AS filled_lots
-        FROM line
+        SELECT line.order_id, line.event_number, coalesce(before.qty_lots, 0)
+            + sum(line.qty_lots) OVER (
+                PARTITION BY line.order_id ORDER BY line.event_number)::bigint AS filled_lots
+        FROM line LEFT JOIN filled_before before USING (order_id)
+    ), taken_back AS (
+        SELECT account, order_id FROM order_taken_back WHERE now_s > post_until_s
     )
     SELECT s.event_number, s.time_ns, s.instrument, s.price_ticks, s.account, s.is_buy, s.order_id,
            s.fee_ppm, t.filled_lots, o.number,
@@ -116,7 +159,8 @@ CREATE FUNCTION fill_sides(now_s bigint) RETURNS TABLE (
                AND CASE WHEN s.is_buy THEN s.price_ticks <= o.price_ticks
                         ELSE s.price_ticks >= o.price_ticks END
                AND t.filled_lots <= o.qty_lots AND s.fee_ppm <= o.fee_ppm_max
-               AND now_s BETWEEN o.post_from_s AND o.post_until_s,
+               AND now_s BETWEEN o.post_from_s AND o.post_until_s
+               AND (s.account, s.order_id) NOT IN (TABLE taken_back),
                false)
     FROM side s JOIN total t ON t.order_id = s.order_id AND t.event_number = s.event_number
     LEFT JOIN signed_order o ON o.account = s.account AND o.order_id = s.order_id
