@@ -324,7 +324,7 @@ async def test_who_does_not_sign_places_no_more_and_what_rests_is_cancelled(
     market = Market(node, database_url)
     try:
         await market.open()
-        silent, updates = market.buyer, await market.buyer.order_updates()
+        silent, updates = await market.join(BUYER, None), await market.buyer.order_updates()
         bid = await silent.place(SPOT, "buy", "1.2", "1")
         codes: list[int] = []
         while not codes:
@@ -337,8 +337,9 @@ async def test_who_does_not_sign_places_no_more_and_what_rests_is_cancelled(
         async for update in updates:
             if update.order_id == bid.order_id and update.state == "cancelled":
                 break
-        await silent.place(SPOT, "buy", "1.2", "1")  # nobody is bound by anything any more
-        await silent.signed()
+        # Nobody is bound by anything any more.
+        await market.buyer.place(SPOT, "buy", "1.2", "1")
+        await market.buyer.signed()
         await asyncio.sleep(2.5)
         assert len(await silent.open_orders(SPOT)) == 1, "what is signed rests"
         await silent.place(SPOT, "buy", "1.1", "1")
