@@ -47,7 +47,6 @@ STEPS_PER_PROGRESS: Final = 50
 FEES: Final = FeeSettings(maker_ppm=(MAKER_FEE_PPM,), taker_ppm=(TAKER_FEE_PPM,))
 TURNS_MAX: Final = 8  # of settlement after one round; two do, a third finds nothing to do
 # What a step may be answered when it was performed before the run was cut off.
-REPEATED: Final = (Reject.UNKNOWN_ORDER,)
 Advance = Callable[[int, int], None]  # steps done, steps in all
 
 
@@ -114,8 +113,9 @@ class Stage:
             match step.kind:
                 case "capacity":
                     return await client.declare_capacity(step.market, qty_text(step.qty_lots))
-                case "cancel":
-                    return await client.cancel(client_id=step.client_id)
+                case "amend":
+                    price = price_text(step.price_ticks)
+                    return await client.amend(client_id=step.client_id, price=price)
                 case "place":
                     return await client.place(
                         step.market,
@@ -127,8 +127,8 @@ class Stage:
                         post_only=step.post_only,
                     )
         except Rejected as rejected:
-            if step.kind == "cancel" and rejected.code in REPEATED:
-                return None
+            if step.kind == "amend" and rejected.code == Reject.UNKNOWN_ORDER:
+                return None  # it is sold
             if rejected.code in {Reject.POST_ONLY_WOULD_TRADE, Reject.FOK_NOT_FILLABLE}:
                 return None  # the market said no, which is an answer
             raise

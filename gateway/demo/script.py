@@ -46,7 +46,7 @@ class Step(NamedTuple):
 
     at_ns: int
     actor: int
-    kind: Literal["capacity", "place", "cancel"]
+    kind: Literal["capacity", "place", "amend"]  # to another price, what is left of the order
     market: str
     side: Literal["buy", "sell"] = "sell"
     price_ticks: int = 0
@@ -160,7 +160,7 @@ def _operators(
 
 
 def _post(chance: random.Random, number: int, ladders: list[Ladder], start_ns: int) -> list[Step]:
-    """Every rung in the first minute; later some top rungs are pulled and offered lower."""
+    """Every rung in the first minute; later some top rungs are offered lower."""
     steps: list[Step] = []
     client_id = 0
     for ladder in ladders:
@@ -173,14 +173,10 @@ def _post(chance: random.Random, number: int, ladders: list[Ladder], start_ns: i
             )  # fmt: skip
         if len(ladder.rungs) > 1 and chance.randrange(5) == 0:
             at_ns = start_ns + OPENING_NS + chance.randrange(HOUR_NS // 2)
-            price, lots = ladder.rungs[-1]
-            lower = max(1, price * 98 // 100)
-            steps += [
-                Step(at_ns, number, "cancel", ladder.market, client_id=client_id),
-                Step(at_ns + 1, number, "place", ladder.market, "sell", lower, lots,
-                     client_id=client_id + 1),
-            ]  # fmt: skip
-            client_id += 1
+            lower = max(1, ladder.rungs[-1][0] * 98 // 100)
+            steps.append(
+                Step(at_ns, number, "amend", ladder.market, "sell", lower, client_id=client_id)
+            )
     return steps
 
 

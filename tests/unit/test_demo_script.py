@@ -38,18 +38,13 @@ def test_every_provider_with_a_quote_is_an_operator(script: Script) -> None:
 def test_every_ask_is_covered_by_capacity_and_bond(script: Script) -> None:
     catalog = load_catalog()
     declared = {(s.actor, s.market): s.qty_lots for s in script.steps if s.kind == "capacity"}
-    open_lots: dict[tuple[int, str, int], int] = {}
+    offered: dict[tuple[int, str], int] = defaultdict(int)
     worst_bond: dict[int, int] = defaultdict(int)
     for step in script.steps:
-        key = (step.actor, step.market, step.client_id)
-        if step.kind == "cancel":
-            del open_lots[key]
-        elif step.kind == "place" and step.side == "sell":
-            open_lots[key] = step.qty_lots
-            offered = sum(
-                lots for (a, m, _), lots in open_lots.items() if (a, m) == (step.actor, step.market)
-            )
-            assert offered <= declared[step.actor, step.market]
+        key = (step.actor, step.market)
+        if step.kind == "place" and step.side == "sell":  # what is sold of it stays sold
+            offered[key] += step.qty_lots
+            assert offered[key] <= declared[key]
     for (actor, market), lots in declared.items():
         worst_bond[actor] += lots * catalog.bond_usdc6_per_lot(catalog.parse(market))
     for actor, bond_usdc6 in worst_bond.items():
