@@ -5,7 +5,6 @@ Called by whoever was shown a seed that fails.
 
 import argparse
 import asyncio
-import logging
 import sys
 
 from settlement import database
@@ -20,7 +19,6 @@ def main() -> int:
     parser.add_argument("--seeds", type=int, default=1, help="how many, from that one on")
     parser.add_argument("--trace", action="store_true", help="print every event")
     options = parser.parse_args()
-    logging.disable()  # what settlement logs of the faults is in the trace
     failed = 0
     with passable_directory() as directory:
         server = asyncio.run(database.serve(directory, durable=False))

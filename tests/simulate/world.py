@@ -11,9 +11,10 @@ import asyncio
 import contextlib
 import gc
 import hashlib
+import logging
 import tempfile
 import traceback
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
 
@@ -386,6 +387,18 @@ def _check_end(reason: str, *, started: bool) -> None:
     assert reason.startswith(foreseen) or not reason, f"the node ended: {reason}"
 
 
+@contextlib.contextmanager
+def _unlogged() -> Generator[None]:
+    """What is logged of the faults is in the trace; and whoever keeps a record of an error, as
+    pytest does until the test's end, keeps the whole life that it happened in."""
+    logging.disable()
+    try:
+        yield
+    finally:
+        logging.disable(logging.NOTSET)
+
+
+@_unlogged()
 def run(seed: int, databases: Databases, tell: Callable[[str], None] = lambda _: None) -> Outcome:
     """One seed, whatever it takes of real time; says what came of it, and raises nothing."""
     ram = Path("/dev/shm")
