@@ -25,9 +25,8 @@ from typing import Any, Final
 
 from rich.console import Console
 
-from benchmarks.durability import Row, show
 from benchmarks.machine import Machine
-from benchmarks.match_all import TABLE_COLUMNS
+from benchmarks.table import TABLE_COLUMNS, Row, show
 from benchmarks.vault import (
     DAY_S,
     DOLLAR,
