@@ -20,6 +20,7 @@ from engine.rejects import Reject
 from gateway import wire
 from gateway.documents import Place, asyncapi, openapi
 from gateway.health import Health
+from gateway.limits import Shortage
 from gateway.metrics import Metrics
 from gateway.reads import MARKET, READS, Asked, Read, parse_query
 from gateway.session import Desk
@@ -44,7 +45,7 @@ ASK_AGAIN: Final = ("Cache-Control", "no-cache")  # keep it, and ask whether it 
 # What is public may be read by the scripts of any page; nothing else may.
 FROM_ANYWHERE: Final = (
     ("Access-Control-Allow-Origin", "*"),
-    ("Access-Control-Expose-Headers", "ETag"),
+    ("Access-Control-Expose-Headers", "ETag, Retry-After"),
 )
 DEPRECATED: Final = (
     ("Deprecation", "true"),
@@ -120,12 +121,13 @@ class Routes:
             "/openapi.json": self._openapi,
         }
 
-    def answer(self, request: HttpRequest) -> HttpAnswer:
-        answer = self._answer(request)
+    def answer(self, request: HttpRequest, address: str) -> HttpAnswer:
+        """`address` is the IP address of who asks."""
+        answer = self._answer(request, address)
         self._desk.counts.answered[answer.status] += 1
         return answer
 
-    def _answer(self, request: HttpRequest) -> HttpAnswer:
+    def _answer(self, request: HttpRequest, address: str) -> HttpAnswer:
         if request.method not in _METHODS:
             allowed = ("Allow", ", ".join(_METHODS))
             return HttpAnswer(405, TEXT, b"only GET and HEAD\n", (NOT_STORED, allowed))
@@ -133,7 +135,7 @@ class Routes:
         if make := self._makes.get(path):
             return make(request)
         if path.startswith(API):
-            return self._api(request)
+            return self._api(request, address)
         if path.startswith(STATIC):
             return self._static(request, path.removeprefix(STATIC))
         return _not_found()
@@ -172,14 +174,17 @@ class Routes:
         return _fresh(request, kind, _tagged(path.read_bytes()), (ASK_AGAIN,))
 
     # --- reads ---------------------------------------------------------------------------------
-    def _api(self, request: HttpRequest) -> HttpAnswer:
+    def _api(self, request: HttpRequest, address: str) -> HttpAnswer:
         read, market = self._find(request.path)
         is_private = read is not None and read.is_private
         seen_by: Headers = () if is_private else FROM_ANYWHERE
         try:
             if read is None:
                 raise BadRequest(Reject.UNKNOWN_MESSAGE, None, "nothing is read at this path")
-            account = self._account(request) if is_private else 0
+            wallet = self._wallet(request) if is_private else b""
+            if short := self._desk.budgets.spend_once(address, wallet):
+                return _limited(short, seen_by)
+            account = self._account(wallet) if is_private else 0
             make = partial(self._read, read, request.query, market, account)
             if is_private or not read.is_cached:
                 return HttpAnswer(200, JSON, make(), (NOT_STORED, *seen_by))
@@ -210,9 +215,12 @@ class Routes:
         parent, _, last = path.rpartition("/")
         return self._reads.get(parent + MARKET), unquote(last)
 
-    def _account(self, request: HttpRequest) -> int:
+    def _wallet(self, request: HttpRequest) -> bytes:
         """Of who asks. Raises BadRequest."""
-        wallet = self._desk.tokens.wallet_of(request.headers.get("authorization", ""))
+        return self._desk.tokens.wallet_of(request.headers.get("authorization", ""))
+
+    def _account(self, wallet: bytes) -> int:
+        """Raises BadRequest."""
         account = self._desk.feed.account_of(wallet)
         if not account:
             raise BadRequest(Reject.NO_ACCOUNT)
@@ -257,6 +265,12 @@ def _refused(bad: BadRequest, headers: Headers) -> HttpAnswer:
     if status == 401:
         headers = (*headers, ("WWW-Authenticate", "Bearer"))
     return HttpAnswer(status, JSON, body, (NOT_STORED, *headers))
+
+
+def _limited(short: Shortage, headers: Headers) -> HttpAnswer:
+    reject = wire.reject_message(0, Reject.RATE_LIMITED, retry_ms=short.retry_ms, scope=short.scope)
+    later = ("Retry-After", str(-(-short.retry_ms // 1_000)))
+    return HttpAnswer(429, JSON, wire.encode(reject), (NOT_STORED, later, *headers))
 
 
 def _not_found() -> HttpAnswer:

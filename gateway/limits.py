@@ -225,6 +225,16 @@ class Budgets:
         cancels = TokenBucket(x.address_cancels_per_s, x.address_cancels_burst)
         return self._join(Budget("address", peer, requests, cancels))
 
+    def spend_once(self, address: str, wallet: bytes = b"") -> Shortage | None:
+        """One request that comes without a connection of its own: of the address, and of the
+        account if there is a wallet. As `spend`."""
+        budgets = [self.of_address(address), self.of_account(wallet) if wallet else None]
+        joined = [budget for budget in budgets if budget is not None]
+        short = spend(joined, 1, 0, self._now_ns())
+        for budget in joined:
+            self.leave(budget)
+        return short
+
     def _join(self, new: Budget) -> Budget:
         self._forget()
         budget = self._shared.setdefault((new.scope, new.key), new)

@@ -88,7 +88,7 @@ class Listener:
 
     def __init__(
         self,
-        answer: Callable[[HttpRequest], HttpAnswer],
+        answer: Callable[[HttpRequest, str], HttpAnswer],
         converse: Callable[[Outbox, Codec, str, HangUp], Conversation],
         limits: m.Limits,
         counts: Counts,
@@ -487,7 +487,7 @@ class Connection(asyncio.Protocol):
         if asked.request.path == WEBSOCKET_PATH:
             return _as_answer(_handshake(asked))
         try:
-            return self._listener.answer(asked.request)
+            return self._listener.answer(asked.request, self.address)
         except Exception:
             log.exception("no answer to %s", asked.request.path)
             return HttpAnswer(500, TEXT, b"this failed, and is in the log\n")

@@ -152,8 +152,8 @@ def watch() -> None:
         _encoded(frame)
         return frame
 
-    def watched_answer(self: Routes, request: HttpRequest) -> HttpAnswer:
-        answered = answer(self, request)
+    def watched_answer(self: Routes, request: HttpRequest, address: str) -> HttpAnswer:
+        answered = answer(self, request, address)
         _answered(request, answered)
         return answered
 

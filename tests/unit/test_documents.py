@@ -192,12 +192,12 @@ async def test_every_path_that_is_described_is_there_and_no_other(tmp_path: Path
         bearer = {"authorization": f"Bearer {ack.token}"}
         for path, item in http_document(BUILD)["paths"].items():
             where = path.replace("{market}", TICKER)
-            answer = routes.answer(HttpRequest("GET", where, "", bearer))
+            answer = routes.answer(HttpRequest("GET", where, "", bearer), "127.0.0.1")
             told = item["get"]["responses"]["200"]["content"]
             assert (answer.status, [answer.kind.split(";")[0]]) == (
                 200, [kind.split(";")[0] for kind in told],
             ), path  # fmt: skip
-        served = routes.answer(HttpRequest("GET", "/asyncapi.json", "", {}))
+        served = routes.answer(HttpRequest("GET", "/asyncapi.json", "", {}), "127.0.0.1")
         assert json.loads(served.body) == json.loads(json.dumps(asyncapi(BUILD)))
 
 

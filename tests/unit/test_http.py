@@ -17,6 +17,7 @@ from compex_client.wallet import SessionKey
 from engine.rejects import Reject
 from gateway.health import Health
 from gateway.http import ANSWERS_KEPT_MAX, HttpAnswer, HttpRequest, Routes
+from gateway.limits import DEFAULT_LIMITS
 from gateway.reads import READS
 from gateway.tokens import TOKENS_PER_WALLET, Tokens
 from tests.exchange import START_NS, SYMBOL, TICKER, Exchange, running_exchange, wallet
@@ -34,6 +35,7 @@ class Asking:
         self.exchange = exchange
         self.routes = Routes(exchange.desk, Health(exchange.port))
         self._last_id = 10
+        self.address = "203.0.113.7"
 
     async def prepare(self) -> None:
         for symbol in (SYMBOL, HOURLY, ELSEWHERE):
@@ -60,7 +62,7 @@ class Asking:
     def get(self, url: str, method: str = "GET", **headers: str) -> HttpAnswer:
         path, _, query = url.partition("?")
         named = {name.replace("_", "-"): value for name, value in headers.items()}
-        return self.routes.answer(HttpRequest(method, path, query, named))
+        return self.routes.answer(HttpRequest(method, path, query, named), self.address)
 
     def read(self, url: str, kind: Any, **headers: str) -> Any:
         answer = self.get(url, **headers)
@@ -88,6 +90,47 @@ async def asking(tmp_path: Path) -> AsyncGenerator[Asking]:
         asking = Asking(exchange)
         await asking.prepare()
         yield asking
+
+
+async def test_reads_spend_what_the_address_and_the_account_may_ask(tmp_path: Path) -> None:
+    now_ns = 10**15
+    limits = msgspec.structs.replace(
+        DEFAULT_LIMITS, address_requests_per_s=1, address_requests_burst=4,
+        account_requests_per_s=1, account_requests_burst=100,
+    )  # fmt: skip
+    async with running_exchange(tmp_path, limits, lambda: now_ns) as exchange:
+        exchange.desk.tokens = Tokens(exchange.clock.now_ns, _counted(), exchange.desk.keys)
+        exchange.desk.time_ns = exchange.clock.now_ns
+        asking = Asking(exchange)
+        buyer = exchange.converse(await exchange.open_account(BUYER, cash_usdc6=10**9))
+        bearer = asking.bearer(buyer)
+        url, own = "/api/v1/limits", "/api/v1/account/balances"
+        for _ in range(4):
+            assert asking.get(url).status == 200
+        limited = asking.get(url)
+        assert limited.status == 429 and dict(limited.headers)["Retry-After"] == "1"
+        reject = msgspec.json.decode(limited.body, type=m.Reject)
+        assert (reject.code, reject.scope) == (Reject.RATE_LIMITED, "address")
+        assert reject.retry_ms == 1_000
+        assert asking.get("/live").status == asking.get("/ready").status == 200, "health is free"
+        asking.address = "2001:db8::1"
+        assert asking.get(url).status == 200, "another's"
+        for address in ("2001:db8::2", "2001:db8::3", "2001:db8::4"):
+            asking.address = address
+            assert asking.get(url).status == 200
+        assert asking.get(url).status == 429, "of one network"
+        asking.address = "127.0.0.1"
+        while asking.get(own, authorization=bearer).status == 200:
+            pass
+        reject = msgspec.json.decode(asking.get(own, authorization=bearer).body, type=m.Reject)
+        assert reject.scope == "account"
+        [refused] = buyer.say(m.Query(9, "balances"))
+        assert isinstance(refused, m.Reject) and refused.scope == "account", "they share it"
+        now_ns += 2 * 10**9
+        asking.address = "203.0.113.7"
+        assert asking.get(own, authorization=bearer).status == 200
+        assert asking.get(url).status == 200
+        assert asking.get(url).status == 429
 
 
 def _counted() -> Any:

@@ -26,7 +26,7 @@ Samples = dict[tuple[str, str], float]
 
 def scrape(routes: Routes) -> tuple[dict[str, str], Samples]:
     """({family: its type}, {(sample, its labels' values): value})."""
-    answer = routes.answer(HttpRequest("GET", "/metrics", "", {}))
+    answer = routes.answer(HttpRequest("GET", "/metrics", "", {}), "127.0.0.1")
     assert (answer.status, answer.kind.split(";")[:2]) == (200, ["text/plain", " version=0.0.4"])
     types: dict[str, str] = {}
     samples: Samples = {}
