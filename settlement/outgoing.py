@@ -431,6 +431,25 @@ class Outbox:
                 payments += await self._unconfirmed(row, row.kind)
         return payments
 
+    async def confirmed_after(self, block: int) -> list[Payment]:
+        """What the engine has confirmed and the vault had not executed by the end of `block`."""
+        payments: list[Payment] = []
+        for row in await self._rows(
+            "attempts > 0 AND state IN ('FINAL', 'RECONCILED') AND block_number > $1"
+            " ORDER BY kind, id",
+            block,
+        ):
+            if await self._kinds[row.kind].standing(row.id, block) == "done":
+                continue  # of a foreign transaction only a later block is known
+            due = await self._kinds[row.kind].due(row.id)
+            missing = {payment.account for payment in await self._unconfirmed(row, row.kind)}
+            payments += [
+                Payment(row.kind, row.id, account, amount)
+                for account, amount in due.items()
+                if account not in missing
+            ]
+        return payments
+
     async def _unconfirmed(self, row: Outgoing, told: str) -> list[Payment]:
         due = await self._kinds[row.kind].due(row.id)
         if not due:

@@ -1,6 +1,7 @@
 """Engine = ledger = vault, per account and bucket, to the last µUSDC. Pure comparison.
 
     free   = cash + pending + leaving + what is not credited yet - what is not confirmed yet
+             + what was confirmed of later blocks
     locked = escrow - what was released, claimed or void (the engine's escrow only grows)
     bond   = bond - what was slashed or taken back
     earned = what was released - what was collected
@@ -88,6 +89,7 @@ class Sides(NamedTuple):
     moved: Mapping[tuple[int, Bucket], int]  # by the vault up to the block, not by the engine
     uncredited: Sequence[Credit]  # in the vault at the block, not in the ledger
     unconfirmed: Sequence[Payment]  # executed by the vault at the block, not in the ledger
+    ahead: Sequence[Payment]  # in the ledger, executed by the vault only after the block
 
 
 def compare(sides: Sides) -> Report:
@@ -174,10 +176,11 @@ def _expected_in_vault(sides: Sides, accounts: Sequence[int]) -> Mapping[int, _H
         bond[account] += h.bond_usdc6
     for due in sides.uncredited:
         (bond if due.is_bond else free)[due.account] += due.amount_usdc6
-    for payment in sides.unconfirmed:
-        free[payment.account] -= payment.amount_usdc6
-        if payment.kind == "settle":
-            locked[payment.account] += payment.amount_usdc6
+    for payments, sign in ((sides.unconfirmed, 1), (sides.ahead, -1)):
+        for payment in payments:
+            free[payment.account] -= sign * payment.amount_usdc6
+            if payment.kind == "settle":
+                locked[payment.account] += sign * payment.amount_usdc6
     moved = sides.moved
     return {
         account: _Held(
@@ -191,6 +194,7 @@ def _expected_in_vault(sides: Sides, accounts: Sequence[int]) -> Mapping[int, _H
 
 
 def _on_the_way(sides: Sides) -> int:
-    """What the vault has done and the ledger does not know of yet, µUSDC."""
+    """What the vault has done and the ledger does not know of yet, less the other way round."""
     came = sum(due.amount_usdc6 for due in sides.uncredited)
-    return came - sum(p.amount_usdc6 for p in sides.unconfirmed if p.kind != "settle")
+    came -= sum(p.amount_usdc6 for p in sides.unconfirmed if p.kind != "settle")
+    return came + sum(p.amount_usdc6 for p in sides.ahead if p.kind != "settle")

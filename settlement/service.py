@@ -423,6 +423,7 @@ class Settlement:
                     *await self._outbox.executed(state.block_number),
                     *await self._exits.due(),
                 ],
+                ahead=await self._outbox.confirmed_after(state.block_number),
             )
         )
 

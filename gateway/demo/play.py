@@ -99,12 +99,15 @@ class Stopwatch:
 
 
 class Stage:
-    """A node and one logged-in client for each actor."""
+    """A node and one logged-in client for each actor. `resumed`: an earlier run was cut off."""
 
-    def __init__(self, node: Node, actors: list[Actor], clients: list[Client]) -> None:
+    def __init__(
+        self, node: Node, actors: list[Actor], clients: list[Client], *, resumed: bool
+    ) -> None:
         self.node = node
         self.actors = actors
         self.clients = clients
+        self._resumed = resumed
 
     async def perform(self, step: Step) -> m.Ack | None:
         """One request. None if it was done before, by this script's earlier run."""
@@ -134,19 +137,24 @@ class Stage:
             raise
 
     async def signed(self) -> None:
-        """Return when everybody has signed what they placed: then all fills can be settled."""
+        """Return when everybody has signed what they placed: then all fills can be settled. Who
+        amends an order of an earlier run that was cut off knows of it from the exchange alone."""
         await asyncio.gather(*(client.signed() for client in self.clients))
+        if self._resumed:
+            await self.node.turn()  # fills are listed as unsigned when they are booked
+            for client in self.clients:
+                await client.sign_all()
 
     async def close(self) -> None:
         await asyncio.gather(*(client.close() for client in self.clients))
 
 
-async def open_stage(node: Node, actors: list[Actor]) -> Stage:
+async def open_stage(node: Node, actors: list[Actor], *, resumed: bool = False) -> Stage:
     """Everybody deposits on chain, is credited by settlement, logs in, and signs what they placed
     in an earlier run that was cut off before they had: of it they know from the exchange alone."""
     await node.fund([Funding(a.key, a.cash_usdc6, a.bond_usdc6) for a in actors])
     await node.turn()
-    stage = Stage(node, actors, [])
+    stage = Stage(node, actors, [], resumed=resumed)
     terms = Terms(now_ns=node.clock.now_ns)  # a scripted node takes no orders of another time
     try:
         for actor in actors:
@@ -186,6 +194,7 @@ class Run(NamedTuple):
     watch: Stopwatch
     progress: Progress
     advance: Advance
+    resumed: bool
 
 
 async def play_once(
@@ -204,7 +213,7 @@ async def play_once(
             settings = once_settings(script.markets)
             node = await Node.open(directory, settings, clock, progress=progress)
         try:
-            run = Run(node, clock, script, watch, progress, advance)
+            run = Run(node, clock, script, watch, progress, advance, resumed)
             trades_heard = await _perform_all(run)
             outcome = await _compare(run, trades_heard)
         finally:
@@ -218,7 +227,7 @@ async def _perform_all(run: Run) -> int:
     """Every step in order, settlement after each round; how many trades an onlooker heard."""
     node, script, watch = run.node, run.script, run.watch
     with watch.part("fund"), run.progress("funding the actors' wallets on chain"):
-        stage = await open_stage(node, script.actors)
+        stage = await open_stage(node, script.actors, resumed=run.resumed)
     onlooker = await connect(node.websocket_url)
     trades = await onlooker.trades()
     heard = asyncio.create_task(_count(trades))

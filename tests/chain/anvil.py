@@ -25,6 +25,7 @@ from settlement.devchain import KEYS
 PACKAGE: Final = "@foundry-rs/anvil@1.7.1"
 INSTALL_S: Final = 180
 START_S: Final = 30
+OVERLOOKED_S: Final = 0.5
 ETHER_WEI: Final = 10**18
 HISTORY_BLOCKS: Final = 64
 
@@ -53,6 +54,7 @@ class Anvil:
     def __init__(self, url: str) -> None:
         self.url = url
         self._provider = AsyncHTTPProvider(url)
+        self._automines = True
 
     async def rpc(self, method: str, *parameters: object) -> Any:
         answer: Any = await self._provider.make_request(method, list(parameters))  # pyright: ignore[reportArgumentType]
@@ -66,7 +68,26 @@ class Anvil:
         await self.rpc("anvil_mine", hex(blocks))
 
     async def automine(self, on: bool) -> None:
+        await self.quiet()
+        self._automines = on
         await self.rpc("evm_setAutomine", on)
+
+    async def quiet(self) -> None:
+        """Return when what was sent to be mined at once is mined, a moment after it was taken."""
+        while self._automines and await self._ready():  # noqa: ASYNC110 - nothing tells of it
+            await asyncio.sleep(0.01)
+
+    async def keep_mining(self) -> None:
+        """On a busy machine it may overlook one of several that come together, until the next."""
+        overlooked = 0
+        while True:
+            await asyncio.sleep(OVERLOOKED_S)
+            overlooked = overlooked + 1 if self._automines and await self._ready() else 0
+            if overlooked > 1:
+                await self.mine()
+
+    async def _ready(self) -> bool:
+        return (await self.rpc("txpool_status"))["pending"] != "0x0"
 
     async def reorganise(self, depth: int, raws: tuple[bytes, ...] = ()) -> None:
         """The newest `depth` blocks are others, with nothing but `raws` in the first of them. What
@@ -96,6 +117,7 @@ class Anvil:
         await self.rpc("eth_sendTransaction", call)
 
     async def wait_seconds(self, seconds: int) -> None:
+        await self.quiet()
         await self.rpc("evm_increaseTime", hex(seconds))
         await self.mine()
 
@@ -109,13 +131,17 @@ async def running_anvil(program: str, *options: str) -> AsyncGenerator[Anvil]:
     )  # fmt: skip
     try:
         anvil = Anvil(await asyncio.wait_for(_listening(process), START_S))
-        reading = asyncio.create_task(_drain(process))
+        behind = [asyncio.create_task(_drain(process)), asyncio.create_task(anvil.keep_mining())]
         for key in KEYS:
             address = checksum(address_of(key))
             await anvil.rpc("anvil_setBalance", address, hex(10_000 * ETHER_WEI))
-        yield anvil
-        await anvil.close()
-        reading.cancel()
+        try:
+            yield anvil
+        finally:
+            for task in behind:
+                task.cancel()
+            await asyncio.gather(*behind, return_exceptions=True)
+            await anvil.close()
     finally:
         if process.returncode is None:
             process.kill()

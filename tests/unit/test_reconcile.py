@@ -33,7 +33,7 @@ MOVED: dict[tuple[int, Bucket], int] = {
 OWNED = 960 + 30 + 93 + 37
 TOKENS = OWNED + 10 + 500 + 20
 STATE = VaultState(7, 3, bytes(27), 2, 2, 9, 0, 1, 500, 0, False, False, TOKENS)
-SOUND = Sides(42, ENGINE, LEDGER, Trial(0, 0, 0), VAULT, STATE, MOVED, (), ())
+SOUND = Sides(42, ENGINE, LEDGER, Trial(0, 0, 0), VAULT, STATE, MOVED, (), (), ())
 
 
 def test_sides_that_agree_are_reconciled() -> None:
@@ -133,3 +133,15 @@ def test_what_is_on_its_way_is_counted_to_the_unit() -> None:
     assert compare(on_its_way).reconciled
     assert not compare(on_its_way._replace(uncredited=())).reconciled
     assert not compare(on_its_way._replace(unconfirmed=())).reconciled
+
+
+def test_what_was_confirmed_of_later_blocks_is_counted_to_the_unit() -> None:
+    """A batch and a withdrawal (7 and 8) that the vault had not executed at the block."""
+    before = SOUND._replace(
+        vault=VAULT | {1: VaultAccount(1, OWNER, 960 + 7 + 8, 30 - 7, 0, 0)},
+        state=STATE._replace(token_balance_usdc6=TOKENS + 8),
+        ahead=(Payment("settle", 3, 1, 7), Payment("withdraw", 9, 1, 8)),
+    )
+    assert compare(before).reconciled
+    assert not compare(before._replace(ahead=before.ahead[:1])).reconciled
+    assert not compare(before._replace(ahead=before.ahead[1:])).reconciled
