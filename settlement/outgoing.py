@@ -442,9 +442,13 @@ class Outbox:
             if await self._kinds[row.kind].standing(row.id, block) == "done":
                 continue  # of a foreign transaction only a later block is known
             due = await self._kinds[row.kind].due(row.id)
-            missing = {payment.account for payment in await self._unconfirmed(row, row.kind)}
+            if not due:
+                continue
+            told = row.kind
+            assert told in ("settle", "withdraw"), "the engine knows of no others"
+            missing = {payment.account for payment in await self._unconfirmed(row, told)}
             payments += [
-                Payment(row.kind, row.id, account, amount)
+                Payment(told, row.id, account, amount)
                 for account, amount in due.items()
                 if account not in missing
             ]
