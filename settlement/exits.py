@@ -6,9 +6,9 @@
     BondRequested ─▶ close for good: the engine cannot take a bond off, and nothing stands behind
                      what is sold from a day later on; so, too, once a bond was slashed
 
-Owns which fills are void. Invariant: a log of a final block is stored before anything follows from
-it, and what follows is decided afresh each turn from what is stored, booked and published, so a
-repetition finds nothing left to do. Only settlement's service calls it.
+Owns nothing. Invariant: a log of a final block is stored before anything follows from it, and what
+follows is decided afresh each turn from what is stored, booked and published, so a repetition finds
+nothing left to do. Only settlement's service calls it.
 """
 
 from typing import Final, NamedTuple
@@ -19,9 +19,9 @@ from settlement.chain import Chain
 from settlement.database import Database
 from settlement.deliver import confirm
 from settlement.outgoing import Payment
+from settlement.undoing import Undoing
 
 ACCOUNTS_PER_TURN_MAX: Final = 256  # that leave; the others have their turn later
-VOIDS_PER_TURN_MAX: Final = 1_000
 
 # Finished exits the engine has not taken off, with their place among the account's own: `due`.
 _DUE: Final = """
@@ -49,6 +49,11 @@ _LEAVING: Final = f"""
     ) latest
     WHERE step = 'requested' OR account IN (SELECT account FROM ({_DUE}) due)
 """
+# What these buyers have bought and is in no batch.
+_UNPAYABLE: Final = """
+    SELECT event_number FROM fill
+    WHERE buyer = ANY($2::bigint[]) AND batch_id IS NULL AND void_number IS NULL
+"""
 _CLOSING: Final = f"SELECT account FROM ({_LEAVING}) leaving UNION ({_UNBACKED})"
 
 
@@ -58,12 +63,14 @@ class _Closed(NamedTuple):
 
 
 class Exits:
-    """Submit `closings`, have them booked, submit `drainings`."""
+    """Submit `closings` and have them booked, then `entanglements`; `mark`, have what is void
+    undone, submit `reopenings`, then `drainings`."""
 
-    def __init__(self, database: Database, chain: Chain, port: Port) -> None:
+    def __init__(self, database: Database, chain: Chain, port: Port, undoing: Undoing) -> None:
         self._database = database
         self._chain = chain
         self._port = port
+        self._undoing = undoing
 
     async def any(self) -> bool:
         """Whether anybody has ever left or asked for a bond."""
@@ -80,20 +87,19 @@ class Exits:
 
     # --- first: nobody who leaves trades ---------------------------------------------------------
     async def closings(self) -> list[Command]:
-        """Close who leaves, open who stays or has left, undo fills that cannot be paid."""
+        """Close who leaves."""
         closing = await self._database.rows(
             f"SELECT account FROM ({_CLOSING}) closing"
             " WHERE NOT EXISTS (SELECT FROM closed_account c"
             " WHERE c.account = closing.account AND c.emptied) ORDER BY account LIMIT $1",
             ACCOUNTS_PER_TURN_MAX,
         )
-        commands = [
+        return [
             Command(kind=CommandKind.CLOSE_ACCOUNT, account=row["account"])
             for row in closing
             # A deposit that the engine has not had yet opens the account first.
             if any(self._port.owner_of(row["account"]))
         ]
-        return commands + await self.reopenings() + await self._voids()
 
     async def reopenings(self) -> list[Command]:
         """Open who is closed and does not leave."""
@@ -110,68 +116,32 @@ class Exits:
         )
         return [Command(kind=CommandKind.REOPEN_ACCOUNT, account=account) for account in accounts]
 
-    async def _voids(self) -> list[Command]:
-        """Of buyers whom the vault refuses because they leave or have left with the money.
+    # --- then: what cannot be paid is undone ----------------------------------------------------
+    async def entanglements(self) -> list[Command]:
+        """Close, for a moment, who has bought again what is to be undone."""
+        return await self._undoing.closings(_UNPAYABLE, await self._refused())
 
-        Without their purchases nothing of them is refused any more: the quarantine ends, and what
-        they have sold is settled.
-        """
-        refused = await self._database.rows(
+    async def mark(self) -> None:
+        """Make void what buyers have bought whom the vault refuses because they leave or have left
+        with the money. Without it nothing of them is refused any more: the quarantine ends, and
+        what they have sold is settled."""
+        async with self._database.transaction():
+            refused = await self._refused()
+            chosen = await self._undoing.possible(_UNPAYABLE, refused)
+            await self._undoing.mark(chosen)
+            if refused and not await self._undoing.closings(_UNPAYABLE, refused):
+                await self._database.execute(
+                    "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", refused
+                )
+
+    async def _refused(self) -> list[int]:
+        rows = await self._database.rows(
             f"SELECT account FROM quarantine JOIN ({_LEAVING}) leaving USING (account)"
             " JOIN closed_account USING (account) WHERE emptied"
             " AND (reason LIKE 'AccountExiting(%'"
             f" OR account IN (SELECT account FROM ({_DUE}) due))"
         )
-        if refused:
-            await self._mark_void([row["account"] for row in refused])
-        return await self.unbooked_voids()
-
-    async def _mark_void(self, accounts: list[int]) -> None:
-        """Their purchases, and before each whatever was sold again of it, last sale first: hours
-        that nobody delivers to the first buyer cannot come to the second."""
-        async with self._database.transaction():
-            await self._database.execute(
-                "WITH RECURSIVE undone AS ("
-                "  SELECT event_number, buyer, instrument FROM fill"
-                "   WHERE buyer = ANY($1::bigint[]) AND batch_id IS NULL AND void_number IS NULL"
-                "  UNION SELECT f.event_number, f.buyer, f.instrument FROM fill f JOIN undone u"
-                "   ON f.seller = u.buyer AND f.instrument = u.instrument AND f.resold"
-                "   AND f.event_number > u.event_number"
-                "   AND f.batch_id IS NULL AND f.void_number IS NULL"
-                ") UPDATE fill SET void_number = numbered.void_number FROM ("
-                "  SELECT event_number, row_number() OVER (ORDER BY event_number DESC)"
-                "   + (SELECT coalesce(max(void_number), 0) FROM fill) AS void_number FROM undone"
-                " ) numbered WHERE fill.event_number = numbered.event_number",
-                accounts,
-            )
-            await self._database.execute(
-                "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", accounts
-            )
-
-    async def unbooked_voids(self) -> list[Command]:
-        """Undo the fills that are void, and that the engine has not undone yet."""
-        rows = await self._database.rows(
-            "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
-            " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM booked t"
-            " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
-            " ORDER BY void_number LIMIT $1",
-            VOIDS_PER_TURN_MAX,
-        )
-        return [
-            Command(
-                kind=CommandKind.VOID_FILL,
-                account=row["buyer"],
-                client_id=row["event_number"],  # the bytes of reference
-                order_id=row["seller"] | row["void_number"] << 32,
-                instrument=row["instrument"],
-                price_ticks=row["price_ticks"],
-                qty_lots=row["qty_lots"],
-                expiry_s=row["buyer_fee_ppm"],  # the bytes of buyer_fee_ppm
-                resale=int(row["resold"]),
-            )
-            for row in rows
-        ]
+        return [row["account"] for row in rows]
 
     # --- then: their money goes ------------------------------------------------------------------
     async def drainings(self) -> list[Command]:

@@ -45,6 +45,7 @@ from settlement.orders import separator
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
 from settlement.sealing import Batches, Triggers
+from settlement.undoing import Undoing
 from settlement.upkeep import Collections, Heartbeats, Upkeep
 from settlement.vault import VaultState
 from settlement.withdrawals import Withdrawals
@@ -52,6 +53,7 @@ from settlement.withholding import Withholding
 
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
+CLOSINGS_PER_TURN_MAX: Final = 64
 BATCHES_PER_TURN_MAX: Final = 16
 QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of commands
 QUIET_SECONDS: Final = 0.005
@@ -146,8 +148,10 @@ class Settlement:
             "heartbeat": Heartbeats(database, chain),
         }
         self._outbox = Outbox(database, fence, chain, clock, kinds, settings.fees)
-        self._exits = Exits(database, chain, port)
-        self._withholding = Withholding(database, port, settings.sign_within_ns, clock())
+        self._undoing = Undoing(database, port)
+        self._exits = Exits(database, chain, port, self._undoing)
+        since_ns = clock()
+        self._withholding = Withholding(database, self._undoing, settings.sign_within_ns, since_ns)
         self._oracle = Oracle(chain)
         self._opened_at = ledger.watermark
         self._queue: deque[Batch] = deque()
@@ -356,6 +360,17 @@ class Settlement:
         booked = await self._catch_up()
         commands = self._delivery.commands(await self._exits.closings())
         booked += await self._catch_up()
+        for _ in range(CLOSINGS_PER_TURN_MAX):  # one command cancels so many orders and no more
+            entangled = self._delivery.commands(await self._exits.entanglements())
+            if not entangled:
+                break
+            commands += entangled
+            booked += await self._catch_up()
+        await self._exits.mark()
+        commands += self._delivery.commands(await self._undoing.commands())
+        booked += await self._catch_up()
+        commands += self._delivery.commands(await self._exits.reopenings())
+        booked += await self._catch_up()
         commands += self._delivery.commands(await self._exits.drainings())
         booked += await self._catch_up()
         return commands, booked
@@ -366,7 +381,7 @@ class Settlement:
         commands = self._delivery.commands(await self._withholding.closings(now_ns))
         booked = await self._catch_up() if commands else 0
         await self._withholding.mark(now_ns)
-        undoing = self._delivery.commands(await self._exits.unbooked_voids())
+        undoing = self._delivery.commands(await self._undoing.commands())
         if commands or undoing:
             booked += await self._catch_up()
             undoing += self._delivery.commands(await self._exits.reopenings())

@@ -192,6 +192,26 @@ async def test_hours_sold_again_by_a_buyer_who_left_are_back_with_who_delivers_t
     assert events[-1].kind == EventKind.ACCEPTED, "the seller has its capacity again"
 
 
+async def test_hours_that_their_second_buyer_offers_again_go_back_as_well(node: Node) -> None:
+    order = await hour_of_resales(node)
+    await order(SELLER, Side.SELL, 0)
+    await order(LEAVER, Side.BUY, 0)
+    await order(LEAVER, Side.SELL, 1)
+    await order(BUYER, Side.BUY, 0)
+    await order(BUYER, Side.SELL, 1)  # stands in the way of undoing
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    await settle_all(node)
+    assert (await node.settlement.summary()).voided_fills == 2
+    assert money(node, BUYER) == (100 * DOLLAR, 0, 0, 0, 0)
+    events = heard(node)
+    await order(BUYER, Side.SELL, 1)
+    assert events[-1].kind == EventKind.REJECTED, "it has nothing to sell"
+    await node.order(BUYER, Side.BUY, PRICE_TICKS, 1)
+    assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
 async def test_hours_sold_again_to_a_buyer_who_left_are_back_with_who_had_bought_them(
     node: Node,
 ) -> None:
