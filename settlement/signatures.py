@@ -109,13 +109,17 @@ class _Row(NamedTuple):
 
     def covers(self, other: "_Row") -> bool:
         """Whether this is all that the other is, or more."""
+        return self.is_as_wide(other) and self.post_until_s >= other.post_until_s
+
+    def is_as_wide(self, other: "_Row") -> bool:
+        """Whether it is so but for its time."""
         if self.is_buy:
             covers = self.price_ticks >= other.price_ticks
         else:
             covers = self.price_ticks <= other.price_ticks
         return (
             covers and self.qty_lots >= other.qty_lots and self.fee_ppm_max >= other.fee_ppm_max
-            and self.post_from_s <= other.post_from_s and self.post_until_s >= other.post_until_s
+            and self.post_from_s <= other.post_from_s
         )  # fmt: skip
 
 
@@ -223,9 +227,12 @@ class Signatures:
                 new.append(row)
             elif not known.is_same_order(row):
                 raise _Refused(Reject.CLIENT_ID_REUSED, place)
-            elif row.covers(known) and not known.covers(row):
+            elif known.covers(row):
+                pass  # nothing that is not signed already
+            # Maybe for less long, by a clock that was set back: long enough to settle it.
+            elif row.is_as_wide(known) and row.post_until_s >= self._now_s() + GRACE_S:
                 wider.append(row)
-            elif not known.covers(row):
+            else:
                 raise _Refused(Reject.INVALID_TERMS, place)
         if new or wider:
             root = await self._keep_root(database, account, leaves, signature, authority)

@@ -154,7 +154,7 @@ async def test_the_same_again_is_fine_and_keeps_nothing_more(
         ({"instrument": 1}, Reject.CLIENT_ID_REUSED),
         ({"price_ticks": 19_999, "qty_lots": 31}, Reject.INVALID_TERMS),  # neither more nor less
         ({"price_ticks": 20_001, "fee_ppm_max": 499}, Reject.INVALID_TERMS),
-        ({"qty_lots": 31, "valid_until_s": LATER_S - 1}, Reject.INVALID_TERMS),
+        ({"qty_lots": 31, "valid_until_s": NOW_S + 40_000}, Reject.INVALID_TERMS),
     ],
 )
 async def test_another_body_is_refused_whole(
@@ -177,6 +177,8 @@ async def test_an_amended_order_is_signed_wider_under_its_number(
     assert await hand_in(signatures, BUYER, order(BID, 1, True)) == KEPT, "less is no more needed"
     [body] = await signatures.bodies([BID, ASK])
     assert body == (BID, 1, 21_000, 40)
+    set_back = wider._replace(qty_lots=41, valid_until_s=LATER_S - 7_200)
+    assert await hand_in(signatures, BUYER, set_back) == KEPT, "for less long, but long enough"
     for change in ("price_ticks = 20000", "qty_lots = 39", "number = 5", "is_buy = false"):
         with pytest.raises(PostingRefused, match="signed for more"):
             await database.execute(f"UPDATE signed_order SET {change}")
