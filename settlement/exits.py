@@ -119,7 +119,8 @@ class Exits:
     # --- then: what cannot be paid is undone ----------------------------------------------------
     async def entanglements(self) -> list[Command]:
         """Close, for a moment, who has bought again what is to be undone."""
-        return await self._undoing.closings(_UNPAYABLE, await self._refused())
+        refused = await self._refused()
+        return await self._undoing.closings(_UNPAYABLE, refused) if refused else []
 
     async def mark(self) -> None:
         """Make void what buyers have bought whom the vault refuses because they leave or have left
@@ -127,12 +128,15 @@ class Exits:
         what they have sold is settled."""
         async with self._database.transaction():
             refused = await self._refused()
+            if not refused:
+                return
             chosen = await self._undoing.possible(_UNPAYABLE, refused)
+            if chosen is None:
+                return
             await self._undoing.mark(chosen)
-            if refused and not await self._undoing.closings(_UNPAYABLE, refused):
-                await self._database.execute(
-                    "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", refused
-                )
+            await self._database.execute(
+                "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", refused
+            )
 
     async def _refused(self) -> list[int]:
         rows = await self._database.rows(

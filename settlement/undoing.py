@@ -54,8 +54,8 @@ class Undoing:
         )
         return [Command(kind=CommandKind.CLOSE_ACCOUNT, account=row["buyer"]) for row in rows]
 
-    async def possible(self, first: str, *arguments: object) -> list[int]:
-        """The event numbers of all that is to be undone; none while some of it cannot be."""
+    async def possible(self, first: str, *arguments: object) -> list[int] | None:
+        """The event numbers of all that is to be undone; None while some of it cannot be."""
         rows = await self._database.rows(
             f"{_UNDONE.format(first=first)}"
             " SELECT event_number, possible FROM ready ORDER BY event_number",
@@ -63,7 +63,7 @@ class Undoing:
             *arguments,
         )
         if not all(row["possible"] for row in rows):
-            return []
+            return None
         return [row["event_number"] for row in rows]
 
     async def mark(self, chosen: Sequence[int]) -> None:

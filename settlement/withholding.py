@@ -40,6 +40,8 @@ class Withholding:
         """Make void what can be undone now, and note who did not sign."""
         async with self._database.transaction():
             chosen = await self._undoing.possible(_LATE, *self._late(now_ns))
+            if not chosen:
+                return
             # Whoever had signed in time is not to blame for what could not be settled since.
             await self._database.execute(
                 "INSERT INTO withheld SELECT event_number, account, $2 FROM fill_sides("
