@@ -229,7 +229,9 @@ class Signatures:
                 raise _Refused(Reject.CLIENT_ID_REUSED, place)
             elif known.covers(row):
                 pass  # nothing that is not signed already
-            # Maybe for less long, by a clock that was set back: long enough to settle it.
+            elif row.covers(known):
+                wider.append(row)
+            # For less long, by a clock that was set back: still long enough to settle it.
             elif row.is_as_wide(known) and row.post_until_s >= self._now_s() + GRACE_S:
                 wider.append(row)
             else:

@@ -113,7 +113,7 @@ class World:
         self.administrator = Administrator(Chance(seed, "administrator"), self._connect, self.say)
         self._tasks: list[asyncio.Task[None]] = []
         self._rests = False
-        self._days_pass = False
+        self._leapt_s = 0  # when days went by last, as it was before
         self.commands = self.fills = 0
 
     # --- the trace -----------------------------------------------------------------------------
@@ -263,8 +263,8 @@ class World:
             person.resting = True
         await self._converge()
         await self._reconcile()
-        self._days_pass = True
         for _ in range(LEAPS):
+            self._leapt_s = self.machine.clock.true_s()
             self.machine.clock.passed_ns += DAYS_PER_LEAP * DAY_NS
             self.machine.chain.freeze()
             self.say("world", f"{DAYS_PER_LEAP} days go by")
@@ -313,13 +313,16 @@ class World:
         )
         if left:
             return f"{left} of settlement's transactions are not final"
-        return self._overdue(vault) if self._days_pass else ""
+        return self._overdue(vault) if self._leapt_s else ""
 
     def _overdue(self, vault: Vault) -> str:
         """What settlement has to do unasked once days have gone by."""
         assert not vault.is_frozen, "somebody could freeze the vault"
         time_s = self.machine.clock.true_s()
-        [(leases,)] = self._rows("SELECT count(*) FROM lease WHERE ended IS NULL")
+        # Only what was posted before: those days end an auction too, and what it trades is newer.
+        [(leases,)] = self._rows(
+            f"SELECT count(*) FROM lease WHERE ended IS NULL AND posted_at_s <= {self._leapt_s}"
+        )
         if leases:
             return f"{leases} leases are not released"
         for account, slots in vault.owners.items():
