@@ -134,7 +134,7 @@ class _Session:
     def __init__(self, sessions: Sessions, physical: Any) -> None:
         self._sessions = sessions
         self._physical = physical
-        self._transaction: Any = None
+        self._transactions: list[Any] = []  # open, each within the one before it
         self._lost = False
 
     def lose(self) -> None:
@@ -142,9 +142,9 @@ class _Session:
             return
         self._lost = True
         sessions = self._sessions
-        if self._transaction is not None:
-            sessions.run(self._transaction.rollback())
-            self._transaction = None
+        if self._transactions:
+            sessions.run(self._transactions[0].rollback())
+            self._transactions.clear()
         sessions.run(self._physical.execute("SELECT pg_advisory_unlock_all()"))
 
     async def _edge(self) -> None:
@@ -190,16 +190,16 @@ class _Session:
         sessions = self._sessions
         transaction = self._physical.transaction()
         sessions.run(transaction.start())
-        self._transaction = transaction
+        self._transactions.append(transaction)
         try:
             yield
             await self._edge()
         except BaseException:
-            if self._transaction is not None:
-                self._transaction = None
+            if not self._lost:
+                self._transactions.remove(transaction)
                 sessions.run(transaction.rollback())
             raise
-        self._transaction = None
+        self._transactions.remove(transaction)
         sessions.run(transaction.commit())
         await self._edge()  # lost after the commit: done, and nobody heard
 
