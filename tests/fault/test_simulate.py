@@ -32,7 +32,8 @@ from tests.simulate.database import Databases
 from tests.simulate.world import run
 
 FIRST_SEED: Final = int(os.environ.get("COMPEX_SEED", "1"))
-PARTS: Final = 5  # so that no test is near its time limit
+PARTS: Final = 10  # so that no test is near its time limit, and no process waits for the last one
+FAILURES_MAX: Final = 5  # of a part, which ends with the last of them
 
 
 @pytest.fixture(scope="module")
@@ -50,12 +51,20 @@ def test_every_promise_is_kept_whatever_fails_and_all_comes_to_rest(
     share = trial.budget // PARTS
     begin = FIRST_SEED + share * part
     lives = acknowledged = fills = 0
-    for seed in trial.each(range(begin, begin + share)):
+    failed: list[str] = []
+    for seed in range(begin, begin + share):
+        trial.tried += 1
         outcome = run(seed, databases)
-        assert not outcome.failure, f"{outcome}\nshown by: {outcome.reproduce} --trace"
+        if outcome.failure:
+            failed.append(f"{outcome}\nshown by: {outcome.reproduce} --trace")
+            if len(failed) == FAILURES_MAX:
+                break
+            continue
+        trial.survived += 1
         lives += outcome.lives
         acknowledged += outcome.acknowledged
         fills += outcome.fills
+    assert not failed, "\n".join(failed)
     assert lives > 2 * share, "nodes did crash"
     assert acknowledged > 20 * share and fills > 10 * share, "and traded"
     trial.note = f"{lives:,} lives, {acknowledged:,} acknowledged, from seed {begin}"

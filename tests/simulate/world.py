@@ -43,6 +43,7 @@ DOWN_SECONDS: Final = (0.01, 1.5)
 HEAL_SECONDS_MAX: Final = 120.0
 LOOK_SECONDS: Final = 0.5
 SNAPSHOT_SECONDS: Final = (0.2, 5.0)
+SNAPSHOT_RESTS: Final = 8  # times as long, once there is little that is new
 DIES_WRITING: Final = 0.7  # of the lives
 CASH_USDC6: Final = 20_000_000_000
 BOND_USDC6: Final = 1_000_000_000
@@ -198,7 +199,8 @@ class World:
         """Also while no node runs: the process that makes them outlives the one that wanted it."""
         needed = 0
         while True:
-            await asyncio.sleep(self._chance.seconds(*SNAPSHOT_SECONDS))
+            seconds = self._chance.seconds(*SNAPSHOT_SECONDS)
+            await asyncio.sleep(seconds * SNAPSHOT_RESTS if self._rests else seconds)
             if self._life is not None and self._life.is_open:
                 needed = self._life.engine.heard()
             self.say("snapshot", self.machine.snapshot(needed))
