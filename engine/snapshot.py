@@ -27,9 +27,11 @@ from typing import Any, Final, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from engine.book import CAPACITY, CAPACITY_SLOTS, STATE, StateArray
+from engine.book import CAPACITY, CAPACITY_SLOTS, LEASE, SELL, STATE, StateArray
 from engine.journal import BUILD, DIGEST_BYTES, Disk, Mark, digest_of
+from engine.kernel import int64, kernel, uint8, uint32
 from engine.rejects import SnapshotError
+from engine.reserve import find_capacity
 
 FORMAT_VERSION: Final = 1
 MAGIC: Final = b"CXSNAPSH"
@@ -38,6 +40,8 @@ _SECTION: Final = struct.Struct("<40sQ16s")
 HEADER_BYTES: Final = 192
 ALIGNMENT: Final = 64
 SECTIONS_MAX: Final = 256
+# Of possible capacities, for which looking up each is quicker than looking through the table.
+NAMES_MAX: Final = CAPACITY_SLOTS // 64
 _STATE_PREFIX: Final = "state."  # of the names of the sections that are the state
 assert _HEADER.size + DIGEST_BYTES == HEADER_BYTES
 assert _SECTION.size == ALIGNMENT and HEADER_BYTES % ALIGNMENT == 0
@@ -50,9 +54,35 @@ Rows = NDArray[Any]  # of one of the state's arrays
 def used_parts(state: StateArray) -> dict[str, Rows]:
     """The touched prefix of each array of the state, by name; capacities in table order."""
     parts = {name: state[name][0][:rows] for name, rows in _used_rows(state).items()}
-    capacities = parts["capacities"]
-    parts["capacities"] = capacities[capacities["key"] != 0]
+    parts["capacities"] = parts["capacities"][_capacity_slots(state)]
     return parts
+
+
+def _capacity_slots(state: StateArray) -> NDArray[np.uint32]:
+    """The used ones, in order. The table is 32 MiB, most of it never touched by a small shard."""
+    s = state[0]
+    names = 2 * (int(s["account_high"]) + 1) * int(s["instrument_high"])
+    if names <= NAMES_MAX:
+        slots = np.zeros(1 + names, np.uint32)  # slot 0 is used by every buy
+        found = _find_capacities(state, slots[1:])
+        if found == s["capacities_used"]:
+            return np.sort(slots[: 1 + found])
+    return np.flatnonzero(state["capacities"][0]["key"]).astype(np.uint32)
+
+
+@kernel
+def _find_capacities(state: Any, slots: Any) -> Any:
+    """Look up what each account may have in each market, declared or bought; how many it has."""
+    s = state[0]
+    found = int64(0)
+    for i in range(len(slots)):
+        owner = uint32(i // 2) % (s.account_high + uint32(1)) | uint32(LEASE) * uint32(i % 2)
+        market = uint32(i // 2) // (s.account_high + uint32(1))
+        slot = find_capacity(s, owner, market, uint8(SELL))
+        if s.capacities[slot].key != 0:
+            slots[found] = slot
+            found += 1
+    return found
 
 
 def _used_rows(state: StateArray) -> dict[str, int]:
@@ -144,8 +174,7 @@ def sequence_of(path: Path) -> int:
 
 def _state_sections(state: StateArray) -> dict[str, memoryview]:
     sections = {_STATE_PREFIX + name: _bytes_of(part) for name, part in used_parts(state).items()}
-    slots = np.flatnonzero(state["capacities"][0]["key"]).astype("<u4")
-    sections[_STATE_PREFIX + "capacity_slots"] = _bytes_of(slots)
+    sections[_STATE_PREFIX + "capacity_slots"] = _bytes_of(_capacity_slots(state).astype("<u4"))
     sections[_STATE_PREFIX + "head"] = _bytes_of(_head(state))
     return sections
 

@@ -217,6 +217,7 @@ class Signatures:
         by_order, taken = {x.order_id: x for x in kept}, {x.number for x in kept}
         new: list[_Row] = []
         wider: list[_Row] = []
+        enough_s = self._now_s() + GRACE_S
         for place, (asked, order) in enumerate(zip(handed, orders, strict=True)):
             row = _row(asked, order, place, authority)
             known = by_order.get(asked.order_id)
@@ -229,10 +230,8 @@ class Signatures:
                 raise _Refused(Reject.CLIENT_ID_REUSED, place)
             elif known.covers(row):
                 pass  # nothing that is not signed already
-            elif row.covers(known):
-                wider.append(row)
             # For less long, by a clock that was set back: still long enough to settle it.
-            elif row.is_as_wide(known) and row.post_until_s >= self._now_s() + GRACE_S:
+            elif row.covers(known) or (row.is_as_wide(known) and row.post_until_s >= enough_s):
                 wider.append(row)
             else:
                 raise _Refused(Reject.INVALID_TERMS, place)

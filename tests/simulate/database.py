@@ -11,6 +11,7 @@ import gc
 from asyncio import events
 from collections.abc import AsyncGenerator, Callable, Coroutine, Generator
 from contextlib import asynccontextmanager, contextmanager
+from functools import partial
 from itertools import count
 from typing import Any, Final, cast
 
@@ -23,19 +24,37 @@ STATEMENT_SECONDS: Final = (0.0001, 0.003)
 _numbers = count(1)
 
 
+@contextmanager
+def _running(loop: Any) -> Generator[None]:
+    """As the loop that runs, in place of the virtual one."""
+    outer = events._get_running_loop()
+    events._set_running_loop(loop)
+    try:
+        yield
+    finally:
+        events._set_running_loop(outer)
+
+
 class _RealTime:
     """A loop of real time within a callback of the virtual one, which stands still meanwhile."""
 
     def __init__(self) -> None:
-        self._loop = asyncio.new_event_loop()
+        self._loop: Any = asyncio.new_event_loop()
 
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
-        outer = events._get_running_loop()
-        events._set_running_loop(None)
-        try:
+        with _running(None):
             return self._loop.run_until_complete(work)
-        finally:
-            events._set_running_loop(outer)
+
+    def step(self, work: Coroutine[Any, Any, Any]) -> Any:
+        """The same for a statement, which needs no task: there are thousands in a seed."""
+        with _running(self._loop):
+            try:
+                while True:
+                    awaited = work.send(None)
+                    while not awaited.done():
+                        self._loop._run_once()
+            except StopIteration as done:
+                return done.value
 
     def close(self) -> None:
         self._loop.close()
@@ -53,7 +72,11 @@ class Databases:
         self._refill: str = self._real_time.run(_keep(self._connections[0], self._tables))
 
     async def _open(self, server: db.Server) -> list[Any]:
-        connect = cast("Any", asyncpg.connect)
+        connect: Any = partial(
+            cast("Any", asyncpg.connect),
+            statement_cache_size=1_000,
+            max_cached_statement_lifetime=0,
+        )
         name = f"simulated_{next(_numbers)}"
         admin = await connect(server.url_of("postgres"))
         await admin.execute(f"CREATE DATABASE {name}")
@@ -141,6 +164,9 @@ class Sessions:
     def run(self, work: Coroutine[Any, Any, Any]) -> Any:
         return self._real_time.run(work)
 
+    def step(self, work: Coroutine[Any, Any, Any]) -> Any:
+        return self._real_time.step(work)
+
     async def connect(self, _url: str) -> db.Database:
         """As `settlement.database.connect`; whoever was connected has lost the connection."""
         if self._session is not None:
@@ -200,7 +226,7 @@ class _Session:
     async def _do(self, method: str, *arguments: Any, **named: Any) -> Any:
         await self._edge()
         sessions = self._sessions
-        answer = sessions.run(getattr(self._physical, method)(*arguments, **named))
+        answer = sessions.step(getattr(self._physical, method)(*arguments, **named))
         await self._edge()
         return answer
 
@@ -224,7 +250,7 @@ class _Session:
         await self._edge()
         sessions = self._sessions
         transaction = self._physical.transaction()
-        sessions.run(transaction.start())
+        sessions.step(transaction.start())
         self._transactions.append(transaction)
         try:
             yield
@@ -232,10 +258,10 @@ class _Session:
         except BaseException:
             if not self._lost:
                 self._transactions.remove(transaction)
-                sessions.run(transaction.rollback())
+                sessions.step(transaction.rollback())
             raise
         self._transactions.remove(transaction)
-        sessions.run(transaction.commit())
+        sessions.step(transaction.commit())
         await self._edge()  # lost after the commit: done, and nobody heard
 
     async def close(self, **_named: Any) -> None:

@@ -5,16 +5,18 @@ import errno
 from collections.abc import Callable
 from pathlib import Path
 from random import Random
-from typing import ClassVar, Final
+from typing import Any, ClassVar, Final
 
 import numpy as np
 import pytest
 
 from benchmarks.workload import order_flow
 from engine import journal, snapshot
+from engine.book import LEASE, new_state
 from engine.clock import ScriptedClock
 from engine.invariants import check_invariants
 from engine.journal import BEGINNING, Journal, SystemDisk
+from engine.kernel import kernel
 from engine.pipeline import Pipeline
 from engine.port import Batch
 from engine.records import Command, CommandKind
@@ -22,7 +24,8 @@ from engine.reference import Reference
 from engine.rejects import JournalError, SnapshotError
 from engine.replay import Matcher, verify
 from engine.replica import Replica, retain, take_snapshot
-from engine.snapshot import state_hash
+from engine.reserve import make_capacity
+from engine.snapshot import NAMES_MAX, state_hash, used_parts
 from tests.disks import FailingDisk
 from tests.model.flow import Flow
 from tests.promises import Trial, tries
@@ -172,6 +175,28 @@ def test_a_run_of_starts_from_snapshots_is_one_run(tmp_path: Path, trial: Trial)
     assert told < 2 * events, "each start was told the rest alone"
     assert len(snapshot.paths(tmp_path)) == 2 and journal.oldest(tmp_path) != BEGINNING
     trial.note = f"starts, {SNAPSHOT_COMMANDS:,} commands apart"
+
+
+@kernel
+def _declare(state: Any, account: Any, market: Any) -> Any:
+    return make_capacity(state[0], account, market)
+
+
+@pytest.mark.parametrize(
+    ("accounts", "markets"),
+    [(1, 1), (9, 2), (100, NAMES_MAX // 200), (101, NAMES_MAX // 200), (5_000, 40)],
+)
+def test_every_capacity_is_kept_in_the_table_s_order(accounts: int, markets: int) -> None:
+    random = Random(accounts)
+    state = new_state()
+    state["account_high"], state["instrument_high"] = accounts, markets
+    names = [(random.randint(1, accounts), random.randrange(markets)) for _ in range(4 * accounts)]
+    for account, market in [*names, (1, 0), (accounts, markets - 1)]:
+        assert _declare(state, account | random.choice((0, LEASE)), market)
+    table = state["capacities"][0]
+    kept = used_parts(state)["capacities"]
+    assert len(kept) == state["capacities_used"][0] + 1
+    assert kept.tobytes() == table[table["key"] != 0].tobytes()
 
 
 def test_nothing_new_is_no_snapshot(tmp_path: Path) -> None:
