@@ -33,6 +33,7 @@ OFFERS_PER_SECOND: Final = 2.0
 PARTITION_NS: Final = 5_000_000_000  # the index's hour is a minute here
 TOP_UP_DOLLARS: Final = 10_000
 STATUS_SECONDS: Final = 2.0
+REFUSED: Final = "refused"
 SHORT_OF_MONEY: Final = (Reject.INSUFFICIENT_BALANCE, Reject.INSUFFICIENT_BOND)
 
 
@@ -69,17 +70,26 @@ class Crowd:
             await asyncio.sleep(self._chance.expovariate(OFFERS_PER_SECOND))
             place = self._chance.randrange(len(self._offers))
             offer = self._offers[place]
-            client = self._stage.clients[offer.actor]
-            order = await client.order(client_id=offer.client_id)
-            if order.state == "open":
+            state = await self._state_of(offer)
+            if state == "open":
                 continue
             where = (offer.actor, offer.market)
-            self._capacity[where] += offer.qty_lots
-            self._last_client_id += 1
-            again = offer._replace(client_id=self._last_client_id)
-            await self._perform(again._replace(kind="capacity", qty_lots=self._capacity[where]))
-            await self._perform(again)
-            self._offers[place] = again
+            if state != REFUSED:
+                self._capacity[where] += offer.qty_lots
+                self._last_client_id += 1
+                offer = offer._replace(client_id=self._last_client_id)
+            await self._perform(offer._replace(kind="capacity", qty_lots=self._capacity[where]))
+            await self._perform(offer)
+            self._offers[place] = offer
+
+    async def _state_of(self, offer: Step) -> str:
+        try:
+            order = await self._stage.clients[offer.actor].order(client_id=offer.client_id)
+        except Rejected as rejected:
+            if rejected.code != Reject.UNKNOWN_ORDER:
+                raise
+            return REFUSED  # so it has no order, and its client id may be used
+        return order.state
 
     async def _perform(self, step: Step) -> None:
         try:
