@@ -197,7 +197,8 @@ STATE: Final = np.dtype(
         ("sequence", "<u8"),
         ("time_ns", "<i8"),
         ("last_void", "<u4"),
-        ("header_unused", "u1", (36,)),
+        ("header_unused", "u1", (28,)),
+        ("last_end", "<u8"),
         ("fees", "<u2", (FEE_TIERS, 2)),  # maker's and taker's rate by tier, parts per million
         ("books", BOOK, (INSTRUMENTS_MAX,)),
         ("markets", MARKET, (INSTRUMENTS_MAX,)),

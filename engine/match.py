@@ -22,6 +22,7 @@ from engine.money import (
     confirm_exit,
     declare_capacity,
     deposit,
+    end_leases,
     open_account,
     reopen_account,
     set_fee_tier,
@@ -106,6 +107,8 @@ def _apply_rare(s: Any, c: Any, out: Any) -> Any:
         return void_fill(s, c, out)
     if c.kind == CommandKind.CONFIRM_EXIT:
         return confirm_exit(s, c, out)
+    if c.kind == CommandKind.END_LEASES:
+        return end_leases(s, c, out)
     if c.kind == CommandKind.LIST_MARKET:
         return list_market(s, c, out)
     if c.kind in (CommandKind.HALT_MARKET, CommandKind.RESUME_MARKET):

@@ -1,7 +1,8 @@
 """Accounts, money and capacity: what settlement and the account itself may change.
 
-Invariant: money enters by deposits and leaves by confirmed withdrawals and exits, each once and in
-order; everything else moves it between the columns of one account. Called by `match`.
+Invariant: money enters by deposits and leaves by confirmed withdrawals, exits and ends of leases,
+each once and in order; everything else moves it between the columns of one account. Called by
+`match`.
 """
 
 from typing import Any
@@ -225,6 +226,31 @@ def confirm_exit(s: Any, c: Any, out: Any) -> Any:
     s.total_usdc6 -= c.amount_usdc6
     s.balances[c.account, FREE] -= c.amount_usdc6
     emit(out, c, EventKind.EXIT_CONFIRMED)
+
+
+@kernel
+def end_leases(s: Any, c: Any, out: Any) -> Any:
+    """The vault has paid leases out, or given them back, for good: what they cost is nobody's
+    escrow any more and has left, and the bond behind them is free. `reference` counts all of
+    these, of all accounts, from 1."""
+    if not known_account(s, c.account):
+        return reject(out, c, Reject.UNKNOWN_ACCOUNT)
+    if c.amount_usdc6 < 0 or c.bond_usdc6 < 0 or c.amount_usdc6 | c.bond_usdc6 == 0:
+        return reject(out, c, Reject.AMOUNT_OUT_OF_RANGE)
+    if c.reference != s.last_end + uint64(1):
+        return reject(out, c, Reject.END_OUT_OF_ORDER)
+    if (
+        c.amount_usdc6 > s.balances[c.account, ESCROW]
+        or c.bond_usdc6 > s.balances[c.account, BOND_LOCKED]
+    ):
+        return reject(out, c, Reject.END_EXCEEDS_LEASES)
+    s.last_end = c.reference
+    s.total_usdc6 -= c.amount_usdc6
+    s.balances[c.account, ESCROW] -= c.amount_usdc6
+    s.balances[c.account, BOND_LOCKED] -= c.bond_usdc6
+    s.balances[c.account, BOND_FREE] += c.bond_usdc6
+    e = emit(out, c, EventKind.LEASES_ENDED)
+    e.bond_usdc6 = c.bond_usdc6
 
 
 # --- fees ---------------------------------------------------------------------------------------

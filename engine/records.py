@@ -23,9 +23,9 @@ QtyLots = NewType("QtyLots", int)
 AmountUsdc6 = NewType("AmountUsdc6", int)
 
 # A layout change raises this number; the journal header carries it and a mismatch refuses.
-LAYOUT_VERSION: Final = 3
+LAYOUT_VERSION: Final = 4
 # Older layouts whose records mean the same in this one: their journals are read as they are.
-READABLE_LAYOUTS: Final = (1, 2, 3)
+READABLE_LAYOUTS: Final = (1, 2, 3, 4)
 
 SECOND_NS: Final = 1_000_000_000
 
@@ -131,6 +131,7 @@ class CommandKind(IntEnum):
     CANCEL_WITHDRAWAL = 22
     VOID_FILL = 23
     CONFIRM_EXIT = 24
+    END_LEASES = 25  # what an account has in leases that are over in the vault
     LIST_MARKET = 32
     HALT_MARKET = 33
     RESUME_MARKET = 34
@@ -181,6 +182,7 @@ class EventKind(IntEnum):
     WITHDRAWAL_CANCELLED = 22
     FILL_VOIDED = 23
     EXIT_CONFIRMED = 24
+    LEASES_ENDED = 25  # `amount_usdc6` is no escrow any more, `bond_usdc6` is free again
     MARKET_LISTED = 32  # `reason`: its ListingFlag
     MARKET_HALTED = 33
     MARKET_RESUMED = 34  # `reason` 1: in the call in which it was halted
@@ -288,6 +290,7 @@ COMMAND: Final = _overlaid(
         ("owner", ("u1", 20), 24),  # OPEN_ACCOUNT: the wallet's address
         ("counter_account", "<u4", 24),  # VOID_FILL: the seller; `reference` is the fill's number
         ("void_number", "<u4", 28),  # VOID_FILL: above every one used before
+        ("bond_usdc6", "<i8", 24),  # END_LEASES: behind what the account sold
         ("buyer_fee_ppm", "<u2", 44),  # VOID_FILL: the rate the buyer was charged
         ("maker_fee_ppm", "<u2", 24),  # SET_FEES, of the tier `fee_tier`
         ("taker_fee_ppm", "<u2", 26),  # SET_FEES
@@ -328,6 +331,7 @@ EVENT: Final = _overlaid(
         ("closing_call_s", "<u4", 28),  # MARKET_LISTED
         ("volume_lots", "<u8", 16),  # INDICATED, MARKET_UNCROSSED: so much trades at `price_ticks`
         ("surplus_lots", "<u8", 24),  # INDICATED, MARKET_UNCROSSED: so much of `side` does not
+        ("bond_usdc6", "<i8", 16),  # LEASES_ENDED
         ("static_ppm", "<u4", 16),  # BANDS_SET
         ("dynamic_ppm", "<u4", 20),  # BANDS_SET
         ("call_seconds", "<u4", 44),  # BANDS_SET
@@ -455,6 +459,10 @@ class Event(NamedTuple):
     @property
     def bond_usdc6_per_lot(self) -> int:
         return self.price_ticks
+
+    @property
+    def bond_usdc6(self) -> int:
+        return self.order_id
 
     @property
     def lot_multiple(self) -> int:

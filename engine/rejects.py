@@ -85,6 +85,8 @@ class Reject(IntEnum):
     EXIT_OUT_OF_ORDER = 5009
     EXIT_EXCEEDS_FREE = 5010
     INVALID_FEES = 5011
+    END_OUT_OF_ORDER = 5012
+    END_EXCEEDS_LEASES = 5013
     # 6xxx: the node
     TOO_MANY_OPEN_ORDERS = 6001
     BUSY = 6002
@@ -169,6 +171,8 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.VOID_EXCEEDS_FILLS: "more voided than the two accounts have filled and not settled",
     Reject.EXIT_OUT_OF_ORDER: "an account's exits are confirmed once each, in order",
     Reject.EXIT_EXCEEDS_FREE: "more left with the exit than is free",
+    Reject.END_OUT_OF_ORDER: "leases are ended once each, in order",
+    Reject.END_EXCEEDS_LEASES: "more ended than the account has in leases",
     Reject.INVALID_FEES: "no such tier, or its rates are not maker <= taker <= 50000",
     Reject.TOO_MANY_OPEN_ORDERS: "the exchange holds as many open orders as it can",
     Reject.BUSY: "the exchange has as much work queued as it takes; nothing was sequenced",

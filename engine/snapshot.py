@@ -137,6 +137,8 @@ def _layout(dtype: np.dtype[Any]) -> str:
 
 
 STATE_LAYOUT: Final = digest_of(_layout(STATE).encode())
+# And former ones, in which what is new was unused and 0.
+READABLE_LAYOUTS: Final = (STATE_LAYOUT, bytes.fromhex("c4bb4005e38be78211647a69edc7bfc7"))
 
 
 class Section(NamedTuple):
@@ -287,7 +289,7 @@ def load(snapshot: Snapshot, state: StateArray) -> dict[str, bytes]:
 
     Raises SnapshotError, with the state in pieces: it must then be thrown away.
     """
-    if snapshot.state_layout != STATE_LAYOUT:
+    if snapshot.state_layout not in READABLE_LAYOUTS:
         raise SnapshotError(f"{snapshot.path}: its state has another layout than this build's")
     try:
         with snapshot.path.open("rb") as file:

@@ -25,6 +25,7 @@ NAMES: Final[dict[int, tuple[str, ...]]] = {
     CommandKind.CANCEL_WITHDRAWAL: ("reference", "amount_usdc6"),
     CommandKind.VOID_FILL: ("reference", "counter_account", "void_number", "buyer_fee_ppm"),
     CommandKind.CONFIRM_EXIT: ("reference", "amount_usdc6"),
+    CommandKind.END_LEASES: ("reference", "amount_usdc6", "bond_usdc6"),
     CommandKind.LIST_MARKET: (
         "product", "bond_usdc6_per_lot", "lot_multiple", "closes_s", "opens_s", "closing_call_s",
     ),

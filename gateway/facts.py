@@ -31,7 +31,7 @@ ROLES: Final[tuple[m.LeaseRole, ...]] = ("buyer", "operator", "reseller")
 CAUSES: Final[tuple[m.CancelCause, ...]] = ("request", "disconnect", "dead_man")
 TRANSFERS: Final[tuple[m.TransferKind, ...]] = (
     "deposit", "bond_deposit", "escrow", "withdrawal_reserved", "withdrawal_done",
-    "withdrawal_cancelled", "exit", "fill_voided",
+    "withdrawal_cancelled", "exit", "fill_voided", "lease_ended", "bond_freed",
 )  # fmt: skip
 BY_KIND: Final = 256  # an order's reason is a CancelReason or, from here on, an EventKind
 # What a client asks for, by the command it becomes; settlement's and the engine's own are not here.

@@ -186,6 +186,12 @@ class Feed:
                 )
             case EventKind.FILL_VOIDED:
                 self._private.voided(event)
+            case EventKind.LEASES_ENDED:
+                account, private = event.account, self._private
+                if event.amount_usdc6:
+                    private.transfer(event, "lease_ended", account, event.amount_usdc6)
+                if event.bond_usdc6:
+                    private.transfer(event, "bond_freed", account, event.bond_usdc6)
             case _:
                 pass  # ACCOUNT_CLOSED only counts; see _OF_COMMANDS for what is not here
 

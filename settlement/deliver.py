@@ -27,6 +27,7 @@ HARMLESS: Final = frozenset({
     Reject.WITHDRAWAL_OUT_OF_ORDER,
     Reject.VOID_OUT_OF_ORDER,
     Reject.EXIT_OUT_OF_ORDER,
+    Reject.END_OUT_OF_ORDER,
     # The owner of the money was quicker; the next turn looks again.
     Reject.INSUFFICIENT_BALANCE,
     Reject.EXIT_EXCEEDS_FREE,
@@ -42,6 +43,7 @@ _ANSWERS: Final = frozenset({
     EventKind.ACCOUNT_REOPENED,
     EventKind.FILL_VOIDED,
     EventKind.EXIT_CONFIRMED,
+    EventKind.LEASES_ENDED,
     EventKind.REJECTED,
 })  # fmt: skip
 

@@ -296,16 +296,26 @@ class _Reading:
         if packed is None or root_of(packed) != log.fields["root"]:
             raise SettlementHalted(f"the vault's batch {batch_id} is not the one sealed here")
         posted_at_s = self._times_s[log.block_number]
+        due = leases.due_at_s(unpack(packed), posted_at_s).tolist()
+        rows = await self._database.rows(
+            "SELECT buyer, seller, instrument, qty_lots, amount_usdc6, resold FROM fill"
+            " WHERE batch_id = $1 ORDER BY buyer, event_number",
+            batch_id,
+        )
+        fills = [tuple(row.values()) for row in rows]
+        if not fills:  # their period was taken out already
+            fills = [(None,) * 6] * len(due)
         await self._database.copy(
             "lease",
-            ("batch_id", "place", "posted_at_s", "due_at_s"),
+            (
+                "batch_id", "place", "posted_at_s", "due_at_s", "buyer", "seller", "instrument",
+                "qty_lots", "cost_usdc6", "resold",
+            ),
             [
-                (batch_id, place, posted_at_s, due_at_s)
-                for place, due_at_s in enumerate(
-                    leases.due_at_s(unpack(packed), posted_at_s).tolist()
-                )
+                (batch_id, place, posted_at_s, due_at_s, *fill)
+                for place, (due_at_s, fill) in enumerate(zip(due, fills, strict=True))
             ],
-        )
+        )  # fmt: skip
 
     async def _mark(self, log: VaultLog, change: str, *values: object) -> None:
         """Change the one lease that a log is about."""
@@ -353,7 +363,7 @@ class _Reading:
 
     async def _voided(self, log: VaultLog) -> None:
         buyer, seller = await self._parties(log)
-        await self._mark(log, "ended = 'void'")
+        await self._mark(log, "ended = 'void', ended_at_s = $3", self._times_s[log.block_number])
         self._credit(log, "voided", buyer, log.fields["cost"])
         self._book(log, postings.annulled(_lease(log), buyer, log.fields["cost"]))
         self._punished = _Punished(log.transaction_hash, _lease(log), (buyer, seller))
@@ -361,7 +371,8 @@ class _Reading:
     async def _claimed(self, log: VaultLog) -> None:
         fill = await self._fill(log)
         to_seller, to_buyer = log.fields["toSeller"], log.fields["toBuyer"]
-        await self._mark(log, "ended = 'claimed'")
+        time_s = self._times_s[log.block_number]
+        await self._mark(log, "ended = 'claimed', ended_at_s = $3", time_s)
         buyer, seller = await self._parties(log)
         self._credit(log, "claimed", seller, to_seller)
         self._credit(log, "claimed", buyer, to_buyer)
@@ -380,7 +391,8 @@ class _Reading:
             raise SettlementHalted(f"the vault's release {release_id} is not the one built here")
         self._book(log, lines)
         await self._database.execute(
-            "UPDATE lease SET ended = 'released' WHERE release_id = $1", release_id
+            "UPDATE lease SET ended = 'released', ended_at_s = $2 WHERE release_id = $1",
+            *(release_id, self._times_s[log.block_number]),
         )
 
     async def _release_undone(self, log: VaultLog) -> None:
@@ -390,7 +402,8 @@ class _Reading:
         record = records[place : place + 1]
         self._book(log, postings.undone(log.fields["id"], record))
         await self._database.execute(
-            "UPDATE lease SET ended = NULL, release_id = NULL WHERE batch_id = $1 AND place = $2",
+            "UPDATE lease SET ended = NULL, ended_at_s = NULL, release_id = NULL"
+            " WHERE batch_id = $1 AND place = $2",
             *(batch_id, int(record["index"][0])),
         )
         parties = int(record["buyer"][0]), int(record["seller"][0])

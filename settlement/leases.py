@@ -3,11 +3,13 @@
     Batch ─▶ lease ─▶ due ─▶ release ─▶ released
                ├▶ stopped or reported by its buyer: due at once, for less
                └▶ claimed or void, by anybody's call of the vault
+    over for good ─▶ ended_leases ─▶ the engine: no escrow any more, the seller's bond is free
 
-Owns the tables lease and release. Invariant: a lease is in one release at most, unless that was
-undone; a release that may be mined as it was signed is never changed; what it pays follows from
-the fill and from what its buyer told the vault, by the same rule that the vault applies when
-anybody claims. The outbox treats releases as one of its kinds; settlement's service has them built.
+Owns the tables lease, release and ended_leases. Invariant: a lease is in one release at most,
+unless that was undone; it is counted once, when nothing can undo its end; a release that may be
+mined as it was signed is never changed; what it pays follows from the fill and from what its buyer
+told the vault, by the same rule that the vault applies when anybody claims. The outbox treats
+releases as one of its kinds; settlement's service has them built.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +17,8 @@ from typing import Final
 
 import numpy as np
 
+from engine.port import Market
+from engine.records import Command, CommandKind
 from settlement import batch, releases
 from settlement.batch import Amounts, Fills
 from settlement.chain import Call, Chain
@@ -76,6 +80,34 @@ def paid_usdc6(fills: Fills, posted_at_s: int, until_s: Sequence[int | None]) ->
 
 
 # --- building -------------------------------------------------------------------------------------
+# $1 is the time; $2 and $3 are markets and the bond for a lot of each. What is released can be
+# undone in the epoch in which it was, and in the next.
+_COUNT_ENDS: Final = f"""
+    WITH ended AS (
+        SELECT batch_id, place, CASE WHEN ended <> 'released' THEN ended_at_s
+            ELSE (ended_at_s / {EPOCH_SECONDS} + 2) * {EPOCH_SECONDS} END AS over_at_s
+        FROM lease WHERE ended_at_s IS NOT NULL AND NOT counted AND buyer IS NOT NULL
+    ), over AS (
+        UPDATE lease l SET counted = true FROM ended e
+        WHERE (l.batch_id, l.place) = (e.batch_id, e.place) AND e.over_at_s <= $1
+        RETURNING e.over_at_s, CASE WHEN ended = 'released' THEN release_id END AS release_id,
+            CASE WHEN ended <> 'released' THEN ARRAY[l.batch_id, l.place] END AS lease,
+            buyer, seller, instrument, qty_lots, cost_usdc6, resold
+    ), part AS (
+        SELECT over_at_s, release_id, lease, buyer AS account, cost_usdc6 AS escrow_usdc6,
+            0 AS bond_usdc6 FROM over
+        UNION ALL
+        SELECT over_at_s, release_id, lease, seller, 0, qty_lots * bond_usdc6_per_lot FROM over
+            JOIN unnest($2::bigint[], $3::bigint[]) market (instrument, bond_usdc6_per_lot)
+            USING (instrument)
+        WHERE NOT resold
+    )
+    INSERT INTO ended_leases (number, account, escrow_usdc6, bond_usdc6)
+    SELECT (SELECT coalesce(max(number), 0) FROM ended_leases)
+        + row_number() OVER (ORDER BY over_at_s, release_id, lease, account),
+        account, sum(escrow_usdc6)::bigint, sum(bond_usdc6)::bigint
+    FROM part GROUP BY over_at_s, release_id, lease, account
+"""
 _OPEN: Final = "release_id IS NULL AND ended IS NULL AND disputes = 0"
 
 
@@ -147,6 +179,41 @@ class Leases:
             *(release_id, batch_id, taken),
         )
         return len(taken)
+
+    # --- what the engine hears of -----------------------------------------------------------------
+    async def have_ended(self) -> bool:
+        """Whether there is anything for `count_ends` or `ends`."""
+        return await self._database.value(
+            "SELECT EXISTS (SELECT FROM lease WHERE ended_at_s IS NOT NULL AND NOT counted)"
+            " OR (SELECT max(number) FROM ended_leases) > (SELECT number FROM ended_leases_booked)"
+        )
+
+    async def count_ends(self, read_until_s: int, markets: Sequence[Market]) -> None:
+        """Add up, by release and account, what leases come to that are over for good: by the time
+        of a final block up to which all logs are read, nothing can undo it any more."""
+        bonds = {market.instrument: market.bond_usdc6_per_lot for market in markets}
+        async with self._fence.transaction():
+            await self._database.execute(
+                _COUNT_ENDS, read_until_s, list(bonds), list(bonds.values())
+            )
+
+    async def ends(self, limit: int) -> list[Command]:
+        """Those that the engine has not taken, oldest first."""
+        rows = await self._database.rows(
+            "SELECT number, account, escrow_usdc6, bond_usdc6 FROM ended_leases"
+            " WHERE number > (SELECT number FROM ended_leases_booked) ORDER BY number LIMIT $1",
+            limit,
+        )
+        return [
+            Command(
+                kind=CommandKind.END_LEASES,
+                account=row["account"],
+                client_id=row["number"],  # the bytes of reference
+                price_ticks=row["escrow_usdc6"],
+                order_id=row["bond_usdc6"],
+            )
+            for row in rows
+        ]
 
     # --- as a kind of the outbox ------------------------------------------------------------------
     async def simulate(self, number: int) -> None:

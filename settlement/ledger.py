@@ -1,12 +1,12 @@
 """The double-entry ledger: the engine's money events, each booked exactly once.
 
 Owns the tables ledger_account, transfer, booked, fill, listed, withdrawal, closed_account, period,
-closing and watermark. Invariant: the postings, the fills and the watermark of a run of events are
-written in one database transaction, so the ledger always stands at exactly one event number; what
-it is given again is skipped, a gap is refused. So it is with the vault's logs, which are a shard of
-their own. The schema refuses whatever does not balance; one vault holds one token, so a ledger is
-of one asset. Transfers and fills are in periods of event numbers, opened ahead of need; what is
-over can be closed and taken out. Only settlement's service calls it.
+closing, ended_leases_booked and watermark. Invariant: the postings, the fills and the watermark of
+a run of events are written in one database transaction, so the ledger always stands at exactly one
+event number; what it is given again is skipped, a gap is refused. So it is with the vault's logs,
+which are a shard of their own. The schema refuses whatever does not balance; one vault holds one
+token, so a ledger is of one asset. Transfers and fills are in periods of event numbers, opened
+ahead of need; what is over can be closed and taken out. Only settlement's service calls it.
 """
 
 from collections.abc import Sequence
@@ -226,6 +226,8 @@ class Ledger:
             )
             ids = [("withdraw", withdrawal_id) for withdrawal_id, _, _ in entries.withdrawals]
             await database.copy("outgoing", ("kind", "id"), ids)
+        if entries.ended:
+            await database.execute("UPDATE ended_leases_booked SET number = $1", entries.ended)
         await self.list_products(entries.listed)
         for account, emptied in entries.closings:
             if emptied is None:
@@ -339,6 +341,7 @@ class _Entries:
         self.fills: list[tuple[int, ...]] = []
         self.withdrawals: list[tuple[int, int, int]] = []
         self.listed: list[tuple[int, int]] = []  # (instrument, product)
+        self.ended = 0  # the number of the last end of leases
         self.closings: list[tuple[int, bool | None]] = []  # whether emptied; None: reopened
 
     def add(self, number: int, event: Event) -> None:
@@ -376,6 +379,14 @@ class _Entries:
             case EventKind.EXIT_CONFIRMED:
                 ends = (user, "cash", EXCHANGE, "vault")
                 self._transfer(number, event, "exit", event.reference, ends, amount)
+            case EventKind.LEASES_ENDED:
+                self.ended = event.reference
+                if amount:
+                    # The vault has moved it out of the escrow already: that is taken back first.
+                    ends = (EXCHANGE, "vault", user, "escrow")
+                    self._transfer(number, event, "handed", event.reference, ends, amount)
+                    ends = (user, "escrow", EXCHANGE, "vault")
+                    self._transfer(number, event, "ended", event.reference, ends, amount, line=1)
             case EventKind.MARKET_LISTED:
                 self.listed.append((event.instrument, event.product))
             case EventKind.ACCOUNT_CLOSED:
@@ -409,8 +420,9 @@ class _Entries:
         reference: int,
         ends: tuple[int, str, int, str],
         amount_usdc6: int,
+        line: int = 0,
     ) -> None:
         self.transfers.append((
             number, SHARD, event.sequence, self.ordinal, event.time_ns, kind, reference, *ends,
-            amount_usdc6, 0,
+            amount_usdc6, line,
         ))  # fmt: skip

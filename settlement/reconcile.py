@@ -2,7 +2,7 @@
 
     free   = cash + pending + leaving + what is not credited yet - what is not confirmed yet
              + what was confirmed of later blocks
-    locked = escrow - what was released, claimed or void (the engine's escrow only grows)
+    locked = escrow - what was released, claimed or void, and the engine has not heard of yet
     bond   = bond - what was slashed or taken back
     earned = what was released - what was collected
 

@@ -54,6 +54,7 @@ from settlement.withholding import Withholding
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
 CLOSINGS_PER_TURN_MAX: Final = 64
+ENDS_PER_TURN_MAX: Final = 1_000
 BATCHES_PER_TURN_MAX: Final = 16
 QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of commands
 QUIET_SECONDS: Final = 0.005
@@ -298,6 +299,8 @@ class Settlement:
         steps = await self._outbox.advance()
         confirmations, booked = await self._confirm(final_block)
         await self._read_logs(final_block)
+        ends, heard = await self._end_leases()
+        confirmations, events = confirmations + ends, events + heard
         deposits = await self._delivery.credits()
         exits, heard = await self._follow_exits()
         if self._settings.sign_within_ns:
@@ -341,6 +344,15 @@ class Settlement:
         if state.head > await self._batches.last_reconciled():
             return seen
         return await self._follower.read(final_block)
+
+    async def _end_leases(self) -> tuple[int, int]:
+        """Tell the engine of leases that are over: (commands submitted, events booked)."""
+        if not await self._leases.have_ended():
+            return 0, 0
+        read_until_s = await self._chain.block_time_s(await self._follower.seen())
+        await self._leases.count_ends(read_until_s, self._port.markets())
+        ends = self._delivery.commands(await self._leases.ends(ENDS_PER_TURN_MAX))
+        return ends, await self._catch_up() if ends else 0
 
     async def _seal_and_send(self) -> tuple[int, int]:
         """(fills sealed, steps of what is sent)"""

@@ -1,6 +1,7 @@
 """The rules of accounts, money, capacity and fees.
 
-Invariant: money enters by deposits and leaves by withdrawals and exits; the rest moves it about.
+Invariant: money enters by deposits and leaves by withdrawals, exits and ends of leases; the rest
+moves it about.
 """
 
 from engine.records import (
@@ -40,6 +41,7 @@ class Money(Orders):
             CommandKind.CANCEL_WITHDRAWAL: self._cancel_withdrawal,
             CommandKind.VOID_FILL: self._void_fill,
             CommandKind.CONFIRM_EXIT: self._confirm_exit,
+            CommandKind.END_LEASES: self._end_leases,
             CommandKind.SET_FEES: self._set_fees,
             CommandKind.SET_FEE_TIER: self._set_fee_tier,
         }
@@ -173,6 +175,21 @@ class Money(Orders):
         self.total -= amount
         account.free -= amount
         self._emit(EventKind.EXIT_CONFIRMED)
+
+    def _end_leases(self, c: Command) -> None:
+        account = self._account(c.account)
+        amount, bond, number = c.price_ticks, c.order_id, c.client_id
+        fits = amount >= 0 and bond < 1 << 63 and (amount > 0 or bond > 0)
+        self._require(fits, Reject.AMOUNT_OUT_OF_RANGE)
+        self._require(number == self.last_end + 1, Reject.END_OUT_OF_ORDER)
+        there = amount <= account.escrow and bond <= account.bond_locked
+        self._require(there, Reject.END_EXCEEDS_LEASES)
+        self.last_end = number
+        self.total -= amount
+        account.escrow -= amount
+        account.bond_locked -= bond
+        account.bond_free += bond
+        self._emit(EventKind.LEASES_ENDED, order_id=bond)
 
     def _set_fees(self, c: Command) -> None:
         """For orders that come from now on: a resting one keeps its rate."""

@@ -55,6 +55,7 @@ class Orders:
         self.last_deposit = 0
         self.last_withdrawal = 0
         self.last_void = 0
+        self.last_end = 0
         self.total = 0
 
     def apply_all(self, records: Sequence[Command]) -> list[Event]:

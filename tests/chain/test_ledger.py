@@ -28,8 +28,9 @@ from settlement.errors import (
     PostingRefused,
     SchemaMismatch,
 )
-from settlement.ledger import Holdings, Ledger, Numbered
+from settlement.ledger import Holdings, Ledger, Log, Numbered
 from settlement.ledger import Trial as TrialBalance
+from settlement.postings import Line
 from settlement.products import settled
 from tests.model.auditor import Auditor
 from tests.promises import Trial, tries
@@ -162,6 +163,28 @@ async def test_what_comes_back_or_was_taken_moves_between_its_two_buckets(ledger
     for again in RETURNS:
         with pytest.raises(PostingRefused, match="transfer_once"):
             await ledger.post(numbered([again._replace(sequence=14, price_ticks=1)], 16))
+
+
+async def test_an_escrow_that_the_vault_has_moved_is_handed_to_the_engine_once(
+    ledger: Ledger, database: db.Database
+) -> None:
+    """Of 250,000 in escrow the vault releases 200,000; the engine hears of 150,000 as over."""
+    await ledger.post(numbered(STORY))
+    released = Line("release", 1, BUYER, "escrow", SELLER, "earnings", 200_000)
+    await ledger.post_logs([Log(5, 0, 1_000, [released])])
+    assert (await ledger.balances())[BUYER].escrow_usdc6 == 250_000, "as the engine has it"
+    ends = [
+        event(11, EventKind.LEASES_ENDED, BUYER, 150_000, reference=1),
+        event(12, EventKind.LEASES_ENDED, SELLER, 0, reference=2, order_id=9_000),
+    ]
+    await ledger.post(numbered([*STORY, *ends]))
+    assert (await ledger.balances())[BUYER].escrow_usdc6 == 100_000
+    assert (await ledger.moved_by_vault())[BUYER, "escrow"] == -50_000
+    assert await ledger.trial_balance() == SOUND
+    assert await database.value("SELECT number FROM ended_leases_booked") == 2
+    too_much = event(13, EventKind.LEASES_ENDED, BUYER, 150_000, reference=1)
+    with pytest.raises(PostingRefused, match="transfer_once"):
+        await ledger.post(numbered([too_much], 15))
 
 
 async def test_closing_is_remembered_until_the_account_is_open_again(

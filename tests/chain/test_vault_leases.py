@@ -122,6 +122,62 @@ async def test_a_lease_is_paid_out_after_its_challenge_window_and_trades_again_t
     assert await node.chain.token_balance_usdc6(address_of(key(SELLER))) == PROCEEDS
 
 
+async def test_what_nothing_can_undo_any_more_is_no_escrow_and_frees_its_bond(node: Node) -> None:
+    await trade(node)
+    await trade(node, OTHER)
+    await settle_all(node)
+    seller = node.account(SELLER)
+    whole = node.pipeline.balances(seller)
+    assert whole.bond_locked_usdc6 > 0
+
+    def held(*wallets: int) -> list[int]:
+        return [node.pipeline.balances(node.account(wallet)).escrow_usdc6 for wallet in wallets]
+
+    await later(node, 2)
+    assert (await slots(node, BUYER)).locked_usdc6 == 0, "released"
+    assert held(BUYER, OTHER) == [COST, COST], "which can be undone for two days"
+    assert node.pipeline.balances(seller).bond_locked_usdc6 == whole.bond_locked_usdc6
+    await later(node, 2)
+    assert held(BUYER, OTHER, SELLER) == [0, 0, 0]
+    now = node.pipeline.balances(seller)
+    assert now.bond_locked_usdc6 == now.bond_held_usdc6 == 0
+    assert now.bond_free_usdc6 == whole.bond_free_usdc6 + whole.bond_locked_usdc6
+    await node.stop()
+    await node.start()
+    await settle_all(node)
+    assert node.pipeline.balances(seller) == now, "once"
+    await trade(node)
+    await settle_all(node)
+    assert held(BUYER) == [COST]
+
+
+async def test_each_lease_that_is_claimed_or_void_is_told_of_once(node: Node) -> None:
+    for _ in range(3):
+        await trade(node)
+    await settle_all(node)
+    batch = await batch_of(node)
+    await lose_signatures(node)
+    await node.mint(WATCHER, STAKE_USDC6)
+    await node.call_vault(WATCHER, "challenge", batch.place(1), [])
+    await later(node, 0.6)
+    await node.call_vault(WATCHER, "voidUnanswered", batch.place(1), LOTS, LOTS)
+    await settle_all(node)
+    node.clock.advance_to(node.clock.now_ns() + 8 * DAY_NS)
+    await node.call_vault(SELLER, "claim", batch.place(0))
+    await settle_all(node)
+    left = node.pipeline.balances(node.account(BUYER))
+    assert left.escrow_usdc6 == COST, "what is released by now can be undone"
+    await later(node, 4)
+    bought, sold = (node.pipeline.balances(node.account(who)) for who in (BUYER, SELLER))
+    assert bought.escrow_usdc6 == sold.bond_locked_usdc6 == 0
+    async with node.beside() as database:
+        rows = await database.fetch(
+            "SELECT number, account, escrow_usdc6 FROM ended_leases ORDER BY number"
+        )
+    assert [row["number"] for row in rows] == list(range(1, len(rows) + 1))
+    assert sum(row["escrow_usdc6"] for row in rows) == 3 * COST
+
+
 async def test_what_falls_due_in_one_day_is_released_at_once_by_account(node: Node) -> None:
     for buyer in (BUYER, OTHER, BUYER, OTHER):
         await trade(node, buyer)

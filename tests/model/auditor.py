@@ -73,7 +73,7 @@ class Order:
 @dataclass
 class Auditor:
     deposited_usdc6: int = 0
-    left_usdc6: int = 0  # the exchange, by withdrawals and exits
+    left_usdc6: int = 0  # the exchange, by withdrawals, exits and ends of leases
     accounts: dict[int, Account] = field(default_factory=dict[int, Account])
     capacities: defaultdict[tuple[int, int], Capacity] = field(
         default_factory=lambda: defaultdict(Capacity)
@@ -115,6 +115,11 @@ class Auditor:
                 self.left_usdc6 += amount
             case EventKind.EXIT_CONFIRMED:
                 account.cash_usdc6 -= amount
+                self.left_usdc6 += amount
+            case EventKind.LEASES_ENDED:
+                account.escrow_usdc6 -= amount
+                account.cash_usdc6 -= amount
+                account.locked_usdc6 -= event.bond_usdc6
                 self.left_usdc6 += amount
             case EventKind.ESCROW_CONFIRMED:
                 account.pending_usdc6 -= amount

@@ -619,6 +619,15 @@ def confirm_exit(flow: Flow) -> Command:
     return command._replace(client_id=exits + flow.mostly(1, (0, 2, 1 << 40), 10))
 
 
+def end_leases(flow: Flow) -> Command:
+    number = flow.reference.last_end + flow.mostly(1, (0, 2, 1 << 40), 10)
+    command = _move_of(flow, CommandKind.END_LEASES, "escrow", number)
+    account = flow.reference.accounts.get(command.account)
+    there = account.bond_locked if account else 0
+    bond = flow.mostly(there // 20, (0, there, there + 1, 1 << 63), 3)
+    return command._replace(order_id=bond)
+
+
 def void_fill(flow: Flow) -> Command:
     """A fill that was, sometimes with one number wrong."""
     number = flow.reference.last_void + flow.mostly(1, (0, 7), 10)
@@ -841,6 +850,7 @@ MAKERS: Final[tuple[tuple[float, Maker], ...]] = (
     (2, answer_withdrawal),
     (2, confirm_escrow),
     (0.7, confirm_exit),
+    (0.7, end_leases),
     (2, void_fill),
     (0.5, open_account),
     (0.4, close_account),

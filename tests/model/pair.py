@@ -104,9 +104,10 @@ class Pair:
     def compare_all(self) -> None:
         """Everything that both keep beside money."""
         state, reference = self.state[0], self.reference
-        numbers = [int(state[f"last_{name}"]) for name in ("deposit", "withdrawal", "void")]
+        numbers = [int(state[f"last_{name}"]) for name in ("deposit", "withdrawal", "void", "end")]
         assert numbers == [
-            reference.last_deposit, reference.last_withdrawal, reference.last_void
+            reference.last_deposit, reference.last_withdrawal, reference.last_void,
+            reference.last_end,
         ]  # fmt: skip
         for number, account in reference.accounts.items():
             row = state["identities"][number]

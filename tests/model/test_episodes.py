@@ -188,6 +188,7 @@ SPOILT: Final = (
     ("last_deposit", None, 1),
     ("last_withdrawal", None, 1),
     ("last_void", None, 1),
+    ("last_end", None, 1),
     ("identities", "exits", 1),
     ("identities", "last_batch", 1),
     ("identities", "opened", 1),

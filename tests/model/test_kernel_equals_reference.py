@@ -145,6 +145,7 @@ class KernelEqualsReference(RuleBasedStateMachine):
         self.order_ids: list[int] = [0]
         self.fills: list[Event] = []
         self.voids = 0
+        self.ends = 0
         self.exits: dict[int, int] = {}
         self.listed = SHORT_LIVED
 
@@ -603,6 +604,22 @@ class KernelEqualsReference(RuleBasedStateMachine):
             CommandKind.CONFIRM_EXIT, account=account, price_ticks=amount, client_id=done + ahead
         )
         self.exits[account] = done + (events[0].kind == EventKind.EXIT_CONFIRMED)
+
+    @rule(
+        account=st.sampled_from((*ACCOUNTS, 4)),
+        amount=st.one_of(st.integers(-1, 5000), st.just(10**13)),
+        bond=st.one_of(st.integers(0, 5000), st.just(1 << 63)),
+        ahead=st.sampled_from((1, 1, 1, 0, 2)),
+    )
+    def end_leases(self, account: int, amount: int, bond: int, ahead: int) -> None:
+        events = self.both(
+            CommandKind.END_LEASES,
+            account=account,
+            price_ticks=amount,
+            order_id=bond,
+            client_id=self.ends + ahead,
+        )
+        self.ends += events[0].kind == EventKind.LEASES_ENDED
 
     @rule(
         data=st.data(),

@@ -128,12 +128,20 @@ class Truth:
         ):
             ledger[account][bucket] = amount_usdc6 - by_vault_usdc6
             ended[account][bucket] = amount_usdc6
+        told_usdc6: Counter[int] = Counter()  # to the engine, of leases that are over
+        for e in self.events:
+            if e.kind == EventKind.LEASES_ENDED:
+                told_usdc6[e.account] += e.amount_usdc6
+        [(open_leases,)] = rows("SELECT count(*) FROM lease WHERE NOT counted")
         for account, b in balances.items():
             where = f"account {account}"
+            over = b.escrow_usdc6 == b.bond_locked_usdc6 == 0
+            assert over or open_leases, f"{where}: what was delivered is still held"
             assert ledger[account] == _buckets(b), f"{where}: engine and ledger"
             assert b.pending_usdc6 == b.leaving_usdc6 == 0, f"{where}: not at rest"
             slots = vault.accounts[account]
-            held = (slots.free_usdc6, slots.locked_usdc6 + slots.unlocked_usdc6, slots.bond_usdc6)
+            locked_usdc6 = slots.locked_usdc6 + slots.unlocked_usdc6 - told_usdc6[account]
+            held = (slots.free_usdc6, locked_usdc6, slots.bond_usdc6)
             bond_usdc6 = b.bond_free_usdc6 + b.bond_held_usdc6 + b.bond_locked_usdc6
             due = (b.free_usdc6 + b.held_usdc6, b.escrow_usdc6, bond_usdc6)
             assert due == held, f"{where}: engine and vault"

@@ -14,6 +14,7 @@ import hashlib
 import logging
 import tempfile
 import traceback
+from collections import Counter
 from collections.abc import Callable, Coroutine, Generator, Sequence
 from pathlib import Path
 from typing import Any, Final, NamedTuple
@@ -101,6 +102,7 @@ class World:
         self._published: list[bytes] = []
         self._last = (0, 0)
         self._credited = 0  # deposits
+        self._ended_usdc6: Counter[int] = Counter()  # of leases, by account, as the engine heard
         self._life: Life | None = None
         self.lives = 0
         self.bots = [
@@ -147,6 +149,8 @@ class World:
         self._published.append(raw)
         self._hash.update(raw)
         self._credited += event.kind == EventKind.DEPOSITED
+        if event.kind == EventKind.LEASES_ENDED:
+            self._ended_usdc6[event.account] += event.amount_usdc6
 
     async def _keep_node(self) -> None:
         """Life after life, until cancelled."""
@@ -306,7 +310,7 @@ class World:
             b = life.engine.balances(account)
             if slots.exit_at_s:
                 return f"account {account} is leaving"
-            locked_usdc6 = slots.locked_usdc6 + slots.unlocked_usdc6
+            locked_usdc6 = slots.locked_usdc6 + slots.unlocked_usdc6 - self._ended_usdc6[account]
             held = (b.free_usdc6 + b.held_usdc6, b.escrow_usdc6)
             if held != (slots.free_usdc6, locked_usdc6) or b.pending_usdc6 or b.leaving_usdc6:
                 return f"account {account}: {b}, in the vault {slots}"
@@ -327,6 +331,15 @@ class World:
         )
         if leases:
             return f"{leases} leases are not released"
+        [(untold,)] = self._rows(
+            f"SELECT count(*) FROM lease WHERE NOT counted AND ended_at_s <= {self._leapt_s}"
+        )
+        [(unheard,)] = self._rows(
+            "SELECT (SELECT coalesce(max(number), 0) FROM ended_leases) - number"
+            " FROM ended_leases_booked"
+        )
+        if untold or unheard:
+            return f"the engine has not heard of the end of {untold} leases, nor {unheard} times"
         for account, slots in vault.owners.items():
             if slots.matured_usdc6(time_s) >= COLLECT_USDC6_MIN:
                 return f"account {account}: matured earnings are not collected"

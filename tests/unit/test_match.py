@@ -454,6 +454,25 @@ def test_what_was_filled_goes_to_escrow_once_per_batch(shard: Shard) -> None:
     shard.check()
 
 
+def test_a_lease_that_is_over_is_no_escrow_and_its_bond_is_free(shard: Shard) -> None:
+    _bought(shard)
+    shard.do(CommandKind.CONFIRM_ESCROW, account=ALICE, client_id=4, price_ticks=500)
+    total, bond = int(shard.state["total_usdc6"][0]), shard.money(BOB)["bond_locked_usdc6"]
+    assert bond > 0
+    paid = {"account": ALICE, "client_id": 1, "price_ticks": 400}
+    [ended] = shard.do(CommandKind.END_LEASES, **paid)
+    assert (ended.kind, ended.amount_usdc6, ended.bond_usdc6) == (EventKind.LEASES_ENDED, 400, 0)
+    assert shard.money(ALICE)["escrow_usdc6"] == 100
+    assert shard.state["total_usdc6"][0] == total - 400, "the vault pays it out, not the exchange"
+    again = shard.refuses(lambda: shard.do(CommandKind.END_LEASES, **paid))
+    assert again == Reject.END_OUT_OF_ORDER
+    before = shard.money(BOB)["bond_free_usdc6"]
+    shard.do(CommandKind.END_LEASES, account=BOB, client_id=2, order_id=bond - 1)
+    money = shard.money(BOB)
+    assert (money["bond_free_usdc6"], money["bond_locked_usdc6"]) == (before + bond - 1, 1)
+    shard.check()
+
+
 def test_a_withdrawal_leaves_once_it_is_confirmed(shard: Shard) -> None:
     [reserved] = shard.do(CommandKind.WITHDRAW, account=ALICE, price_ticks=700)
     assert reserved.reference == shard.sequence
@@ -707,6 +726,17 @@ REFUSALS: list[tuple[Reject, Act]] = [
         Reject.EXIT_EXCEEDS_FREE,
         _of_alice(CommandKind.CONFIRM_EXIT, price_ticks=CASH_USDC6, client_id=1),
     ),
+    (Reject.UNKNOWN_ACCOUNT, _any(CommandKind.END_LEASES, account=8, price_ticks=1, client_id=1)),
+    (Reject.AMOUNT_OUT_OF_RANGE, _of_alice(CommandKind.END_LEASES, client_id=1)),
+    (Reject.AMOUNT_OUT_OF_RANGE, _of_alice(CommandKind.END_LEASES, price_ticks=-1, client_id=1)),
+    (
+        Reject.AMOUNT_OUT_OF_RANGE,
+        _of_alice(CommandKind.END_LEASES, price_ticks=1, order_id=1 << 63, client_id=1),
+    ),
+    (Reject.END_OUT_OF_ORDER, _of_alice(CommandKind.END_LEASES, price_ticks=1, client_id=2)),
+    (Reject.END_OUT_OF_ORDER, _of_alice(CommandKind.END_LEASES, price_ticks=1)),
+    (Reject.END_EXCEEDS_LEASES, _of_alice(CommandKind.END_LEASES, price_ticks=1, client_id=1)),
+    (Reject.END_EXCEEDS_LEASES, _of_alice(CommandKind.END_LEASES, order_id=1, client_id=1)),
     (Reject.INVALID_FEES, _any(CommandKind.SET_FEES, order_id=2 | 1 << 16)),
     (Reject.INVALID_FEES, _any(CommandKind.SET_FEES, order_id=(FEE_PPM_MAX + 1) << 16)),
     (Reject.INVALID_FEES, _any(CommandKind.SET_FEES, side=FEE_TIERS)),

@@ -107,6 +107,8 @@ TransferKind: TypeAlias = Literal[
     "withdrawal_cancelled",  # it could not be paid; the money is free again
     "exit",  # taken out of the vault by its owner, without the exchange
     "fill_voided",  # undone, its buyer having left the vault: the money or the bond is free again
+    "lease_ended",  # paid out of escrow in the vault, or back, for good
+    "bond_freed",  # which was behind hours that are delivered
 ]
 
 
@@ -1099,7 +1101,7 @@ class Transfer(Reply, tag="transfer"):
     """Private: money came, went on chain, left, or came back. Numbered by `aseq`.
 
     `reference` is the deposit number, the escrow batch, the withdrawal id, the trade id of a fill
-    that is void, or which of the account's exits it was.
+    that is void, which of the account's exits it was, or the number of an end of leases.
     """
 
     aseq: int
