@@ -80,33 +80,35 @@ def paid_usdc6(fills: Fills, posted_at_s: int, until_s: Sequence[int | None]) ->
 
 
 # --- building -------------------------------------------------------------------------------------
-# $1 is the time; $2 and $3 are markets and the bond for a lot of each. What is released can be
-# undone in the epoch in which it was, and in the next.
-_COUNT_ENDS: Final = f"""
-    WITH ended AS (
-        SELECT batch_id, place, CASE WHEN ended <> 'released' THEN ended_at_s
-            ELSE (ended_at_s / {EPOCH_SECONDS} + 2) * {EPOCH_SECONDS} END AS over_at_s
-        FROM lease WHERE ended_at_s IS NOT NULL AND NOT counted AND buyer IS NOT NULL
-    ), over AS (
-        UPDATE lease l SET counted = true FROM ended e
-        WHERE (l.batch_id, l.place) = (e.batch_id, e.place) AND e.over_at_s <= $1
-        RETURNING e.over_at_s, CASE WHEN ended = 'released' THEN release_id END AS release_id,
-            CASE WHEN ended <> 'released' THEN ARRAY[l.batch_id, l.place] END AS lease,
+# Claimed or void before $1, or released before $2.
+_OVER: Final = """
+    buyer IS NOT NULL AND NOT counted
+    AND (ended_at_s < $1 AND ended <> 'released' OR ended_at_s < $2 AND ended = 'released')
+"""
+# $3 and $4 are markets and the bond for a lot of each.
+_COUNT: Final = f"""
+    WITH over AS (
+        UPDATE lease SET counted = true WHERE {_OVER}
+        RETURNING
+            CASE WHEN ended = 'released' THEN (ended_at_s / {EPOCH_SECONDS} + 2) * {EPOCH_SECONDS}
+                ELSE ended_at_s END AS over_at_s,
+            CASE WHEN ended = 'released' THEN ARRAY[release_id] ELSE ARRAY[batch_id, place] END
+                AS what,
             buyer, seller, instrument, qty_lots, cost_usdc6, resold
     ), part AS (
-        SELECT over_at_s, release_id, lease, buyer AS account, cost_usdc6 AS escrow_usdc6,
-            0 AS bond_usdc6 FROM over
+        SELECT over_at_s, what, buyer AS account, cost_usdc6 AS escrow_usdc6, 0 AS bond_usdc6
+        FROM over
         UNION ALL
-        SELECT over_at_s, release_id, lease, seller, 0, qty_lots * bond_usdc6_per_lot FROM over
-            JOIN unnest($2::bigint[], $3::bigint[]) market (instrument, bond_usdc6_per_lot)
+        SELECT over_at_s, what, seller, 0, qty_lots * bond_usdc6_per_lot
+        FROM over JOIN unnest($3::bigint[], $4::bigint[]) market (instrument, bond_usdc6_per_lot)
             USING (instrument)
         WHERE NOT resold
     )
     INSERT INTO ended_leases (number, account, escrow_usdc6, bond_usdc6)
     SELECT (SELECT coalesce(max(number), 0) FROM ended_leases)
-        + row_number() OVER (ORDER BY over_at_s, release_id, lease, account),
+        + row_number() OVER (ORDER BY over_at_s, what, account),
         account, sum(escrow_usdc6)::bigint, sum(bond_usdc6)::bigint
-    FROM part GROUP BY over_at_s, release_id, lease, account
+    FROM part GROUP BY over_at_s, what, account HAVING sum(escrow_usdc6) + sum(bond_usdc6) > 0
 """
 _OPEN: Final = "release_id IS NULL AND ended IS NULL AND disputes = 0"
 
@@ -182,20 +184,26 @@ class Leases:
 
     # --- what the engine hears of -----------------------------------------------------------------
     async def have_ended(self) -> bool:
-        """Whether there is anything for `count_ends` or `ends`."""
+        """Whether there may be anything for `count_ends` or `ends`."""
         return await self._database.value(
-            "SELECT EXISTS (SELECT FROM lease WHERE ended_at_s IS NOT NULL AND NOT counted)"
+            "SELECT EXISTS (SELECT FROM lease WHERE buyer IS NOT NULL AND NOT counted"
+            " AND ended_at_s > 0)"
             " OR (SELECT max(number) FROM ended_leases) > (SELECT number FROM ended_leases_booked)"
         )
 
     async def count_ends(self, read_until_s: int, markets: Sequence[Market]) -> None:
-        """Add up, by release and account, what leases come to that are over for good: by the time
-        of a final block up to which all logs are read, nothing can undo it any more."""
+        """Add up, by release and account, what leases come to that are over for good. Before this
+        time, of a final block, all logs are read: what is released can be undone in the epoch in
+        which it was, and in the next."""
+        released_s = (read_until_s // EPOCH_SECONDS - 1) * EPOCH_SECONDS
+        before = read_until_s, released_s
+        if not await self._database.value(
+            f"SELECT EXISTS (SELECT FROM lease WHERE {_OVER})", *before
+        ):
+            return
         bonds = {market.instrument: market.bond_usdc6_per_lot for market in markets}
         async with self._fence.transaction():
-            await self._database.execute(
-                _COUNT_ENDS, read_until_s, list(bonds), list(bonds.values())
-            )
+            await self._database.execute(_COUNT, *before, list(bonds), list(bonds.values()))
 
     async def ends(self, limit: int) -> list[Command]:
         """Those that the engine has not taken, oldest first."""

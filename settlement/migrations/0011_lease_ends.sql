@@ -24,7 +24,7 @@ UPDATE lease SET ended_at_s = extract(epoch FROM now())::bigint WHERE ended IS N
 ALTER TABLE lease ADD CONSTRAINT an_end_has_its_time CHECK (
     (ended IS NULL) = (ended_at_s IS NULL) AND (ended IS NOT NULL OR NOT counted)
 );
-CREATE INDEX lease_over ON lease (ended_at_s) WHERE ended_at_s IS NOT NULL AND NOT counted;
+CREATE INDEX lease_over ON lease (ended_at_s) WHERE buyer IS NOT NULL AND NOT counted;
 
 -- Of one account: what it has bought and sold in leases that are over for good. The engine takes
 -- each as END_LEASES of this number: 1, 2, 3, ... in the order of when they were over, so that
