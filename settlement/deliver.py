@@ -1,9 +1,10 @@
-"""What goes back into the engine: deposits, earnings, escrow, withdrawals, exits, once final.
+"""What goes back into the engine, once final: deposits, earnings, escrow, withdrawals, exits, and
+that leases are over.
 
 Owns the order of delivery. Invariant: everything is delivered at least once and in order; the
-engine takes each credit's number, batch id and withdrawal id once and refuses the repetition, so
-that after a crash whatever is not booked in the ledger is simply delivered again. Only
-settlement's service calls it.
+engine takes each credit's and end's number, batch id and withdrawal id once and refuses the
+repetition, so that after a crash whatever is not booked in the ledger is simply delivered again.
+Only settlement's service calls it.
 """
 
 from collections.abc import Sequence

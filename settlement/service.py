@@ -1,7 +1,7 @@
 """Settlement: from the engine's fills to final escrow on chain, and back into the engine.
 
     events ─▶ ledger ─▶ sealed batch ─▶ vault ─▶ final ─▶ confirmations ─▶ engine
-    final logs of the vault: deposits, earnings, exits ──▶ engine            index ─▶ feeds
+    final logs of the vault: deposits, earnings, ends, exits ──▶ engine      index ─▶ feeds
                              leases ─▶ release ─▶ vault
 
 Owns the order of these steps. Invariant: every side effect is permitted by something already
