@@ -136,13 +136,15 @@ class Reader:
             match message := _decode[self.codec](payload):
                 case m.BookSnapshot() | m.BookDelta():
                     choice = message.market, message.depth, message.every_ms
-                    told.add(choice)
                     book = self.books.setdefault(choice, Book(message.market))
                     if isinstance(message, m.BookSnapshot):
                         book.apply_snapshot(message)
+                        if message.every_ms:
+                            continue  # what the batch that lists a market does to it comes later
                     else:
                         assert message.bids or message.asks
                         book.apply_delta(message)
+                    told.add(choice)
                 case m.OrdersSnapshot() | m.OrdersDelta():
                     reordered.add(message.market)
                     orders = self.orders.setdefault(message.market, OrderBook(message.market))
