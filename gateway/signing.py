@@ -257,11 +257,14 @@ class Signing:
 
     # --- sessions ------------------------------------------------------------------------------
     def objection(self, account: int, kind: int) -> str:
-        """Why the account may not do this kind of command now; "" if it may."""
-        if not self._within_ns or kind not in _ADDS:
+        """Why the account may not do this kind of command now; "" if it may. Money that could be
+        taken out at once, and come back as another account's, would make a suspension idle."""
+        if not self._within_ns:
             return ""
-        if account in self._suspended:
+        if account in self._suspended and (kind in _ADDS or kind == CommandKind.WITHDRAW):
             return "suspended: fills of this account were undone because it did not sign for them"
+        if kind not in _ADDS:
+            return ""
         waiting = self._waiting.get(account)
         if waiting is None:
             return ""

@@ -405,6 +405,8 @@ async def test_what_somebody_does_not_sign_is_undone_and_the_account_suspended(
                 break
             await asyncio.sleep(0.1)
         assert codes == [Reject.BAD_SIGNATURE], "it goes on trading"
+        with pytest.raises(Rejected, match="suspended"):
+            await buyer.withdraw("1")  # and trade on as somebody else
         await seller.place(SPOT, "sell", "1.5", "1")
     finally:
         await market.close()

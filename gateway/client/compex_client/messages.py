@@ -660,8 +660,9 @@ class Signing(Struct):
 
     # An order, or what an amendment added to it, is to be signed so soon after its ack; then no
     # order is taken until it is. After twice that it is cancelled, unless it was filled; after six
-    # times, its fills are undone and the account is suspended. 0: nothing happens but that unsigned
-    # fills are not settled.
+    # times, its fills are undone and the account is suspended: for ten minutes, longer each time,
+    # it trades nothing and withdraws nothing. 0: nothing happens but that unsigned fills are not
+    # settled.
     within_ms: int
     orders: int = SIGNED_ORDERS_MAX  # in one request
 
