@@ -303,7 +303,7 @@ class _Reading:
             batch_id,
         )
         fills = [tuple(row.values()) for row in rows]
-        if not fills:  # their period was taken out already
+        if len(fills) < len(due):  # a period of theirs was taken out already
             fills = [(None,) * 6] * len(due)
         await self._database.copy(
             "lease",

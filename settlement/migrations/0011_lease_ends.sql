@@ -2,8 +2,8 @@
 -- behind them is free.
 
 -- --- leases -------------------------------------------------------------------------------------
--- The fill that a lease is, as it is needed once the fill's period may have been taken out. Null of
--- a lease from before this was kept, if its period is gone: of that the engine hears nothing.
+-- The fill that a lease is, as it is needed once the fill's period may have been taken out. Null
+-- where that of any fill of the batch was taken out before: of those the engine hears nothing.
 ALTER TABLE lease
     ADD COLUMN buyer        bigint,
     ADD COLUMN seller       bigint,
@@ -15,10 +15,10 @@ ALTER TABLE lease
     ADD COLUMN counted      boolean NOT NULL DEFAULT false;  -- in ended_leases
 UPDATE lease SET buyer = f.buyer, seller = f.seller, instrument = f.instrument,
                  qty_lots = f.qty_lots, cost_usdc6 = f.amount_usdc6, resold = f.resold
-    FROM (SELECT *, row_number() OVER (PARTITION BY batch_id ORDER BY buyer, event_number) - 1
-              AS place
-          FROM fill WHERE batch_id IS NOT NULL) f
-    WHERE lease.batch_id = f.batch_id AND lease.place = f.place;
+    FROM (SELECT *, count(*) OVER (PARTITION BY batch_id) AS there,
+                 row_number() OVER (PARTITION BY batch_id ORDER BY buyer, event_number) - 1 AS place
+          FROM fill WHERE batch_id IS NOT NULL) f JOIN batch ON f.batch_id = batch.id
+    WHERE lease.batch_id = f.batch_id AND lease.place = f.place AND f.there = batch.fills;
 -- When was not kept: so late that nothing of it can be undone once that is over.
 UPDATE lease SET ended_at_s = extract(epoch FROM now())::bigint WHERE ended IS NOT NULL;
 ALTER TABLE lease ADD CONSTRAINT an_end_has_its_time CHECK (

@@ -246,6 +246,34 @@ async def test_a_lease_claimed_before_its_log_is_final_is_left_out_of_the_releas
     await node.end()
 
 
+async def test_of_leases_whose_period_was_taken_out_the_engine_hears_nothing(
+    tmp_path: Path, database_url: str
+) -> None:
+    node = await Node.begin(tmp_path, database_url, confirmations=2)
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await turns_and_blocks(node, 3)
+    await node.list_market(SELLER, capacity_lots=10_000)
+    for _ in range(2):
+        await trade(node)
+    await node.settlement.turn()
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT count(*) FROM batch") == 1
+        assert not await database.fetchval("SELECT count(*) FROM lease"), "its log is not final"
+        await database.execute(
+            "SET session_replication_role = replica;"
+            " DELETE FROM fill WHERE event_number = (SELECT min(event_number) FROM fill)"
+        )
+    await turns_and_blocks(node, 6)
+    for _ in range(2):
+        node.clock.advance_to(node.clock.now_ns() + 3 * DAY_NS)
+        await turns_and_blocks(node, 6)
+    state = await node.chain.vault_state(await node.chain.final_block())
+    assert state.releases == 1
+    assert node.pipeline.balances(node.account(BUYER)).escrow_usdc6 == 2 * LOTS * PRICE_TICKS
+    await node.end()
+
+
 async def turns_and_blocks(node: Node, count: int) -> None:
     for _ in range(count):
         await node.give_to_vault(1)  # makes a block
