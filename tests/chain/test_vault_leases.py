@@ -54,6 +54,18 @@ async def node(tmp_path: Path, database_url: str) -> AsyncIterator[Node]:
     await node.end()
 
 
+@pytest.fixture
+async def late(tmp_path: Path, database_url: str) -> AsyncIterator[Node]:
+    """Of whose chain a block is final when there are two more."""
+    node = await Node.begin(tmp_path, database_url, confirmations=2)
+    await node.start()
+    await node.fund(cash={BUYER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
+    await turns_and_blocks(node, 3)
+    await node.list_market(SELLER, capacity_lots=10_000)
+    yield node
+    await node.end()
+
+
 async def settle_all(node: Node) -> None:
     """Until there is nothing to do; reconciled after each turn."""
     for _ in range(8):
@@ -225,53 +237,41 @@ async def test_a_lease_that_anybody_claims_is_credited_to_both_and_not_released(
 
 
 async def test_a_lease_claimed_before_its_log_is_final_is_left_out_of_the_release(
-    tmp_path: Path, database_url: str
+    late: Node,
 ) -> None:
-    node = await Node.begin(tmp_path, database_url, confirmations=2)
-    await node.start()
-    await node.fund(cash={BUYER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
-    await turns_and_blocks(node, 3)
-    await node.list_market(SELLER, capacity_lots=10_000)
     for _ in range(3):
-        await trade(node)
-    await turns_and_blocks(node, 6)
-    batch = await batch_of(node)
-    node.clock.advance_to(node.clock.now_ns() + 9 * DAY_NS)
-    await node.call_vault(SELLER, "claim", batch.place(1))
-    await turns_and_blocks(node, 8)
-    state = await node.chain.vault_state(await node.chain.final_block())
+        await trade(late)
+    await turns_and_blocks(late, 6)
+    batch = await batch_of(late)
+    late.clock.advance_to(late.clock.now_ns() + 9 * DAY_NS)
+    await late.call_vault(SELLER, "claim", batch.place(1))
+    await turns_and_blocks(late, 8)
+    state = await late.chain.vault_state(await late.chain.final_block())
     assert state.releases == 1
-    assert free(node, SELLER) == LOTS * PRICE_TICKS
-    assert (await slots(node, SELLER)).earning_usdc6 == 2 * LOTS * PRICE_TICKS
-    await node.end()
+    assert free(late, SELLER) == LOTS * PRICE_TICKS
+    assert (await slots(late, SELLER)).earning_usdc6 == 2 * LOTS * PRICE_TICKS
 
 
 async def test_of_leases_whose_period_was_taken_out_the_engine_hears_nothing(
-    tmp_path: Path, database_url: str
+    late: Node,
 ) -> None:
-    node = await Node.begin(tmp_path, database_url, confirmations=2)
-    await node.start()
-    await node.fund(cash={BUYER: 100 * DOLLAR}, bond={SELLER: 20 * DOLLAR})
-    await turns_and_blocks(node, 3)
-    await node.list_market(SELLER, capacity_lots=10_000)
     for _ in range(2):
-        await trade(node)
-    await node.settlement.turn()
-    async with node.beside() as database:
+        await trade(late)
+    await late.settlement.turn()
+    async with late.beside() as database:
         assert await database.fetchval("SELECT count(*) FROM batch") == 1
         assert not await database.fetchval("SELECT count(*) FROM lease"), "its log is not final"
         await database.execute(
             "SET session_replication_role = replica;"
             " DELETE FROM fill WHERE event_number = (SELECT min(event_number) FROM fill)"
         )
-    await turns_and_blocks(node, 6)
+    await turns_and_blocks(late, 6)
     for _ in range(2):
-        node.clock.advance_to(node.clock.now_ns() + 3 * DAY_NS)
-        await turns_and_blocks(node, 6)
-    state = await node.chain.vault_state(await node.chain.final_block())
+        late.clock.advance_to(late.clock.now_ns() + 3 * DAY_NS)
+        await turns_and_blocks(late, 6)
+    state = await late.chain.vault_state(await late.chain.final_block())
     assert state.releases == 1
-    assert node.pipeline.balances(node.account(BUYER)).escrow_usdc6 == 2 * LOTS * PRICE_TICKS
-    await node.end()
+    assert late.pipeline.balances(late.account(BUYER)).escrow_usdc6 == 2 * LOTS * PRICE_TICKS
 
 
 async def turns_and_blocks(node: Node, count: int) -> None:
