@@ -28,7 +28,8 @@ GRADES_MAX: Final = (1 << 8) - 1
 START_HOURS_MAX: Final = (1 << 24) - 1  # the year 3883
 CATALOG_VERSION: Final = 1
 LOTS_PER_GPU_HOUR: Final = 100
-HOUR_NS: Final = 3_600_000_000_000
+HOUR_S: Final = 3_600
+HOUR_NS: Final = HOUR_S * 1_000_000_000
 
 CLASS_ID: Final = re.compile(
     r"[a-z]{2}\.[a-z0-9]+(-[a-z0-9]+)*-(?P<memory>\d+)g\.x(?P<gpus>\d+)"
@@ -305,6 +306,12 @@ class Catalog:
         )
         window_hours(parts.window.name, parts.start_hours)
         return parts
+
+    def window_s(self, product: int) -> tuple[int, int]:
+        """When its delivery begins and ends, Unix seconds; zeros for SPOT. Raises CatalogError."""
+        parts = self.parts(product)
+        starts_s = parts.start_hours * HOUR_S
+        return starts_s, starts_s + window_hours(parts.window.name, parts.start_hours) * HOUR_S
 
     def series(self, product: int) -> str:
         """`nv.h100-sxm-80g.x8.ib|us-e|B`: the symbol without the window."""

@@ -4,14 +4,12 @@ Invariant: ready means that an order sent now would be sequenced. The server cal
 """
 
 from collections.abc import Callable
-from typing import Any, Final
+from typing import Final
 
 from compex_client import reads as r
 
 from engine.port import JournalSpace, Port
 from engine.rejects import WORDS, Reject
-
-SettlementStatus = Callable[[], dict[str, Any]]  # any JSON; given by the node
 
 STANDALONE: Final = "standalone"
 SPACE_WARNINGS: Final[dict[JournalSpace, str]] = {
@@ -21,21 +19,17 @@ SPACE_WARNINGS: Final[dict[JournalSpace, str]] = {
 }
 
 
-def _no_settlement() -> dict[str, Any]:
-    return {}
-
-
 class Health:
     """`role` is this node's part in the deployment."""
 
     def __init__(
         self,
         port: Port,
-        settlement: SettlementStatus = _no_settlement,
+        settlement: Callable[[], r.Settling] = r.Settling,
         role: str = STANDALONE,
     ) -> None:
         self._port = port
-        self._settlement = settlement
+        self.settlement: Final = settlement
         self._role = role
 
     def live(self) -> r.Live:
@@ -58,5 +52,5 @@ class Health:
             journal_bytes_free=ready.journal_bytes_free,
             journal_space=ready.journal_space,
             warning=SPACE_WARNINGS[ready.journal_space],
-            settlement=self._settlement(),
+            settlement=self.settlement(),
         )

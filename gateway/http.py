@@ -107,7 +107,9 @@ class Routes:
         self._desk = desk
         self._health = health
         self._web_root = web_root.resolve()
-        self.metrics: Final = Metrics(desk.counts, desk.port, desk.pending, desk.build)
+        self.metrics: Final = Metrics(
+            desk.counts, desk.port, desk.pending, desk.build, health.settlement
+        )
         self._reads = {read.path: read for read in READS}
         self.kept: Final[dict[tuple[str, str], _Tagged]] = {}  # by path and query
         self._kept_at = 0  # how much the feed had told when they were made

@@ -8,6 +8,7 @@ was counted by `gateway.counts`, the engine's door and the transport.
 from collections.abc import Callable, Iterator
 from typing import Final, Protocol
 
+from compex_client.reads import Settling
 from prometheus_client import CollectorRegistry, generate_latest
 from prometheus_client.core import (
     CounterMetricFamily,
@@ -44,11 +45,19 @@ class Waiting(Protocol):
 class Metrics(Collector):
     """`text` is all of it as Prometheus reads it."""
 
-    def __init__(self, counts: Counts, port: Port, pending: Waiting, build: str) -> None:
+    def __init__(
+        self,
+        counts: Counts,
+        port: Port,
+        pending: Waiting,
+        build: str,
+        settling: Callable[[], Settling] = Settling,
+    ) -> None:
         self._counts = counts
         self._port = port
         self._pending = pending
         self._build = build
+        self._settling = settling
         self.traffic: Callable[[], Traffic] = Traffic  # until there is a transport
         self._registry = CollectorRegistry(auto_describe=False)
         self._registry.register(self)
@@ -62,6 +71,7 @@ class Metrics(Collector):
         yield from self._of_messages()
         yield from self._of_connections()
         yield from self._of_engine()
+        yield from self._of_settlement()
         yield self._stages()
 
     def _of_messages(self) -> Iterator[Metric]:
@@ -118,6 +128,15 @@ class Metrics(Collector):
         ):
             yield GaugeMetricFamily(f"compex_{name}", words, number)
         yield CounterMetricFamily("compex_commands", "Committed.", self._counts.commands)
+
+    def _of_settlement(self) -> Iterator[Metric]:
+        settling = self._settling()
+        for name, words, number in (
+            ("halted", "1 once nothing more is settled.", int(bool(settling.halted))),
+            ("waiting", "1 while nothing is sent to the vault.", int(bool(settling.waiting))),
+            ("unbooked_events", "Told by the engine, not yet booked.", settling.unbooked_events),
+        ):
+            yield GaugeMetricFamily(f"compex_settlement_{name}", words, number)
 
     def _stages(self) -> Metric:
         words = "How long each part of an order's way takes."

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from compex_client import messages as m
+from compex_client.reads import Settling
 from compex_client.units import price_text
 from compex_client.wallet import Domain, Wallet
 
@@ -39,11 +40,14 @@ from gateway.health import Health
 from gateway.history import History, Keep
 from gateway.keys import KEYS_FILE
 from gateway.keys import Keys as SessionKeys
+from gateway.limits import NS_PER_S
+from gateway.listing import DAY_S, list_market
 from gateway.server import GatewayServer
 from gateway.session import Desk, open_desk
 from gateway.settings import Settings, SettingsError
 from gateway.snapshots import Snapshots
 from gateway.transport import Access
+from gateway.wire import BadRequest
 from settlement import database
 from settlement.chain import Chain, Funding, Keys, Officers, Options, address_of
 from settlement.devchain import EmbeddedChain
@@ -55,10 +59,11 @@ from settlement.sealing import Triggers
 from settlement.service import Settings as SettlementOptions
 from settlement.service import Settlement, Turn
 from settlement.signatures import Handed, Signatures, authority_of
-from settlement.vault import deposit_of
+from settlement.vault import HORIZON_SECONDS, deposit_of
 
 INDEX_SECONDS: Final = 1.0  # between two index values on the feed
 RPC_POLL_SECONDS: Final = 0.5  # a public chain's blocks come slowly
+LISTED_AHEAD_S: Final = HORIZON_SECONDS - DAY_S  # whatever the chain's clock says it is
 
 log = logging.getLogger("compex.node")
 Progress = Callable[[str], contextlib.AbstractContextManager[None]]
@@ -242,6 +247,7 @@ class Node:
             history=history,
             signatures=KeptSignatures(signatures),
             sign_within_ms=self.settings.settlement.sign_within_seconds * 1_000,
+            listed_ahead_s=LISTED_AHEAD_S,
         )
         self._stack.push_async_callback(self.desk.absence.close)
         if self.desk.signing is not None:
@@ -310,17 +316,21 @@ class Node:
         await self.engine.settled()
 
     async def _list_markets(self, symbols: tuple[str, ...]) -> None:
-        """List what is missing, with lot and bond as the catalog has them. Raises CatalogError."""
+        """List what is missing, as the catalog has it; not what it is too late or too early for.
+        Raises CatalogError."""
         catalog = load_catalog()
         listed = {market.product for market in self.engine.markets()}
         for symbol in symbols:
             product = catalog.parse(symbol)
             if product in listed:
                 continue
-            bond_usdc6, lots = catalog.bond_usdc6_per_lot(product), catalog.lot_multiple(product)
-            instrument = self.desk.next_instrument()
             plain = m.Market(id=1, action="list", market=symbol)
-            command = translate.list_market(plain, instrument, product, bond_usdc6, lots)
+            now_s, instrument = self.clock.now_ns() // NS_PER_S, self.desk.next_instrument()
+            try:
+                command = list_market(catalog, plain, product, instrument, now_s, LISTED_AHEAD_S)
+            except BadRequest as bad:
+                log.warning("%s is not listed: %s", symbol, bad.detail)
+                continue
             self.engine.submit(command)
             await self.engine.settled()
 
@@ -333,7 +343,7 @@ class Node:
 
     async def _start_server(self) -> None:
         gateway = self.settings.gateway
-        health = Health(self.engine, self._settlement_status)
+        health = Health(self.engine, self._settling)
         access = Access(
             gateway.connections,
             gateway.connections_per_address,
@@ -346,11 +356,10 @@ class Node:
             await self.server.start()
         self._stack.push_async_callback(self.server.stop)
 
-    def _settlement_status(self) -> dict[str, Any]:
-        return {
-            "halted": self.settlement.halted or self._settlement_ended,
-            "waiting": self.settlement.waiting,
-        }
+    def _settling(self) -> Settling:
+        settlement = self.settlement
+        halted = settlement.halted or self._settlement_ended
+        return Settling(halted, settlement.waiting, settlement.unbooked_events)
 
     @property
     def url(self) -> str:
@@ -391,7 +400,7 @@ class Node:
         """Settle and publish the index until cancelled.
 
         When settlement can only go on with a person's help, trading and the index go on without
-        it, and `/ready` says why.
+        it for a while, and `/ready` says why: until its queue is full, and only cancels are taken.
         """
         async with asyncio.TaskGroup() as tasks:
             tasks.create_task(self._settle_forever())
@@ -403,7 +412,10 @@ class Node:
             await self.settlement.run()
         except (SettlementError, CompexError) as error:
             self._settlement_ended = f"{type(error).__name__}: {error}"
-            log.error("settlement has ended, trading goes on: %s", self._settlement_ended)
+            log.error(
+                "settlement has ended, orders are taken until its queue is full: %s",
+                self._settlement_ended,
+            )
 
     async def _tell_index_forever(self) -> None:
         while True:

@@ -17,7 +17,7 @@ from compex_client import reads as r
 from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import address_text
 
-from engine.catalog import Catalog, window_hours
+from engine.catalog import HOUR_S, Catalog
 from engine.rejects import Reject
 from gateway import translate
 from gateway.mirror import TRADES_KEPT, MarketState
@@ -27,7 +27,6 @@ from gateway.wire import BadRequest
 
 QUERY_CHARS_MAX: Final = 1_024
 QUERY_FIELDS_MAX: Final = 16
-HOUR_S: Final = 3_600
 MARKET: Final = "/{market}"  # ends the path of a read of one market
 assert r.TRADES_MAX == TRADES_KEPT and r.ROUNDS_MAX == INDEX_ROUNDS_KEPT
 
@@ -113,6 +112,7 @@ def instrument(desk: Desk, asked: Asked) -> r.Instrument:
 
 def instrument_of(market: MarketState, catalog: Catalog) -> r.Instrument:
     parts = catalog.parts(market.product)
+    starts_s, ends_s = catalog.window_s(market.product)
     return r.Instrument(
         **msgspec.structs.asdict(market.info()),
         hardware=parts.hardware.id,
@@ -120,8 +120,8 @@ def instrument_of(market: MarketState, catalog: Catalog) -> r.Instrument:
         region=parts.region.name,
         grade=parts.grade.name,
         tenor=parts.window.name,
-        starts_s=parts.start_hours * HOUR_S,
-        hours=window_hours(parts.window.name, parts.start_hours),
+        starts_s=starts_s,
+        hours=(ends_s - starts_s) // HOUR_S,
         tick=PRICE_TICK,
     )
 

@@ -29,7 +29,7 @@ from engine.catalog import Catalog
 from engine.port import Port
 from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
 from engine.rejects import WORDS, CatalogError, Refused, Reject
-from gateway import translate, wire
+from gateway import listing, translate, wire
 from gateway.absence import DEAD_MAN, DISCONNECT, Absence, Place
 from gateway.audit import Audit
 from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
@@ -43,6 +43,7 @@ from gateway.hub import EVERY_MARKET, Topic
 from gateway.keys import Keys
 from gateway.limits import (
     DEFAULT_LIMITS,
+    NS_PER_S,
     PENDING_REPEATS_MAX,
     RETRY_MS,
     AddressBuckets,
@@ -183,6 +184,7 @@ class Desk:
     history: History
     absence: Absence
     signing: Signing | None  # None: orders are settled without signatures
+    listed_ahead_s: int  # as in `listing`
     listing: set[int] = field(default_factory=set[int])  # products being listed right now
     closing: m.Closing | None = None  # told to everybody: no request is taken any more
     last_listed: int = 0  # the highest instrument number ever given out
@@ -223,10 +225,12 @@ def open_desk(
     history: History | None = None,
     signatures: Signatures | None = None,
     sign_within_ms: int = 0,
+    listed_ahead_s: int = 0,
 ) -> Desk:
     """Put pending answers, feed, history and port together. Before the port starts, so that they
     hear the journal's events first. Without `keys` they are kept in memory alone; so are private
-    streams without a history. `sign_within_ms` is as in `messages.Signing`."""
+    streams without a history. `sign_within_ms` is as in `messages.Signing`, `listed_ahead_s` as in
+    `listing.list_market`."""
     pending = Pending()
     history = History() if history is None else history
     keys = Keys() if keys is None else keys
@@ -272,6 +276,7 @@ def open_desk(
         history=history,
         absence=absence,
         signing=signing,
+        listed_ahead_s=listed_ahead_s,
     )
 
 
@@ -1050,8 +1055,9 @@ class Session:
             raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "market", str(error)) from error
         if product in desk.listing or desk.feed.mirror.market_named(request.market):
             raise BadRequest(Reject.ALREADY_LISTED, "market")
-        bond, lot = desk.catalog.bond_usdc6_per_lot(product), desk.catalog.lot_multiple(product)
-        command = translate.list_market(request, desk.next_instrument(), product, bond, lot)
+        now_s, ahead_s = desk.time_ns() // NS_PER_S, desk.listed_ahead_s
+        instrument = desk.next_instrument()
+        command = listing.list_market(desk.catalog, request, product, instrument, now_s, ahead_s)
         if self._submit(request, command, desk.catalog.ticker(product)):
             desk.listing.add(product)
 

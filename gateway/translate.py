@@ -327,7 +327,12 @@ def withdraw(message: m.Withdraw, account: int) -> Command:
 
 
 def list_market(
-    message: m.Market, instrument: int, product: int, bond_usdc6: int, lot_multiple: int
+    message: m.Market,
+    instrument: int,
+    product: int,
+    bond_usdc6: int,
+    lot_multiple: int,
+    closes_s: int,
 ) -> Command:
     """What the message leaves out of its bond and its lot is as given here."""
     if message.bond:
@@ -340,7 +345,7 @@ def list_market(
         order_id=product,  # the bytes of product
         price_ticks=bond_usdc6,  # the bytes of bond_usdc6_per_lot
         qty_lots=lot_multiple,  # the bytes of lot_multiple
-        expiry_s=message.closes_s,  # the bytes of closes_s
+        expiry_s=closes_s,  # the bytes of closes_s
         client_id=message.opens_s | message.closing_call_s << 32,  # the bytes of both
         flags=ListingFlag.OPENING_CALL if message.opening_call else 0,
     )

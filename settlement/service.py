@@ -210,6 +210,11 @@ class Settlement:
         """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
         return self._outbox.waiting or self._upkeep.warning
 
+    @property
+    def unbooked_events(self) -> int:
+        """Heard from the engine and not yet in the ledger."""
+        return self._queued
+
     # --- from the engine ------------------------------------------------------------------------
     def _receive(self, batch: Batch) -> None:
         last = batch.first_number + len(batch.events) - 1

@@ -22,6 +22,7 @@ NO_ROOT: Final = bytes(ROOT_BYTES)
 
 # The contract's windows, in seconds: nobody can change them.
 CHALLENGE_SECONDS: Final = 86_400  # a batch's fills may be challenged; then its leases released
+HORIZON_SECONDS: Final = 60 * 86_400  # what ends later after its batch, anybody may void
 EPOCH_SECONDS: Final = 86_400  # what is earned in one matures two later
 SILENCE_SECONDS: Final = 14 * 86_400  # of the settler: then anybody may freeze the vault
 STAKE_USDC6: Final = 20_000_000  # what a question costs who asks it

@@ -11,6 +11,7 @@ import urllib.error
 import urllib.request
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any, Final
 
@@ -26,6 +27,7 @@ ENVIRONMENT: Final = {
 }
 COMPEX: Final = (sys.executable, "-m", "gateway.cli")
 SYMBOL: Final = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
+SOON: Final = datetime.now(UTC) + timedelta(days=2)  # no window of it begins meanwhile
 START_SECONDS_MAX: Final = 120
 END_SECONDS_MAX: Final = 60
 HTTP_SECONDS_MAX: Final = 10
@@ -34,7 +36,7 @@ HTTP_SECONDS_MAX: Final = 10
 def write_settings(path: Path, port: int = 0, more: str = "") -> None:
     """Every market of one class and grade, so that the journal is soon larger than what else a
     node writes: a limit on files then cuts it off first."""
-    hours = [f"{SYMBOL[: -len('SPOT')]}H|2027-06-01T{hour:02}" for hour in range(24)]
+    hours = [f"{SYMBOL[: -len('SPOT')]}H|{SOON:%Y-%m-%d}T{hour:02}" for hour in range(24)]
     path.write_text(
         f"[gateway]\nport = {port}\n[markets]\nlisted = {json.dumps([SYMBOL, *hours])}\n"
         f"[chain]\nembedded_rpc_port = -1\n[settlement]\nturn_seconds = 0.2\n{more}",

@@ -2,8 +2,10 @@
 fills may be settled then, and what becomes of who does not sign."""
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Iterator
 from contextlib import AsyncExitStack
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -36,7 +38,8 @@ from tests.settled import transact
 BUYER, SELLER, BOT = (Wallet(bytes([n]) * 32) for n in (0x11, 0x22, 0x33))
 SPOT = "nv.rtx4090-24g.x1|us-e|B|SPOT"
 OTHER = "nv.rtx4090-24g.x1|us-w|B|SPOT"
-HOURS = [f"nv.rtx4090-24g.x1|us-e|B|H|2209-01-01T{hour:02}" for hour in (3, 4)]
+SOON = datetime.now(UTC) + timedelta(days=2)
+HOURS = [f"nv.rtx4090-24g.x1|us-e|B|H|{SOON:%Y-%m-%d}T{hour:02}" for hour in (3, 4)]
 TICKER = load_catalog().ticker(load_catalog().parse(SPOT))
 SLOWLY = Terms(every_s=600)  # signs when it is told to
 
@@ -370,7 +373,7 @@ async def test_a_client_that_is_slow_to_sign_signs_when_it_is_told_to(
 async def test_what_somebody_does_not_sign_is_undone_and_the_account_suspended(
     directory: Path, database_url: str
 ) -> None:
-    clock = ScriptedClock(1_795_219_200_000_000_000)
+    clock = ScriptedClock(time.time_ns())
     hour_s = 3_600
     node = await Node.open(directory, settings(database_url, hour_s), clock)
     market = Market(node, database_url)

@@ -212,6 +212,32 @@ async def test_a_damaged_history(traded: Path, monkeypatch: pytest.MonkeyPatch) 
         assert (typing.home / "history.sqlite3").stat().st_size
 
 
+async def test_settlement_that_has_halted(traded: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with terminal(traded, monkeypatch) as typing:
+        journal, backup = typing.home / "journal", typing.directory / "backup"
+        older = typing.directory / "older"
+        shutil.copytree(journal, older)
+        await typing.up(*UP)
+        assert typing.node is not None
+        async with await connect(
+            await typing.node.websocket(), typing.node.administrator()
+        ) as client:
+            await client.halt_market(SYMBOL)
+            await client.resume_market(SYMBOL)
+        await typing.type("kill -TERM $(cat .compex.lock)")
+        await booked(typing)
+        shutil.copytree(journal, backup)
+        shutil.rmtree(journal)
+        shutil.copytree(older, journal)
+        for path in typing.home.glob("history.sqlite3*"):
+            path.unlink()  # as the start would ask for
+        said = await typing.up(*UP)
+        assert "settlement starts late" in said
+        seen, done = blocks("Settlement has halted, or waits", "console")
+        await typing.type_all(seen)
+        await typing.type_all(done)
+
+
 async def booked(typing: Terminal) -> None:
     """A start has the ledger book all that it did not before the node was stopped; without that a
     snapshot of it is of no use."""
@@ -331,6 +357,7 @@ def test_every_block_of_the_page_is_typed_by_a_test() -> None:
         "A node is stuck": 2,
         "An upgrade": 3,
         "The vault is of an earlier version": 0,
+        "Settlement has halted, or waits": 2,
         "The history's file": 1,
         "Every queue between a socket and the disk": 0,
         "What a node counts": 1,

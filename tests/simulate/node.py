@@ -242,7 +242,8 @@ class Life:
         for instrument, listing in enumerate(LISTINGS):
             product = CATALOG.parse(listing.market)
             if product not in listed:
-                self.engine.submit(translate.list_market(listing, instrument, product, 0, 0))
+                plain = (listing, instrument, product, 0, 0, listing.closes_s)
+                self.engine.submit(translate.list_market(*plain))
         await self.engine.settled()
 
     def _hear(self, batch: Batch) -> None:

@@ -780,6 +780,26 @@ async def test_a_market_is_listed_once_even_if_asked_twice_at_once(exchange: Exc
     assert refused(chief.say(m.Market(7, "halt", "x|y"))).code == Reject.UNKNOWN_INSTRUMENT
 
 
+async def test_a_windows_market_closes_at_the_latest_when_its_hours_begin(
+    exchange: Exchange,
+) -> None:
+    chief, now_s = exchange.converse(ADMINISTRATOR), exchange.clock.now_ns() // 10**9
+    exchange.desk.listed_ahead_s = 31 * 86_400  # from the morning of 21 November on
+    grade = "nv.h100-sxm-80g.x8.ib|us-e|B"
+    early, plain, late = [f"{grade}|H|2026-11-21T0{hour}" for hour in (1, 2, 3)]
+    acked(await ask(exchange, chief, m.Market(3, "list", plain)))
+    acked(await ask(exchange, chief, m.Market(4, "list", early, closes_s=now_s + 1_800)))
+    gates = {x.symbol: x.closes_s - now_s for x in exchange.desk.feed.market_infos()}
+    assert (gates[plain], gates[early], gates[SYMBOL]) == (7_200, 1_800, -now_s)
+
+    after = refused(chief.say(m.Market(5, "list", late, closes_s=now_s + 3 * 3_600 + 1)))
+    assert (after.code, after.field) == (Reject.INVALID_LISTING, "closes_s")
+    for window in ("H|2026-11-21T00", "D|2026-11-21", "W|2026-W52", "M|2026-12", "M|2027-02"):
+        gone = refused(chief.say(m.Market(6, "list", f"{grade}|{window}")))
+        assert (gone.code, gone.field) == (Reject.INVALID_LISTING, "market"), window
+    acked(await ask(exchange, chief, m.Market(7, "list", f"{grade}|W|2026-W51")))
+
+
 # --- limits ------------------------------------------------------------------------------------
 class Watch:
     def __init__(self) -> None:

@@ -13,6 +13,7 @@ from compex_client import Client, Disconnected, Rejected, connect
 from compex_client import messages as m
 from compex_client.book import Book
 from compex_client.messages import CloseCode
+from compex_client.reads import Settling
 from compex_client.streams import BookStream
 from compex_client.units import parse_qty, qty_text
 from websockets.asyncio.client import ClientConnection
@@ -425,9 +426,9 @@ async def test_ready_is_false_while_only_cancels_are_taken(node: Node) -> None:
 
 
 async def test_what_settlement_says_is_part_of_ready(node: Node) -> None:
-    health = Health(node.exchange.port, lambda: {"batch": 7}, role="primary")
+    health = Health(node.exchange.port, lambda: Settling(waiting="a fee"), role="primary")
     ready = health.ready()
-    assert (ready.settlement, ready.role) == ({"batch": 7}, "primary")
+    assert (ready.settlement, ready.role) == (Settling(waiting="a fee"), "primary")
 
 
 async def test_the_market_list_is_served(node: Node) -> None:

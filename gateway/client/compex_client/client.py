@@ -641,7 +641,8 @@ class Client:
         closing_call_s: int = 0,
     ) -> m.Ack:
         """`bond` in USDC per 0.01 GPU-hour; quantities will be multiples of `lot` GPU-hours;
-        by default as the catalog has them. `closes_s`, in Unix seconds, is its gate closure.
+        by default as the catalog has them. `closes_s`, in Unix seconds, is its gate closure:
+        by default when its window begins.
         `messages.Market` tells of opening and closing calls."""
         request = m.Market(
             id=1,  # until it is sent

@@ -549,7 +549,7 @@ class Market(Request, tag="market"):
     market: Text
     bond: Decimal = ""
     lot: Decimal = ""
-    closes_s: UnixSeconds = 0  # 0: it stays open
+    closes_s: UnixSeconds = 0  # 0: when its window begins; SPOT stays open
     opening_call: bool = False
     opens_s: UnixSeconds = 0
     closing_call_s: UnixSeconds = 0

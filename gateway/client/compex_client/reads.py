@@ -7,7 +7,7 @@ Invariant: changed only by addition; the types of `compex_client.messages` are u
 fit. Both ends import this module.
 """
 
-from typing import Annotated, Any, Final, Literal
+from typing import Annotated, Final, Literal
 
 from msgspec import Meta, Struct, field
 
@@ -166,6 +166,16 @@ class Live(Struct):
     live: bool = True
 
 
+class Settling(Struct):
+    """What becomes of fills. `halted` is why nothing more is booked or settled until a person
+    helps, `waiting` why nothing is sent to the vault though it could be, which passes by itself;
+    each is empty while all is well. Once too many events are unbooked, only cancels are taken."""
+
+    halted: str = ""
+    waiting: str = ""
+    unbooked_events: int = 0
+
+
 class Ready(Struct):
     """`ready` is whether an order sent now would be taken; `stopped`, `has_room`, `journal_space`
     and `warning` are why not."""
@@ -181,4 +191,4 @@ class Ready(Struct):
     journal_bytes_free: int
     journal_space: Literal["enough", "low", "too_low"]
     warning: str
-    settlement: dict[str, Any]
+    settlement: Settling
