@@ -518,6 +518,7 @@ class Journal:
                 yield from _behind(segment, after)
             if unborn is not None:
                 unborn.unlink()
+                _sync_directory(self.directory)  # back again, it would follow what is written now
             if not paths:
                 self._start_segment()
         except OSError as error:
