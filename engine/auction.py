@@ -29,6 +29,7 @@ from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, 
 from engine.outbox import emit, is_spent, next_event, reject
 from engine.records import (
     AUCTION_ROUNDS_MAX,
+    CALL_BY_TIME,
     INSTRUMENTS_MAX,
     CancelReason,
     EventKind,
@@ -255,6 +256,8 @@ def call_market(s: Any, c: Any, out: Any) -> Any:
             reason = Reject.MARKET_CLOSED
         elif s.markets[c.instrument].auction_ticks != 0:
             reason = Reject.UNCROSSING
+        elif c.flags == CALL_BY_TIME and s.books[c.instrument].status == MarketStatus.HALTED:
+            reason = Reject.MARKET_HALTED  # by a command that was on its way; a resume asks again
     if reason != 0:
         return reject(out, c, reason)
     begin_call(s, c.instrument, c.expiry_s)

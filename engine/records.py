@@ -43,6 +43,7 @@ ACCOUNT_ORDERS_MAX: Final = 1 << 16  # open orders of one account; the rest are 
 CAPACITIES_MAX: Final = 1 << 19  # (account, instrument) pairs with declared capacity
 CLIENT_ID_MAX: Final = (1 << 53) - 1  # exact in every JSON reader
 WHOLE_LOOKS_MAX: Final = 64  # all-or-none orders looked at after a command, best prices first
+WHOLE_MET_MAX: Final = 4_096  # orders that those would trade with, all together
 EFFECTS_MAX: Final = 16_384  # events one command may cause; bounds the work between two commands
 ALL_INSTRUMENTS: Final = (1 << 32) - 1  # cancel-all over every market of the account
 PARTS_MAX: Final = 168  # records that may follow a command of several: a block of a week's hours
@@ -239,6 +240,9 @@ class ListingFlag(IntEnum):
     """How a market starts (in the field `flags` of a LIST_MARKET)."""
 
     OPENING_CALL = 1  # in a call, until `opens_s` or, if that is 0, until somebody uncrosses it
+
+
+CALL_BY_TIME: Final = 1  # `flags` of a CALL_MARKET that leaves a halted market as it is
 
 
 def _overlaid(size: int, fields: list[tuple[str, Any, int]]) -> np.dtype[np.void]:

@@ -2,8 +2,9 @@
 
 Built from published events alone, so that a restart knows what is still to come. Invariant: before
 a command is sequenced, all that was to happen to markets by then is in the order before it, each
-once until it is answered; what a command could not finish is asked for again at once. Only
-`pipeline` calls. Planning and taking are O(log n) in the times planned.
+once until it is answered; what a command could not finish is asked for again at once, and a gate
+shuts only on what its auction has left. Only `pipeline` calls. Planning and taking are O(log n) in
+the times planned.
 """
 
 from typing import Final
@@ -12,6 +13,7 @@ import msgspec
 from sortedcontainers import SortedList
 
 from engine.records import (
+    CALL_BY_TIME,
     SECOND_NS,
     Command,
     CommandKind,
@@ -42,6 +44,7 @@ class _Saved(msgspec.Struct, array_like=True):
     calls: dict[int, int]
     halted: set[int]
     indicated_ns: dict[int, int]
+    uncrossing: set[int] = set()
 
 
 class Timetable:
@@ -49,9 +52,10 @@ class Timetable:
         self._times: SortedList[tuple[int, int, int]] = SortedList()  # (at_ns, step, instrument)
         self._at_ns: dict[tuple[int, int], int] = {}  # (step, instrument) -> its time
         self._closes_s: dict[int, int] = {}
-        self._closing_call_s: dict[int, int] = {}  # when a closing call is to begin
+        self._closing_call_s: dict[int, int] = {}  # when a closing call is to begin, until it has
         self._calls: dict[int, int] = {}  # markets in a call -> when it ends; 0: by hand
         self._halted: set[int] = set()
+        self._uncrossing: set[int] = set()  # asked for, or begun, and not at its end
         self._indicated_ns: dict[int, int] = {}  # by market in a call
 
     def _plan(self, step: int, instrument: int, at_ns: int) -> None:
@@ -72,15 +76,31 @@ class Timetable:
         while self._times and self._times[0][0] <= now_ns:
             _, step, instrument = self._times.pop(0)
             del self._at_ns[step, instrument]
-            if step != _CALL:
+            if step == _CALL:
+                commands += self._closing_call(instrument, now_ns)
+            elif step != _CLOSE or not self._is_uncrossed_first(instrument, now_ns):
                 commands.append(Command(kind=_STEPS[step], instrument=instrument))
-                continue
-            # The gate is its end; a market that is halted stays so, until it is resumed.
-            closes_s = self._closes_s[instrument]
-            if instrument not in self._halted and closes_s * SECOND_NS > now_ns:
-                call = Command(kind=_STEPS[step], instrument=instrument, expiry_s=closes_s)
-                commands.append(call)
+            if step == _UNCROSS:
+                self._uncrossing.add(instrument)
         return commands
+
+    def _closing_call(self, instrument: int, now_ns: int) -> list[Command]:
+        """The gate is its end, and that of a call that it finds. A market that is halted stays so
+        until it is resumed, and one that is being uncrossed is called once that is done."""
+        closes_s = self._closes_s[instrument]
+        waits = instrument in self._halted or instrument in self._uncrossing
+        if waits or closes_s * SECOND_NS <= now_ns:
+            return []
+        self._drop(_UNCROSS, instrument)
+        call = Command(kind=CommandKind.CALL_MARKET, instrument=instrument, expiry_s=closes_s)
+        return [call._replace(flags=CALL_BY_TIME)]
+
+    def _is_uncrossed_first(self, instrument: int, now_ns: int) -> bool:
+        """Whether the gate waits for the end of an auction; nobody comes in meanwhile."""
+        if instrument in self._halted:
+            return False
+        at_ns = self._at_ns.get((_UNCROSS, instrument))
+        return instrument in self._uncrossing or (at_ns is not None and at_ns <= now_ns)
 
     def published(self, events: list[Event]) -> None:
         """Consecutive events."""
@@ -96,13 +116,14 @@ class Timetable:
             case EventKind.MARKET_LISTED:
                 self._listed(event)
             case EventKind.MARKET_CALLED | EventKind.VOLATILITY_CALL:
-                self._halted.discard(instrument)
-                self._begin(instrument, event.expiry_s, event.time_ns)
+                self._called(event)
             case EventKind.MARKET_UNCROSSED:
                 if event.reason:
+                    self._uncrossing.add(instrument)
                     self._plan(_UNCROSS, instrument, event.time_ns)
                 else:
                     self._end(instrument)
+                    self._plan_overdue(instrument, event.time_ns)
             case EventKind.INDICATED:
                 self._drop(_INDICATE, instrument)
                 self._indicated_ns[instrument] = event.time_ns
@@ -110,6 +131,7 @@ class Timetable:
                 self._halted.add(instrument)
                 for step in (_UNCROSS, _INDICATE):
                     self._drop(step, instrument)
+                self._plan_overdue(instrument, event.time_ns)
             case EventKind.MARKET_RESUMED:
                 self._resumed(event)
             case EventKind.MARKET_CLOSED:
@@ -128,6 +150,16 @@ class Timetable:
         if event.reason == ListingFlag.OPENING_CALL:
             self._begin(instrument, event.opens_s or closes_s, event.time_ns)
 
+    def _called(self, event: Event) -> None:
+        instrument = event.instrument
+        self._halted.discard(instrument)
+        self._begin(instrument, event.expiry_s, event.time_ns)
+        call_s = self._closing_call_s.get(instrument)
+        till_gate = event.expiry_s == self._closes_s.get(instrument)
+        if till_gate and call_s is not None and call_s * SECOND_NS <= event.time_ns:
+            del self._closing_call_s[instrument]
+            self._drop(_CALL, instrument)
+
     def _begin(self, instrument: int, until_s: int, now_ns: int) -> None:
         """A call that ends then; 0: by hand."""
         self._calls[instrument] = until_s
@@ -136,7 +168,17 @@ class Timetable:
         if until_s:
             self._plan(_UNCROSS, instrument, until_s * SECOND_NS)
 
+    def _plan_overdue(self, instrument: int, now_ns: int) -> None:
+        """What had to wait until now: the gate, or a closing call."""
+        closes_s = self._closes_s.get(instrument, 0)
+        call_s = self._closing_call_s.get(instrument)
+        if closes_s and closes_s * SECOND_NS <= now_ns:
+            self._plan(_CLOSE, instrument, now_ns)
+        elif call_s is not None and call_s * SECOND_NS <= now_ns:
+            self._plan(_CALL, instrument, now_ns)
+
     def _end(self, instrument: int) -> None:
+        self._uncrossing.discard(instrument)
         self._calls.pop(instrument, None)
         self._indicated_ns.pop(instrument, None)
         for step in (_UNCROSS, _INDICATE):
@@ -147,9 +189,9 @@ class Timetable:
         self._halted.discard(instrument)
         if event.reason:
             self._begin(instrument, self._calls[instrument], event.time_ns)
-        call_ns = self._closing_call_s.get(instrument, 0) * SECOND_NS
-        if call_ns and call_ns <= event.time_ns:
-            self._plan(_CALL, instrument, event.time_ns)
+            if instrument in self._uncrossing:
+                self._plan(_UNCROSS, instrument, event.time_ns)
+        self._plan_overdue(instrument, event.time_ns)
 
     def _closed(self, event: Event) -> None:
         instrument = event.instrument
@@ -178,6 +220,7 @@ class Timetable:
                 self._calls,
                 self._halted,
                 self._indicated_ns,
+                self._uncrossing,
             )
         )
 
@@ -188,4 +231,4 @@ class Timetable:
             self._plan(step, instrument, at_ns)
         self._closes_s, self._closing_call_s = found.closes_s, found.closing_call_s
         self._calls, self._halted = found.calls, found.halted
-        self._indicated_ns = found.indicated_ns
+        self._indicated_ns, self._uncrossing = found.indicated_ns, found.uncrossing

@@ -9,6 +9,7 @@ its market into a call; a limit beyond the static band is refused.
 from engine.records import (
     AUCTION_ROUNDS_MAX,
     BAND_PPM_MAX,
+    CALL_BY_TIME,
     CALL_SECONDS_MAX,
     EFFECTS_MAX,
     PPM,
@@ -54,6 +55,8 @@ class Auctions(Orders):
         closed = book.status is MarketStatus.CLOSED or shut
         self._require(not closed, Reject.MARKET_CLOSED)
         self._require(not book.auction_ticks, Reject.UNCROSSING)
+        halted = c.flags == CALL_BY_TIME and book.status is MarketStatus.HALTED
+        self._require(not halted, Reject.MARKET_HALTED)
         self._begin_call(book, c.expiry_s)
         self._emit(EventKind.MARKET_CALLED, **halves(book.uncross_s))
 

@@ -17,6 +17,7 @@ from engine.records import (
     AMOUNT_USDC6_MAX,
     BAND_PPM_MAX,
     BASKET_LEGS_MAX,
+    CALL_BY_TIME,
     CALL_SECONDS_MAX,
     EXCLUSIVE_LEGS_MAX,
     FEE_PPM_MAX,
@@ -533,7 +534,7 @@ def amend(flow: Flow) -> Command:
         order_id=order_id,
         price_ticks=flow.mostly(chance.choice((0, flow.price(market, side))), EDGE_PRICES, 50),
         qty_lots=flow.mostly(chance.choice(lots), EDGE_LOTS, 50),
-        flags=flow.mostly(chance.choice((0, 0, Flag.POST_ONLY)), (2, 3, 255), 50),
+        flags=flow.mostly(chance.choice((0, 0, Flag.POST_ONLY)), (2, 3, 4, 255), 50),
         self_trade=flow.mostly(chance.choice(tuple(SelfTrade)), (4, 255), 50),
     )
 
@@ -773,7 +774,8 @@ def call_market(flow: Flow) -> Command:
     if not flow.one_in(3):
         flow.then(Command(kind=CommandKind.UNCROSS_MARKET, instrument=market))
     until_s = chance.choice((0, flow.now_s(), flow.now_s() + chance.randint(1, 90)))
-    return Command(kind=CommandKind.CALL_MARKET, instrument=market, expiry_s=until_s)
+    flags = flow.chance.choice((0, 0, CALL_BY_TIME))
+    return Command(kind=CommandKind.CALL_MARKET, instrument=market, expiry_s=until_s, flags=flags)
 
 
 def uncross_market(flow: Flow) -> Command:

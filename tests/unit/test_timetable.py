@@ -265,9 +265,8 @@ async def test_a_restart_remembers_the_calls_that_go_on(world: World) -> None:
     await world.pipeline.close()
 
 
-async def test_an_uncross_of_many_trades_is_asked_for_until_it_is_done(world: World) -> None:
-    await world.list_market()
-    await world.do(CommandKind.CALL_MARKET, expiry_s=START_S + 5)
+async def many_that_cross(world: World) -> int:
+    """Orders in a call that more than one command uncrosses; how many lots of each side."""
     asks = EFFECTS_MAX // 3 + 5
     iceberg: dict[str, int] = {"account": 1, "price_ticks": 101, "order_id": 1}
     await world.do(CommandKind.NEW_ORDER, qty_lots=2 * asks, **iceberg)
@@ -275,10 +274,104 @@ async def test_an_uncross_of_many_trades_is_asked_for_until_it_is_done(world: Wo
     for _ in range(asks):
         world.pipeline.submit(ask)
     await world.pipeline.settled()
+    return 2 * asks
+
+
+async def test_an_uncross_of_many_trades_is_asked_for_until_it_is_done(world: World) -> None:
+    await world.list_market()
+    await world.do(CommandKind.CALL_MARKET, expiry_s=START_S + 5)
+    lots = await many_that_cross(world)
     await world.at(START_S + 5)
     done = [event for event in world.events if event.kind == UNCROSSED]
     assert [event.reason for event in done] == [CancelReason.EFFECTS_LIMIT, 0]
-    assert done[-1].volume_lots == 2 * asks
+    assert done[-1].volume_lots == lots
+    await world.pipeline.close()
+
+
+async def test_the_gate_shuts_on_what_the_closing_auction_has_left_however_large(
+    world: World,
+) -> None:
+    await world.list_market(gate_s=GATE_S, closing_call_s=10)
+    await world.at(GATE_S - 10)
+    lots = await many_that_cross(world)
+    await world.order(1, Side.BUY, 90)
+    await world.at(GATE_S)
+    ends = [event for event in world.events if event.kind in {UNCROSSED, CLOSED}]
+    assert [(event.kind, event.reason) for event in ends] == [
+        (UNCROSSED, CancelReason.EFFECTS_LIMIT), (UNCROSSED, 0), (CLOSED, 0)
+    ]  # fmt: skip
+    assert ends[1].volume_lots == lots
+    assert world.kinds().count(EventKind.CANCELLED) == 1, "the bid that crossed nothing"
+    await world.pipeline.close()
+
+
+@pytest.mark.parametrize("by_listing", [False, True])
+async def test_a_call_that_ends_when_the_closing_call_begins_goes_on_till_the_gate(
+    world: World, by_listing: bool
+) -> None:
+    begins_s = GATE_S - 10
+    if by_listing:
+        opening = {"opens_s": begins_s, "flags": ListingFlag.OPENING_CALL}
+        await world.list_market(gate_s=GATE_S, closing_call_s=10, **opening)
+    else:
+        await world.list_market(gate_s=GATE_S, closing_call_s=10)
+        await world.do(CommandKind.CALL_MARKET, expiry_s=begins_s)
+    assert await world.at(begins_s) == [CALLED]
+    assert world.status == MarketStatus.CALL
+    assert await world.at(GATE_S) == [UNCROSSED, CLOSED]
+    await world.pipeline.close()
+
+
+async def test_a_start_after_both_an_opening_and_a_closing_call_does_one_after_the_other(
+    world: World,
+) -> None:
+    opening = {"opens_s": START_S + 5, "flags": ListingFlag.OPENING_CALL}
+    await world.list_market(gate_s=GATE_S, closing_call_s=10, **opening)
+    await world.pipeline.close()
+    world.clock.advance_to((GATE_S - 3) * SECOND_NS)
+    await world.restart()
+    await world.look()
+    assert world.kinds()[-2:] == [UNCROSSED, CALLED]
+    assert await world.at(GATE_S) == [UNCROSSED, CLOSED]
+    await world.pipeline.close()
+
+
+async def test_a_closing_call_ended_by_hand_does_not_begin_again(world: World) -> None:
+    await world.list_market(gate_s=GATE_S, closing_call_s=10)
+    assert await world.at(GATE_S - 10) == [CALLED]
+    await world.do(CommandKind.UNCROSS_MARKET)
+    await world.restart()
+    assert await world.at(GATE_S - 1) == []
+    assert world.status == MarketStatus.OPEN
+    await world.pipeline.close()
+
+
+async def test_a_halt_on_its_way_stands_when_a_closing_call_falls_due(world: World) -> None:
+    await world.list_market(gate_s=GATE_S, closing_call_s=10)
+    world.pipeline.submit(Command(kind=CommandKind.HALT_MARKET))
+    world.clock.advance_to((GATE_S - 10) * SECOND_NS)
+    await world.order(1, Side.BUY, 100)
+    assert world.kinds() == [HALTED, EventKind.REJECTED, EventKind.REJECTED]
+    await world.do(CommandKind.RESUME_MARKET)
+    await world.look()
+    assert world.kinds()[3:] == [RESUMED, CALLED]
+    await world.pipeline.close()
+
+
+async def test_an_uncross_halted_in_the_middle_goes_on_when_resumed(world: World) -> None:
+    await world.list_market()
+    await world.do(CommandKind.CALL_MARKET)  # without a time
+    await many_that_cross(world)
+    world.events.clear()
+    world.pipeline.submit(Command(kind=CommandKind.UNCROSS_MARKET))
+    world.pipeline.submit(Command(kind=CommandKind.HALT_MARKET))
+    await world.look()
+    assert world.kinds()[-2:] == [UNCROSSED, HALTED]
+    await world.restart()
+    await world.do(CommandKind.RESUME_MARKET)
+    await world.look()
+    assert world.kinds()[-1] == UNCROSSED
+    assert (world.events[-1].reason, world.status) == (0, MarketStatus.OPEN)
     await world.pipeline.close()
 
 
