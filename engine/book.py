@@ -33,10 +33,12 @@ from engine.records import (
     FEE_TIERS,
     INSTRUMENTS_MAX,
     OPEN_ORDERS_MAX,
+    ORDER_GENERATION_BITS,
     QUOTES_MAX,
     Side,
 )
 
+_LAST_GENERATION: Final = (1 << ORDER_GENERATION_BITS) - 1
 LEAVES_MAX: Final = 1 << 20
 NODES_MAX: Final = 1 << 18
 SHEETS_MAX: Final = 1 << 16  # (account, market) pairs that quote
@@ -197,7 +199,8 @@ STATE: Final = np.dtype(
         ("sequence", "<u8"),
         ("time_ns", "<i8"),
         ("last_void", "<u4"),
-        ("header_unused", "u1", (28,)),
+        ("orders_retired", "<u4"),  # slots whose ids are used up
+        ("header_unused", "u1", (24,)),
         ("last_end", "<u8"),
         ("fees", "<u2", (FEE_TIERS, 2)),  # maker's and taker's rate by tier, parts per million
         ("books", BOOK, (INSTRUMENTS_MAX,)),
@@ -442,12 +445,16 @@ def take_slot(s: Any) -> Any:
 
 @inlined
 def free_slot(s: Any, slot: Any) -> None:
+    """Let it be taken again under a new id, unless it has had all: no order's id comes back."""
     order = s.orders[slot]
     order.qty_lots = uint32(0)
-    order.next = s.order_free
-    order.generation = (order.generation + uint32(1)) & uint32((1 << 29) - 1)
-    s.order_free = slot
     s.open_orders -= uint32(1)
+    if order.generation == uint32(_LAST_GENERATION):
+        s.orders_retired += uint32(1)
+        return
+    order.generation += uint32(1)
+    order.next = s.order_free
+    s.order_free = slot
 
 
 @inlined

@@ -56,7 +56,6 @@ from engine.trade import (
     check_reserve,
     fill,
     is_expired,
-    left_of,
     next_rank,
     refresh,
     taker_ppm_of,
@@ -122,7 +121,8 @@ def _survey_leg(s: Any, leg: Any, looks: Any) -> Any:
     """What a leg's lots trade for now, without fees: (µUSDC or _NOT_FILLABLE, looks so far).
 
     Orders of the same account are passed over under CANCEL_MAKER, as they will be cancelled, and
-    end the leg under the other modes. A look is an event that trading it may cause.
+    end the leg under the other modes; what is concealed comes behind them. A look is an event that
+    trading it may cause.
     """
     book = s.books[leg.instrument]
     side = uint32(SELL) - uint32(leg.side)
@@ -133,6 +133,7 @@ def _survey_leg(s: Any, leg: Any, looks: Any) -> Any:
     while rank >= limit:
         price = int64(rank_of(side, rank))
         slot = _head_of(s, book, leg.instrument, side, rank)
+        concealed = int64(0)
         while slot != 0:
             order = s.orders[slot]
             looks += int64(1)
@@ -143,7 +144,8 @@ def _survey_leg(s: Any, leg: Any, looks: Any) -> Any:
             if is_expired(order, leg.time_ns):
                 pass
             elif order.account != leg.account:
-                lots = min(left, left_of(order))
+                concealed += int64(order.hidden_lots)
+                lots = min(left, int64(order.qty_lots))
                 cost += price * lots
                 left -= lots
                 if left == 0:
@@ -151,6 +153,11 @@ def _survey_leg(s: Any, leg: Any, looks: Any) -> Any:
             elif leg.self_trade != SelfTrade.CANCEL_MAKER:
                 return int64(_NOT_FILLABLE), looks
             slot = order.next
+        lots = min(left, concealed)
+        cost += price * lots
+        left -= lots
+        if left == 0:
+            return cost, looks
         rank = next_rank(s, book, side, rank)
     return int64(_NOT_FILLABLE), looks
 

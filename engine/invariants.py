@@ -416,6 +416,7 @@ def _check_slots(s: Any, sums: Any) -> Any:
         if slot > s.order_high or s.orders[slot].qty_lots != 0 or free > int64(s.order_high):
             return Invariant.A_SLOT_IS_OPEN_OR_FREE
         slot = s.orders[slot].next
+    free += int64(s.orders_retired)
     if open_slots != sums.seen[ORDERS] or open_slots + free != int64(s.order_high):
         return Invariant.A_SLOT_IS_OPEN_OR_FREE
     free = int64(0)

@@ -276,7 +276,7 @@ def _check_room(s: Any, c: Any) -> Any:
     """Whether the account and the shard have room for one more order; 0 if they have."""
     if s.resting[c.account] >= ACCOUNT_ORDERS_MAX:
         return Reject.ACCOUNT_ORDERS_FULL
-    if s.open_orders >= OPEN_ORDERS_MAX:
+    if s.open_orders + s.orders_retired >= OPEN_ORDERS_MAX:
         return Reject.TOO_MANY_OPEN_ORDERS
     if not has_room(s):
         return Reject.BOOK_FULL
@@ -361,39 +361,54 @@ def room_for_fills(out: Any) -> Any:
     return int64(EFFECTS_MAX) - int64(1) - int64(out.count - out.first)
 
 
-@kernel
+@inlined
 def fillable(s: Any, book: Any, c: Any, need: Any, room: Any) -> Any:
-    """Whether an order fills so many lots at once, with `room` effects. O(orders it meets).
+    """Whether an order fills so many lots at once, with `room` effects."""
+    return survey(s, book, c, need, room, int64(EFFECTS_MAX))[0]
+
+
+@kernel
+def survey(s: Any, book: Any, c: Any, need: Any, room: Any, met_max: Any) -> Any:
+    """Whether an order fills so many lots at once, with `room` effects and `met_max` orders looked
+    at, and how many were. O(orders it meets).
 
     Orders of the same account fill nothing: under CANCEL_MAKER they are passed over (they will be
-    cancelled), under the other modes they end the order before it is filled.
+    cancelled), under the other modes they end the order before it is filled. What an iceberg
+    conceals comes behind all others of its price, also behind those.
     """
     side = uint32(SELL - c.side)
+    met = int64(0)
     effects = int64(0)
     rank = book.best[side]
     limit = rank_of(side, uint32(c.price_ticks) if book.rules == 0 else reach(s, c))
     while rank >= limit:
         leaf = leaf_for(s, book, c.instrument, side, rank)
         slot = s.levels[(leaf << uint32(6)) | (rank & uint32(63))].head
+        concealed = int64(0)
         while slot != 0:
             order = s.orders[slot]
+            met += int64(1)
             effects += int64(1)
             if order.hidden_lots != 0:
                 # Each further clip is shown, then filled.
                 effects += int64(2) * (int64(order.hidden_lots) // int64(order.display_lots) + 1)
-            if effects > room:
-                return False
+            if effects > room or met > met_max:
+                return False, met
             if is_expired(order, c.time_ns):
                 pass
             elif order.account != c.account:
-                need -= left_of(order)
+                need -= int64(order.qty_lots)
+                concealed += int64(order.hidden_lots)
                 if need <= 0:
-                    return True
+                    return True, met
             elif c.self_trade != SelfTrade.CANCEL_MAKER:
-                return False
+                return False, met
             slot = order.next
+        need -= concealed
+        if need <= 0:
+            return True, met
         rank = next_rank(s, book, side, rank)
-    return False
+    return False, met
 
 
 @kernel
@@ -526,7 +541,11 @@ def trade(s: Any, book: Any, out: Any, c: Any, taker_id: Any, taker_ppm: Any, li
 
 
 @inlined
-def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any, unit: Any) -> None:
+def rest(
+    s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any, unit: Any, taker_ppm: Any
+) -> None:
+    """Put an order, or what is left of it, on the book. Fees that were raised while it waited do
+    not make it hold more than it did."""
     order = s.orders[slot]
     order.qty_lots = uint32(qty)
     order.price_ticks = uint32(c.price_ticks)
@@ -537,7 +556,7 @@ def rest(s: Any, book: Any, c: Any, slot: Any, qty: Any, capacity: Any, unit: An
     order.hidden_lots = uint32(0)
     order.display_lots = uint32(0)
     order.expiry_s = uint32(0)
-    order.fee_ppm = s.fees[s.identities[c.account].fee_tier, MAKER]
+    order.fee_ppm = min(s.fees[s.identities[c.account].fee_tier, MAKER], taker_ppm)
     order.session = c.session
     order.traits = c.resale << uint8(TRAIT_RESALE_BIT)
     side = uint32(c.side)
@@ -637,7 +656,7 @@ def work(
     if book.rules & uint8(RULE_BANDS) != 0 and left > 0:
         left = _call_beyond_band(s, book, c, out, taker_id, left, limit)
     if left > 0 and c.time_in_force == TimeInForce.GTC:
-        rest(s, book, c, slot, left, capacity, unit)
+        rest(s, book, c, slot, left, capacity, unit, taker_ppm)
         return slot
     free_slot(s, slot)
     if left > 0:

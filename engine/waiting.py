@@ -24,6 +24,7 @@ from engine.book import (
     WHOLE_BUYS,
     WHOLE_SELLS,
     enqueue,
+    has_room,
     leaf_for,
     order_id,
     rank_of,
@@ -36,6 +37,7 @@ from engine.records import (
     EFFECTS_MAX,
     PRICE_TICKS_MAX,
     WHOLE_LOOKS_MAX,
+    WHOLE_MET_MAX,
     CancelReason,
     CommandKind,
     EventKind,
@@ -58,7 +60,6 @@ from engine.trade import (
     check_order,
     check_reserve,
     crosses,
-    fillable,
     is_expired,
     leave,
     left_of,
@@ -66,6 +67,7 @@ from engine.trade import (
     release,
     remove,
     room_for_fills,
+    survey,
     taker_ppm_of,
     work_apart,
 )
@@ -240,26 +242,29 @@ def _as_command(s: Any, slot: Any, c: Any) -> Any:
 
 
 @kernel
-def _next_whole(s: Any, book: Any, market: Any, out: Any, c: Any, looks: Any) -> Any:
+def _next_whole(s: Any, book: Any, market: Any, out: Any, c: Any, looks: Any, met: Any) -> Any:
     """The first all-or-none order that can be filled whole, buys before sells, best limit first:
-    (slot or 0, how many were looked at so far)."""
+    (slot or 0, how many were looked at so far, and how many orders they would meet)."""
     for trie in range(uint32(WHOLE_BUYS), uint32(WHOLE_SELLS + 1)):
         side = side_of(trie)
         rank = market.best[trie]
         while rank != NO_ORDERS and crosses(book, side, rank_of(trie, rank)):
             slot = _head(s, market, uint32(trie), rank)
             while slot != 0:
-                if looks >= WHOLE_LOOKS_MAX:
-                    return uint32(0), looks
+                if looks >= WHOLE_LOOKS_MAX or met >= WHOLE_MET_MAX:
+                    return uint32(0), looks, met
                 looks += 1
                 m = _as_command(s, slot, c)
                 if is_expired(m, c.time_ns):
-                    return slot, looks
-                if fillable(s, book, m, int64(m.qty_lots), room_for_fills(out)):
-                    return slot, looks
+                    return slot, looks, met
+                lots, left = int64(m.qty_lots), int64(WHOLE_MET_MAX) - met
+                fits, more = survey(s, book, m, lots, room_for_fills(out), left)
+                met += more
+                if fits:
+                    return slot, looks, met
                 slot = s.orders[slot].next
             rank = next_rank(s, market, uint32(trie), rank)
-    return uint32(0), looks
+    return uint32(0), looks, met
 
 
 @kernel
@@ -286,8 +291,8 @@ def _trigger(s: Any, book: Any, slot: Any, out: Any, c: Any) -> None:
 def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
     """After a command's own effects in a market: trigger what waits for them, one after another.
 
-    Stops go before all-or-none orders. O(effects) and at most WHOLE_LOOKS_MAX looks, each
-    O(orders it would meet).
+    Stops go before all-or-none orders. O(effects), and of all-or-none orders at most
+    WHOLE_LOOKS_MAX looks, which meet WHOLE_MET_MAX orders together.
     """
     book = s.books[instrument]
     market = s.markets[instrument]
@@ -295,8 +300,11 @@ def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
     high = uint32(0)
     seen = out.first
     looks = 0
+    met = int64(0)
     while book.rules & uint8(RULE_WAITING) != 0 and book.status == MarketStatus.OPEN:
         if out.count - out.first + uint64(_LEAST_EFFECTS) > uint64(EFFECTS_MAX):
+            return
+        if not has_room(s):  # it may rest at a price of its own
             return
         while seen < out.count:
             e = out.events[seen]
@@ -309,7 +317,7 @@ def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
             seen += uint64(1)
         slot = _next_triggered(s, market, low, high)
         if slot == 0:
-            slot, looks = _next_whole(s, book, market, out, c, looks)
+            slot, looks, met = _next_whole(s, book, market, out, c, looks, met)
         if slot == 0:
             return
         _trigger(s, book, slot, out, c)

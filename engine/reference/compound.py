@@ -109,6 +109,7 @@ class Compound(Orders):
         for price in book.prices(other):
             if limit is None or (price > limit if leg.side == Side.BUY else price < limit):
                 return None
+            concealed = 0
             for maker in book.sides[other][price]:
                 self._look(1)
                 if maker.hidden_lots:
@@ -119,11 +120,17 @@ class Compound(Orders):
                     if leg.self_trade != SelfTrade.CANCEL_MAKER:
                         return None
                     continue
-                lots = min(left, maker.left)
+                concealed += maker.hidden_lots
+                lots = min(left, maker.qty_lots)
                 cost += price * lots
                 left -= lots
                 if not left:
                     return cost
+            lots = min(left, concealed)
+            cost += price * lots
+            left -= lots
+            if not left:
+                return cost
         return None
 
     def _look(self, looks: int) -> None:

@@ -254,7 +254,7 @@ class Orders:
             book.sides[side].setdefault(taker.price_ticks, deque()).append(taker)
             self.orders[order_id] = taker
             self._release(taker, taker.qty_lots)
-            taker.fee_ppm = self._maker_ppm(c.account)
+            taker.fee_ppm = min(self._maker_ppm(c.account), taker.fee_ppm)
             self._hold(taker, taker.qty_lots)
             taker.expiry_s, taker.display_lots = expiry_s, display
             if display and taker.qty_lots > display:
@@ -331,7 +331,8 @@ class Orders:
             and c.resale <= c.side
             and c.time_in_force <= TimeInForce.FOK
             and c.self_trade in tuple(SelfTrade)
-            and c.flags in {0, Flag.POST_ONLY, Flag.ALL_OR_NONE},
+            and c.flags in {0, Flag.POST_ONLY, Flag.ALL_OR_NONE}
+            and not (c.kind == CommandKind.AMEND and c.flags == Flag.ALL_OR_NONE),
             Reject.UNKNOWN_COMMAND,
         )
         may_rest = c.time_in_force == TimeInForce.GTC
@@ -365,32 +366,43 @@ class Orders:
         return best_bid is not None and best_bid >= limit
 
     def _fillable(self, c: Command, book: Book, need: int) -> bool:
-        """Whether so many lots fill at once, with a bounded number of events.
+        """Whether so many lots fill at once, with a bounded number of events."""
+        return self._survey(c, book, need, EFFECTS_MAX)[0]
 
-        Own orders fill nothing: passed over under CANCEL_MAKER, else they end the order.
+    def _survey(self, c: Command, book: Book, need: int, met_max: int) -> tuple[bool, int]:
+        """Whether so many lots fill at once, and how many orders were looked at.
+
+        Own orders fill nothing: passed over under CANCEL_MAKER, else they end the order. What is
+        concealed comes behind all that is shown at its price.
         """
         other = Side(1 - c.side)
         room = EFFECTS_MAX - 1 - len(self._events)  # one says that the order is accepted
-        met = 0
+        met = effects = 0
         limit = self._reach(c, book)
         for price in book.prices(other):
             if limit is None or ((price > limit) if c.side == Side.BUY else (price < limit)):
-                return False
+                return False, met
+            concealed = 0
             for maker in book.sides[other][price]:
                 met += 1
+                effects += 1
                 if maker.hidden_lots:
-                    met += 2 * (maker.hidden_lots // maker.display_lots + 1)
-                if met > room:
-                    return False
+                    effects += 2 * (maker.hidden_lots // maker.display_lots + 1)
+                if effects > room or met > met_max:
+                    return False, met
                 if maker.is_expired(c.time_ns):
                     continue
                 if maker.account != c.account:
-                    need -= maker.left
+                    need -= maker.qty_lots
+                    concealed += maker.hidden_lots
                     if need <= 0:
-                        return True
+                        return True, met
                 elif c.self_trade != SelfTrade.CANCEL_MAKER:
-                    return False
-        return False
+                    return False, met
+            need -= concealed
+            if need <= 0:
+                return True, met
+        return False, met
 
     def _trade(self, c: Command, book: Book, taker: Order) -> None:
         other = Side(1 - taker.side)

@@ -128,7 +128,8 @@ class Book:
 
 
 class OrderIds:
-    """Slots taken last freed, first taken; the id is the slot and how often it was reused."""
+    """Slots taken last freed, first taken; the id is the slot and how often it was reused. One
+    that was reused as often as an id can say is never taken again."""
 
     def __init__(self) -> None:
         self._free: list[int] = []
@@ -144,8 +145,9 @@ class OrderIds:
 
     def give_back(self, order_id: int) -> None:
         slot = order_id & 0xFFFFFF
-        self._generations[slot] = (self._generations[slot] + 1) % GENERATIONS
-        self._free.append(slot)
+        if self._generations[slot] < GENERATIONS - 1:
+            self._generations[slot] += 1
+            self._free.append(slot)
 
 
 class RejectedError(Exception):

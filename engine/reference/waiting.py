@@ -11,6 +11,7 @@ from engine.records import (
     PRICE_TICKS_MAX,
     SECOND_NS,
     WHOLE_LOOKS_MAX,
+    WHOLE_MET_MAX,
     CancelReason,
     Command,
     CommandKind,
@@ -68,13 +69,13 @@ class Waiting(Orders):
         self._require(protects, Reject.PRICE_OUT_OF_RANGE)
 
     def _wake(self, c: Command, book: Book) -> None:
-        looks = 0
+        looks = met = 0
         while book.waiting and len(self._events) + 2 <= EFFECTS_MAX:
             if book.status is not MarketStatus.OPEN:
                 return
             order = self._triggered(book)
             if order is None:
-                order, looks = self._fillable_whole(c, book, looks)
+                order, looks, met = self._fillable_whole(c, book, looks, met)
             if order is None:
                 return
             self._trigger(c, book, order)
@@ -93,20 +94,26 @@ class Waiting(Orders):
         rising = [o for o in book.stops(Side.BUY)[:1] if o.stop_ticks <= max(prices)]
         return min(rising + falling, key=lambda order: order.sequence, default=None)
 
-    def _fillable_whole(self, c: Command, book: Book, looks: int) -> tuple[Order | None, int]:
-        """The first all-or-none order that the book can fill, if it is among the first few."""
+    def _fillable_whole(
+        self, c: Command, book: Book, looks: int, met: int
+    ) -> tuple[Order | None, int, int]:
+        """The first all-or-none order that the book can fill, if it is among the first few and
+        those do not meet too many orders together."""
         for side in Side:
             for order in book.wholes(side):
                 if not self._crosses(book, side, order.price_ticks):
                     break
-                if looks == WHOLE_LOOKS_MAX:
-                    return None, looks
+                if looks == WHOLE_LOOKS_MAX or met >= WHOLE_MET_MAX:
+                    return None, looks, met
                 looks += 1
                 if order.is_expired(c.time_ns):
-                    return order, looks
-                if self._fillable(self._as_command(c, order), book, order.qty_lots):
-                    return order, looks
-        return None, looks
+                    return order, looks, met
+                meant = self._as_command(c, order)
+                fits, more = self._survey(meant, book, order.qty_lots, WHOLE_MET_MAX - met)
+                met += more
+                if fits:
+                    return order, looks, met
+        return None, looks, met
 
     def _as_command(self, c: Command, order: Order) -> Command:
         """A waiting order as the limit order it is when it wakes, in the midst of command `c`."""

@@ -6,6 +6,7 @@ from itertools import permutations
 import pytest
 
 from engine.book import LEAVES_MAX, NODES_MAX
+from engine.invariants import check_invariants
 from engine.records import (
     ACCOUNT_ORDERS_MAX,
     ALL_INSTRUMENTS,
@@ -313,16 +314,18 @@ def test_an_id_of_a_future_reuse_cancels_nothing(shard: Shard) -> None:
         assert refused == Reject.UNKNOWN_ORDER
 
 
-def test_generations_start_over_and_ids_stay_exact_for_every_reader(shard: Shard) -> None:
+def test_a_slot_whose_ids_are_used_up_is_never_taken_again(shard: Shard) -> None:
     order_id = shard.rest(ALICE, BUY, 100, 5)
     slot = order_id & 0xFFFFFF
     last = (1 << 29) - 1
     shard.state["orders"][0, slot]["generation"] = last
     [cancelled] = shard.matcher_only(CommandKind.CANCEL, account=ALICE, order_id=last << 24 | slot)
     assert cancelled.kind == EventKind.CANCELLED
-    assert cancelled.order_id <= CLIENT_ID_MAX
+    assert cancelled.order_id <= CLIENT_ID_MAX, "exact for every reader"
     [accepted] = shard.matcher_only(CommandKind.NEW_ORDER, account=ALICE, price_ticks=1, qty_lots=1)
-    assert accepted.order_id == slot
+    assert accepted.order_id == slot + 1
+    assert (shard.state["orders_retired"][0], shard.state["open_orders"][0]) == (1, 1)
+    check_invariants(shard.state)
 
 
 def test_nobody_cancels_an_order_of_somebody_else(shard: Shard) -> None:
@@ -355,6 +358,35 @@ def test_cancel_all_goes_by_slot_whichever_order_came_first(shard: Shard) -> Non
     reused = shard.rest(ALICE, BUY, 100, 1)
     events = shard.do(CommandKind.CANCEL_ALL, account=ALICE, instrument=MARKET)
     assert [e.order_id for e in events[:-1]] == [reused, second]
+
+
+# --- filled whole or not at all --------------------------------------------------------------
+
+
+@pytest.mark.parametrize("mode", SelfTrade)
+def test_an_iceberg_shows_its_next_part_behind_an_own_order_which_ends_what_must_fill_whole(
+    shard: Shard, mode: SelfTrade
+) -> None:
+    shard.sell(BOB, 100, 10, order_id=order_terms(display_lots=1))
+    own = shard.rest(ALICE, SELL, 100, 5)
+    whole = {"qty_lots": 5, "self_trade": mode}
+    if mode is SelfTrade.CANCEL_MAKER:  # the own order makes way
+        events = shard.buy(ALICE, 100, time_in_force=FOK, **whole)
+        assert sum(e.qty_lots for e in events if e.kind == EventKind.FILL) == 5
+        assert own in [e.order_id for e in events if e.kind == EventKind.CANCELLED]
+        return
+    fok = shard.refuses(lambda: shard.buy(ALICE, 100, time_in_force=FOK, **whole))
+    assert fok == Reject.FOK_NOT_FILLABLE
+    minimum = order_terms(min_lots=5)
+    least = shard.refuses(lambda: shard.buy(ALICE, 100, order_id=minimum, **whole))
+    assert least == Reject.MINIMUM_NOT_FILLABLE
+    for kind in (CommandKind.BASKET, CommandKind.EXCLUSIVE):
+        leg = {"account": ALICE, "side": BUY, "price_ticks": 100} | whole
+        legs = shard.refuses(lambda k=kind, x=leg: shard.do_several(k, [x], account=ALICE))
+        assert legs == Reject.LEGS_NOT_FILLABLE
+    waiting = shard.buy(ALICE, 100, flags=Flag.ALL_OR_NONE, **whole)
+    assert kinds(waiting) == [EventKind.ACCEPTED, EventKind.WAITING]
+    shard.check()
 
 
 # --- halted -------------------------------------------------------------------------------------

@@ -2,10 +2,13 @@
 
 import pytest
 
+from engine.book import NODES_MAX
+from engine.invariants import check_invariants
 from engine.records import (
     EFFECTS_MAX,
     SECOND_NS,
     WHOLE_LOOKS_MAX,
+    WHOLE_MET_MAX,
     CancelReason,
     Command,
     CommandKind,
@@ -21,6 +24,7 @@ from tests.shard import ALICE, BOB, BOND_USDC6, CAROL, CASH_USDC6, MARKET, Shard
 
 BUY, SELL = Side.BUY, Side.SELL
 IOC = TimeInForce.IOC
+POOR = 9
 
 
 @pytest.fixture
@@ -178,6 +182,32 @@ def test_a_cascade_ends_at_the_limit_and_the_rest_wait_for_the_next_trade(shard:
     shard.check()
 
 
+def test_a_stop_for_which_the_books_have_no_room_waits_for_the_next_trade(shard: Shard) -> None:
+    for number in range(3):  # each at a price for which a trie needs another node
+        waits(shard, ALICE, BUY, 50, 100 + 4096 * number, 1)
+    shard.rest(BOB, SELL, 50, 1)
+    used = int(shard.state["nodes_used"][0])
+    shard.state["nodes_used"] = NODES_MAX - 9  # room for one more price
+    events = shard.matcher_only(
+        CommandKind.NEW_ORDER, account=CAROL, side=BUY, price_ticks=50, qty_lots=1
+    )
+    assert [e.price_ticks for e in events if e.kind == EventKind.TRIGGERED] == [100, 4196]
+    shard.state["nodes_used"] -= NODES_MAX - 9 - used
+    check_invariants(shard.state)
+
+
+def test_a_stop_that_rests_after_fees_were_raised_holds_no_more_than_it_did(shard: Shard) -> None:
+    shard.do(CommandKind.OPEN_ACCOUNT, account=POOR, order_id=POOR << 40)
+    shard.deposit(POOR, 100_000)
+    waits(shard, POOR, BUY, 50, 100, 1_000)
+    assert shard.money(POOR)["free_usdc6"] == 0
+    shard.do(CommandKind.SET_FEES, order_id=40_000 | 50_000 << 16)
+    shard.rest(ALICE, SELL, 60, 1)
+    assert shard.buy(BOB, 60, 1)[-1].kind == EventKind.TRIGGERED
+    assert (shard.money(POOR)["free_usdc6"], shard.money(POOR)["held_usdc6"]) == (0, 100_000)
+    shard.check()
+
+
 def test_a_stop_good_till_a_time_expires_while_it_waits(shard: Shard) -> None:
     order = waits(shard, ALICE, BUY, 105, 110, 4, time_in_force=TimeInForce.GTT, expiry_s=1)
     assert shard.refuses(lambda: shard.do(CommandKind.EXPIRE, account=ALICE, order_id=order))
@@ -289,6 +319,16 @@ def test_only_so_many_are_looked_at_after_one_command(shard: Shard) -> None:
     assert triggered(shard.sell(CAROL, 100, 3)) == []
     shard.do(CommandKind.CANCEL_ALL, account=ALICE, instrument=MARKET)
     assert triggered(shard.sell(CAROL, 100, 1)) == [last]
+
+
+def test_those_that_wait_look_at_so_many_orders_and_no_more(shard: Shard) -> None:
+    bid = Command(kind=CommandKind.NEW_ORDER, account=ALICE, price_ticks=1, qty_lots=1)
+    shard.do_all([bid] * WHOLE_MET_MAX)
+    for lots in (2 * WHOLE_MET_MAX, WHOLE_MET_MAX + 1):
+        shard.sell(BOB, 1, lots, flags=Flag.ALL_OR_NONE)
+    [accepted] = shard.buy(CAROL, 1, 1)
+    assert accepted.kind == EventKind.ACCEPTED, "the first has looked at all it may"
+    shard.check()
 
 
 @pytest.mark.parametrize(
