@@ -1,8 +1,9 @@
 """The compute spot index (CXI): one price per class, region and grade, from numbered events alone.
 
-Invariant: a value is a pure function of the FILL and MARKET_LISTED events up to a number, so that
-anybody with the event log recomputes it, and its Merkle root commits to the prints it came from.
-Settlement publishes the values; the engine itself never reads them.
+Invariant: a value is a pure function of the FILL and MARKET_LISTED events up to a number, so
+whoever has the event log recomputes it; from the public trades, which name no accounts, nobody can.
+Its Merkle root commits to the prints it came from, and is published nowhere yet. A fill that is
+undone later stays a print. Settlement publishes the values; the engine itself never reads them.
 
 Method, after the CME CF Bitcoin Reference Rate (12 partitions, volume-weighted median of each,
 equal-weighted mean of those that are not empty; see cfbenchmarks.com), with three changes against
@@ -13,7 +14,8 @@ thin or one-sided markets:
   C, stale: nothing was traded for 24 hours and this is the last B value. Do not lend on a C.
 
 The window ends with the last full partition, so a value moves every five minutes and at each full
-hour is that hour's. Where nothing was ever traded there is no value.
+hour is that hour's. Its end says nothing of how old the prints in it are: those of a B may all be
+from 24 hours before. Where nothing was ever traded there is no value.
 """
 
 import hashlib
