@@ -14,8 +14,11 @@ from pathlib import Path
 import pytest
 from compex_client import Wallet, connect
 
+from engine.book import SHEETS_MAX
 from engine.catalog import load_catalog
 from engine.clock import SystemClock
+from engine.records import CAPACITIES_MAX, INSTRUMENTS_MAX, QTY_LOTS_MAX, QUOTED_MARKETS_MAX
+from engine.rejects import Reject
 from gateway.cli import command_line
 from gateway.demo.prices import load_quotes
 from gateway.node import Funding, Node
@@ -31,6 +34,7 @@ from tests.passable import passable_directory
 
 ROOT = Path(__file__).parent.parent
 README = (ROOT / "README.md").read_text("utf-8")
+UNWRAPPED = " ".join(README.split())
 SYMBOL = "nv.h100-sxm-80g.x1|us-e|B|SPOT"
 PRICE = "2.4150"
 EXAMPLE_S = 60.0
@@ -169,5 +173,21 @@ def test_the_numbers_are_the_projects() -> None:
     assert f"{len(catalog.classes)} hardware classes, {len(catalog.regions)} regions" in README
     assert f"{len(quotes)} of {len(quotes) + len(skipped)} rows" in README
     assert f"{len({quote.provider for quote in quotes})} providers" in README
+    a, b, c = (grade.bond_percent for grade in catalog.grades)
+    assert f"{a} % of the reference price for A, {b} % for B, {c} % for C" in UNWRAPPED
+    for number, what in (
+        (INSTRUMENTS_MAX, "markets"),
+        (CAPACITIES_MAX, "capacities"),
+        (SHEETS_MAX - 1, "sheets of quotes"),
+        (QTY_LOTS_MAX, "lots"),
+    ):
+        assert f"{number:,} {what}" in UNWRAPPED
+    assert f"at most {QUOTED_MARKETS_MAX}, which" in UNWRAPPED
+    for reject in (
+        Reject.TOO_MANY_INSTRUMENTS,
+        Reject.TOO_MANY_CAPACITIES,
+        Reject.TOO_MANY_QUOTERS,
+    ):
+        assert f"({reject.value}" in README
     symbol, ticker = re.findall(r"`(nv\.h100[^`]+)`,\s+ticker `(\w+)`", README)[0]
     assert catalog.ticker(catalog.parse(symbol)) == ticker
