@@ -1,7 +1,9 @@
 """The committed artifacts belong to the committed sources. Rebuilding them is for the checks."""
 
 import json
+import re
 from importlib import resources
+from typing import cast
 
 import pytest
 
@@ -44,6 +46,23 @@ def test_code_is_recognised_whatever_its_immutables_and_nothing_else_is() -> Non
     before = start - 1
     filled[before] ^= 1
     assert not vault.is_runtime(bytes(filled))
+
+
+def test_the_audit_says_of_every_call_who_may_make_it_and_of_no_other() -> None:
+    audit = resources.files(contracts).joinpath("audit.md").read_text("utf-8")
+    [table] = re.findall(r"^## Who may call what\n(.*?)^## ", audit, re.DOTALL | re.MULTILINE)
+    named = [
+        name
+        for cell in re.findall(r"^\| (`.*?) \|", table, re.MULTILINE)
+        for name in re.findall(r"`(\w+)`", cell)
+    ]
+    callable_ = {
+        cast(str, entry["name"])
+        for half in ("VaultV2", "Disputes")
+        for entry in artifact(half).abi
+        if entry["type"] == "function" and entry["stateMutability"] not in ("view", "pure")
+    }
+    assert sorted(named) == sorted(callable_)
 
 
 def test_an_unknown_artifact_is_an_artifact_error() -> None:
