@@ -76,10 +76,10 @@ class Turn(NamedTuple):
     events: int  # booked
     deposits: int  # and earnings, submitted to the engine
     sealed_fills: int
-    steps: int  # of batches and withdrawals, on chain
+    steps: int  # of all that the vault is told: batches, releases, withdrawals, answers, ...
     confirmations: int  # submitted to the engine
     points: int  # prices published
-    exits: int  # submitted to the engine because wallets leave the vault
+    exits: int  # submitted because wallets leave the vault, or did not sign for their fills
 
     @property
     def idle(self) -> bool:
