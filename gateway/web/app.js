@@ -155,7 +155,7 @@ function makeRow(market) {
   const tr = element("tr");
   const pick = element("button", "pick");
   const name = element("b", "", about.model);
-  const status = element("span", "tag halted", "halted");
+  const status = element("span", "tag");
   pick.type = "button";
   const terms = about.window === "SPOT" ? about.grade : `${about.grade} ${about.window}`;
   pick.append(
@@ -203,7 +203,9 @@ function renderRow({ market, tr, cells, status, pick }) {
   setText(quality, market.index?.quality ?? "");
   quality.dataset.quality = market.index?.quality ?? "";
   quality.hidden = market.index === null;
-  status.hidden = market.status !== "halted";
+  status.hidden = market.tag === "";
+  status.className = `tag ${market.tag}`;
+  setText(status, market.tag);
   const selected = market.ticker === exchange.selected;
   tr.setAttribute("aria-selected", String(selected));
   if (selected) pick.setAttribute("aria-current", "true");
@@ -228,9 +230,9 @@ function renderOne() {
   setText($("one-title"), `${about.model} · ${about.regionName} · grade ${about.grade}`);
   const terms = `${about.vendor}, ${detail(about)}, ${about.window}`;
   setText($("one-detail"), `${terms} — ${market.symbol} (${market.ticker})`);
-  $("one-status").hidden = market.status === "open";
-  $("one-status").className = market.status;
-  setText($("one-status"), market.status);
+  $("one-status").hidden = market.tag === "";
+  $("one-status").className = market.tag;
+  setText($("one-status"), market.tag);
   const price = market.ask ? `${priceText(market.ask[0])} ` : "";
   document.title = `${price}${about.model} ${about.region} – compex`;
   renderStats(market);
@@ -320,7 +322,7 @@ function renderTrades(market) {
     const [time, side, price, qty] = tr.cells;
     tr.className = trade.id > lastTradeId ? "fresh" : "";
     setText(time, clockText(trade.timeUs));
-    setText(side, trade.side);
+    setText(side, trade.block ? `${trade.side}, block` : trade.side);
     side.className = trade.side;
     setText(price, priceText(trade.priceTicks));
     setText(qty, qtyText(trade.qtyLots));

@@ -22,7 +22,8 @@ export class Market {
     this.bookState = "none";
     this.book = new Book();
     this.resyncs = 0;
-    this.trades = []; // newest first, {id, priceTicks, qtyLots, side, timeUs}
+    this.trades = []; // newest first, {id, priceTicks, qtyLots, side, timeUs, block}
+    this.last = undefined; // the newest trade that is no block: a block sets no price
     this.tradesAsked = false;
     this.index = null; // {priceTicks, quality, round, timeUs}
   }
@@ -35,8 +36,9 @@ export class Market {
     return this.bookState === "live" ? this.book.asks[0] : undefined;
   }
 
-  get last() {
-    return this.trades[0];
+  /** What is said beside its name: nothing while it is open. */
+  get tag() {
+    return this.status === "open" ? "" : this.status;
   }
 }
 
@@ -223,14 +225,17 @@ const HANDLERS = {
     const { trades } = market;
     const at = trades.findIndex((trade) => trade.id <= message.trade_id);
     if (at >= 0 && trades[at].id === message.trade_id) return; // told by both subscriptions
-    trades.splice(at < 0 ? trades.length : at, 0, {
+    const trade = {
       id: message.trade_id,
       priceTicks: parsePrice(message.price),
       qtyLots: parseQty(message.qty),
       side: message.side,
       timeUs: message.time_us,
-    });
+      block: message.block === true,
+    };
+    trades.splice(at < 0 ? trades.length : at, 0, trade);
     trades.length = Math.min(trades.length, TRADES_KEPT);
+    if (!trade.block && !(market.last?.id > trade.id)) market.last = trade;
     this.changed(market);
   },
 

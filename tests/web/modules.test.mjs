@@ -259,6 +259,35 @@ test("trades are newest first, each once, and not without end", () => {
   assert.equal(market.last.id, 199);
 });
 
+test("a block sets no price: the last trade is the last that is none", () => {
+  const { exchange } = started(1);
+  const market = exchange.markets.get("M0");
+  const trade = (id, block) => ({
+    t: "trade", market: "M0", trade_id: id, price: `${id}`, qty: "8", side: "buy", time_us: id,
+    ...(block && { block }),
+  });
+  exchange.receive(trade(5, true));
+  assert.equal(market.last, undefined);
+  for (const [id, block] of [[7, false], [9, true], [6, false]]) exchange.receive(trade(id, block));
+  assert.equal(market.last.priceTicks, 70_000);
+  assert.deepEqual(market.trades.map(({ id, block }) => [id, block]), [
+    [9, true], [7, false], [6, false], [5, true],
+  ]);
+  for (let id = 10; id < 10 + TRADES_KEPT; id += 1) exchange.receive(trade(id, true));
+  assert.equal(market.last.id, 7, "also when only blocks are kept");
+});
+
+test("every status but open is shown beside a market's name", () => {
+  const { exchange } = started(1);
+  const market = exchange.markets.get("M0");
+  const told = { t: "market_status", market: "M0", symbol: market.symbol, sequence: 1, time_us: 1 };
+  const words = ["halted", "call", "closed", "open"].map((status) => {
+    exchange.receive({ ...told, status });
+    return market.tag;
+  });
+  assert.deepEqual(words, ["halted", "call", "closed", ""]);
+});
+
 test("a market listed later appears and a halt is shown", () => {
   const { exchange, sent } = started(1);
   sent.length = 0;

@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -12,6 +13,8 @@ from typing import Any
 import pytest
 from compex_client.book import Book
 from compex_client.units import price_text, qty_text
+
+from gateway.reads import READS
 
 HERE = Path(__file__).parent
 WEB = HERE.parent.parent / "gateway" / "web"
@@ -54,6 +57,12 @@ def vectors() -> dict[str, Any]:
         delta["crc"] = book.checksum()
         deltas.append(delta)
     return {"snapshot": snapshot, "deltas": deltas, "bids": book.bids, "asks": book.asks}
+
+
+def test_a_page_without_javascript_names_a_read_that_there_is() -> None:
+    [words] = re.findall(r"<noscript>(.*?)</noscript>", (WEB / "index.html").read_text("utf-8"))
+    [path] = re.findall(r"/\S+[^\s.<]", words)
+    assert path in [read.path for read in READS]
 
 
 def test_the_modules_pass_their_own_tests(tmp_path: Path) -> None:
