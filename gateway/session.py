@@ -33,6 +33,7 @@ from gateway import listing, translate, wire
 from gateway.absence import DEAD_MAN, DISCONNECT, Absence, Place
 from gateway.audit import Audit
 from gateway.auth import Identity, LoginRefused, SignatureRefused, bytes_of
+from gateway.build import build_name
 from gateway.bulk import Gathering, ItemReply, Told, levels_in
 from gateway.counts import Counts
 from gateway.facts import FILL, LEASE
@@ -57,7 +58,7 @@ from gateway.signing import Authorised, Handed, Listed, Outcome, Signatures, Sig
 from gateway.tokens import Tokens
 from gateway.wire import BadRequest, Codec
 
-BUILD: Final = "0.1.0"  # of the gateway, as it says in `hello`
+BUILD: Final = build_name()  # of what runs, as it says in `hello`
 _NEVER_TERMINAL: Final = frozenset({
     EventKind.FILL,
     EventKind.DECREMENTED,

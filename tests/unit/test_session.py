@@ -1,6 +1,9 @@
 """A connection's conversation with the real engine, without a socket."""
 
 import asyncio
+import re
+import shutil
+import tomllib
 from collections.abc import AsyncGenerator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from compex_client.wallet import keccak256, login_digest
 from engine.records import FEE_TIERS, Command, CommandKind, Purse
 from engine.rejects import WORDS, Reject
 from gateway import session, translate
+from gateway.build import NUMBERING, build_name
 from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Outbox, TokenBucket
 from gateway.wire import JSON, MSGPACK, Codec
 from tests.disks import HeldDisk
@@ -27,6 +31,7 @@ from tests.exchange import (
     wallet,
 )
 
+ROOT = Path(__file__).parents[2]
 SELLER, BUYER = 1, 2
 
 
@@ -112,6 +117,23 @@ async def test_hello_tells_the_limits_the_units_and_what_to_sign(exchange: Excha
     assert (hello.chain_id, hello.vault.lower()) == (31337, "0x" + "c0" * 20)
     assert len(bytes.fromhex(hello.nonce[2:])) == 32
     assert exchange.converse().hello.nonce != hello.nonce
+
+
+async def test_hello_names_a_build_that_every_change_of_the_numbering_renames(
+    exchange: Exchange, tmp_path: Path
+) -> None:
+    build = exchange.converse().hello.build
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
+    assert re.fullmatch(re.escape(project["version"]) + r"\+[0-9a-f]{16}", build)
+    for name in NUMBERING:
+        shutil.copy(ROOT / "gateway" / name, tmp_path)
+    assert build_name(tmp_path) == build
+    names = {build}
+    for name in NUMBERING:
+        with (tmp_path / name).open("a") as file:
+            file.write("\n")
+        names.add(build_name(tmp_path))
+    assert len(names) == 1 + len(NUMBERING)
 
 
 async def test_a_login_names_the_account_of_the_wallet(exchange: Exchange) -> None:

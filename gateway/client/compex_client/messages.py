@@ -677,7 +677,7 @@ class Hello(Reply, tag="hello"):
     vault: str  # 0x and 40 hex digits
     price_tick: str
     qty_lot: str
-    build: str
+    build: str  # its version, "+" and a digest of all that numbers what happens
     limits: Limits
     subprotocol: str = ""  # in which the two sides speak: "compex.v1.json", "compex.v1.msgpack"
     channels: list[str] = []  # that can be subscribed to

@@ -1,0 +1,35 @@
+"""Which build of the gateway this is: its version, and a digest of what numbers what happens.
+
+Invariant: builds of one name make the same events of a journal and give an account's messages the
+same numbers, so a number noted under one may be resumed under the other; of builds of two names
+that is not known. `session` says the name in `hello`.
+"""
+
+import hashlib
+from pathlib import Path
+from typing import Final
+
+from engine.kernel import build_hash
+
+VERSION: Final = "0.1.0"
+# What decides which events become messages of an account's stream, and under which numbers.
+NUMBERING: Final = (
+    "translate.py",
+    "mirror.py",
+    "leases.py",
+    "facts.py",
+    "private.py",
+    "feed.py",
+    "history.py",
+    "history_file.py",
+    "history_rows.py",
+)
+
+
+def build_name(sources: Path = Path(__file__).parent) -> str:
+    """The version, "+" and 16 hex digits, over the engine's build as well."""
+    digest = hashlib.blake2b(build_hash().encode("ascii"), digest_size=8)
+    for name in NUMBERING:
+        source = (sources / name).read_bytes()
+        digest.update(len(source).to_bytes(8, "little") + source)
+    return f"{VERSION}+{digest.hexdigest()}"
