@@ -69,27 +69,40 @@ def _tell(error: Exception) -> None:
         os.dup2(nowhere, sys.stdout.fileno())  # or what is left in its buffer fails at the exit
 
 
+class _Help(argparse.RawDescriptionHelpFormatter, argparse.ArgumentDefaultsHelpFormatter):
+    """Says every default but that of an option that does nothing until it is given."""
+
+    def _get_help_string(self, action: argparse.Action) -> str | None:
+        if action.default is None or action.default is False:
+            return action.help
+        return super()._get_help_string(action)
+
+
+class _Parser(argparse.ArgumentParser):
+    """Of `compex` and of each of its commands."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(formatter_class=_Help, **options)
+
+
 def command_line() -> argparse.ArgumentParser:
     """Every command and its options; `run` of what it parses is the command itself."""
-    parser = argparse.ArgumentParser(prog="compex", description="An exchange for GPU-hours.")
+    parser = _Parser(prog="compex", description="An exchange for GPU-hours.")
     commands = parser.add_subparsers(required=True, metavar="command")
 
     demo = commands.add_parser("demo", help="a whole market on embedded parts")
     demo.add_argument("--once", action="store_true", help="play one seeded run to its end, exit")
     demo.add_argument("--json", type=Path, metavar="PATH", help="with --once: the summary as JSON")
-    demo.add_argument("--seed", type=int, default=DEFAULT_SEED)
+    demo.add_argument("--seed", type=int, default=DEFAULT_SEED, help="of all that the actors do")
     demo.add_argument("--port", type=int, default=8765, help="of the page and the websocket")
-    demo.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY / "demo")
+    demo.add_argument(
+        "--dir", type=Path, default=DEFAULT_DIRECTORY / "demo", help="its own: a new run erases it"
+    )
     demo.set_defaults(run=_demo)
 
-    up = commands.add_parser(
-        "up",
-        help="a node, its state kept in --dir",
-        epilog=endings_text(),
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    up.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
-    up.add_argument("--settings", type=Path, metavar="TOML")
+    up = commands.add_parser("up", help="a node, its state kept in --dir", epilog=endings_text())
+    up.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="where its state is kept")
+    up.add_argument("--settings", type=Path, metavar="TOML", help="what is not as by default")
     up.set_defaults(run=_up)
 
     settings = commands.add_parser("settings", help="print a settings file with all defaults")
@@ -110,26 +123,25 @@ def command_line() -> argparse.ArgumentParser:
     _takes_actions_of_journal(journal)
 
     audit = commands.add_parser("audit", help="who did what to the exchange, line by line")
-    audit.add_argument("dir", type=Path, nargs="?", default=DEFAULT_DIRECTORY, metavar="DIR")
+    audit.add_argument(
+        "dir", type=Path, nargs="?", default=DEFAULT_DIRECTORY, metavar="DIR", help="a node's"
+    )
     audit.add_argument("--verify", action="store_true", help="only whether lines are missing")
     audit.set_defaults(run=_audit)
 
-    fund = commands.add_parser("fund", help="mint test USDC and deposit it from a new wallet")
-    fund.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
-    fund.add_argument("--rpc", default="http://127.0.0.1:8545")
-    fund.add_argument("--key", help="the wallet's private key in hex; without it one is made")
-    fund.add_argument("--cash", type=int, default=1_000, help="whole USDC to trade with")
-    fund.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
-    fund.set_defaults(run=_fund)
-
+    _takes_deposit(commands.add_parser("fund", help="mint test USDC and deposit it from a wallet"))
     _takes_batch(commands.add_parser("verify", help="whether a settled batch was signed for"))
     _takes_bond(commands.add_parser("bond", help="put USDC behind the settler's word"))
 
     market = commands.add_parser(
         "market", help="list, halt, resume, call, uncross or close (administrator)"
     )
-    market.add_argument("action", choices=("list", "halt", "resume", "call", "uncross", "close"))
-    market.add_argument("symbol")
+    market.add_argument(
+        "action",
+        choices=("list", "halt", "resume", "call", "uncross", "close"),
+        help="call: orders gather; uncross: they trade at one price; close: for good",
+    )
+    market.add_argument("symbol", help="class|region|grade|window, in quotes")
     _takes_administrator(market)
     market.set_defaults(run=_market)
 
@@ -146,6 +158,15 @@ def _prints_documents(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(run=_documents)
 
 
+def _takes_deposit(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="of the node")
+    parser.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the embedded chain")
+    parser.add_argument("--key", help="the wallet's private key in hex; without it one is made")
+    parser.add_argument("--cash", type=int, default=1_000, help="whole USDC to trade with")
+    parser.add_argument("--bond", type=int, default=0, help="whole USDC of bond, to sell")
+    parser.set_defaults(run=_fund)
+
+
 def _takes_batch(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("batch", type=int, help="its number, from 1")
     parser.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the vault's chain")
@@ -160,7 +181,7 @@ def _takes_batch(parser: argparse.ArgumentParser) -> None:
 
 def _takes_bond(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("usdc", type=int, help="whole USDC, of the deployer's")
-    parser.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY)
+    parser.add_argument("--dir", type=Path, default=DEFAULT_DIRECTORY, help="of the node")
     parser.add_argument("--settings", type=Path, metavar="TOML", help="of a node on another chain")
     parser.add_argument("--rpc", default="http://127.0.0.1:8545", help="of the embedded chain")
     parser.set_defaults(run=_bond)
@@ -170,8 +191,12 @@ def _takes_actions_of_journal(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(required=True, metavar="action")
     inspect = actions.add_parser("inspect", help="print it as text; also while a node writes")
     _takes_journal(inspect)
-    inspect.add_argument("--from", type=int, default=1, metavar="N", dest="first")
-    inspect.add_argument("--to", type=int, default=SEQUENCE_MAX, metavar="N", dest="last")
+    inspect.add_argument(
+        "--from", type=int, default=1, metavar="N", dest="first", help="a command's sequence"
+    )
+    inspect.add_argument(
+        "--to", type=int, metavar="N", dest="last", help="another; without it the last one"
+    )
     inspect.set_defaults(run=_inspect)
     adopt = actions.add_parser("adopt", help="replay another build's and go on with this one")
     _takes_journal(adopt)
@@ -192,8 +217,13 @@ def _takes_journal(parser: argparse.ArgumentParser) -> None:
 
 def _takes_administrator(parser: argparse.ArgumentParser) -> None:
     """What the commands have alike that ask a running node as its administrator."""
-    parser.add_argument("--url", default="ws://127.0.0.1:8765/ws")
-    parser.add_argument("--key-file", type=Path, default=DEFAULT_DIRECTORY / "administrator.key")
+    parser.add_argument("--url", default="ws://127.0.0.1:8765/ws", help="of the node's websocket")
+    parser.add_argument(
+        "--key-file",
+        type=Path,
+        default=DEFAULT_DIRECTORY / "administrator.key",
+        help="has the administrator's private key in hex",
+    )
 
 
 def _run(coroutine: Coroutine[Any, Any, _Result]) -> _Result:
@@ -487,7 +517,8 @@ def _snapshot(options: argparse.Namespace) -> int:
 def _inspect(options: argparse.Namespace) -> int:
     from engine.transcript import transcript
 
-    for line in transcript(_journal(options.dir), options.first, options.last):
+    last = SEQUENCE_MAX if options.last is None else options.last
+    for line in transcript(_journal(options.dir), options.first, last):
         sys.stdout.write(line + "\n")
     return 0
 

@@ -33,7 +33,7 @@ WORDS: Final[dict[Ending, str]] = {
     Ending.BROKEN: "the engine broke while it ran: keep the directory, report the message",
     Ending.VAULT_OUTDATED: "the vault is of an earlier version; its money has to leave it first",
     Ending.NOT_COVERED: "verify: a batch was settled that its parties' orders do not cover",
-    Ending.INTERRUPTED: "interrupted before it had begun",
+    Ending.INTERRUPTED: "interrupted",
 }
 assert set(WORDS) == set(Ending), "every status has its words"
 

@@ -1,12 +1,15 @@
 """The command refuses what it should not do, in words and with a status, and does nothing."""
 
+import argparse
 import os
 import re
 import shlex
 import subprocess
 import sys
+from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
+from typing import cast
 
 import pytest
 
@@ -21,7 +24,7 @@ from engine.rejects import (
     OtherBuild,
 )
 from engine.replay import verify
-from gateway.cli import DEMO_MARK, main, owning
+from gateway.cli import DEMO_MARK, command_line, main, owning
 from gateway.ending import WORDS, Ending, ending_of
 from tests.disks import numbered
 
@@ -147,6 +150,30 @@ def test_help_and_readme_list_every_exit_status(capsys: pytest.CaptureFixture[st
         assert f"{ending.value:>3}  {words}\n" in helped
     rows = re.findall(r"^\| (\d+) \| (.+) \|$", README.read_text("utf-8"), re.MULTILINE)
     assert rows == [(str(ending.value), words) for ending, words in WORDS.items()]
+
+
+def commands_of(parser: argparse.ArgumentParser) -> Iterator[argparse.ArgumentParser]:
+    yield parser
+    for action in parser._actions:
+        if isinstance(action.choices, dict):
+            for command in cast(dict[str, argparse.ArgumentParser], action.choices).values():
+                yield from commands_of(command)
+
+
+def test_help_says_what_each_option_is_and_its_default(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "200")  # nothing is wrapped
+    options = 0
+    for parser in commands_of(command_line()):
+        helped = " ".join(parser.format_help().split())
+        for action in parser._actions:
+            if isinstance(action.choices, dict):
+                continue  # commands, each with its own
+            options += 1
+            assert action.help, f"{parser.prog} says nothing of {action.dest}"
+            if action.default not in (None, False, argparse.SUPPRESS):
+                assert f"(default: {action.default})" in helped, (parser.prog, action.dest)
+        assert "default: None" not in helped and "default: False" not in helped
+    assert options > 40
 
 
 @pytest.mark.parametrize(
