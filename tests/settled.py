@@ -17,7 +17,7 @@ from engine.index import SpotIndex
 from engine.journal import Journal, SystemDisk
 from engine.pipeline import Pipeline
 from engine.port import Batch
-from engine.records import Command, CommandKind, EventKind, Side, TimeInForce
+from engine.records import Command, CommandKind, Event, EventKind, Side, TimeInForce
 from settlement.abi import Interface
 from settlement.chain import (
     Chain,
@@ -284,3 +284,19 @@ class Node:
         return await self.submit(
             kind=CommandKind.WITHDRAW, account=self.account(wallet), price_ticks=amount_usdc6
         )
+
+
+def heard(node: Node) -> list[Event]:
+    """Every event from now on."""
+    events: list[Event] = []
+    node.pipeline.subscribe(lambda batch: events.extend(batch.events))
+    return events
+
+
+async def turns_and_blocks(node: Node, count: int) -> None:
+    """Reconciled after each."""
+    for _ in range(count):
+        await node.give_to_vault(1)  # makes a block
+        await node.settlement.turn()
+        report = await node.settlement.reconcile()
+        assert report.reconciled, report.gaps

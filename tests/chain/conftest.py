@@ -1,9 +1,11 @@
-"""A world for every test: opening one takes a tenth of a second; and an anvil for some."""
+"""A world and a database for every test: opening a world takes a tenth of a second; and an anvil
+for some."""
 
 from collections.abc import AsyncIterator
 
 import pytest
 
+from settlement import database as db
 from tests.chain.anvil import Anvil, find_anvil, running_anvil
 from tests.chain.world import World
 
@@ -14,6 +16,13 @@ async def world() -> AsyncIterator[World]:
     yield world
     await world.chain.close()
     await world.node.close()
+
+
+@pytest.fixture
+async def database(database_url: str) -> AsyncIterator[db.Database]:
+    database = await db.connect(database_url)
+    yield database
+    await database.close()
 
 
 @pytest.fixture(scope="session")

@@ -7,11 +7,19 @@ from typing import Any
 import pytest
 
 from engine.catalog import load_catalog
-from engine.records import CommandKind, Event, EventKind, Side, TimeInForce
+from engine.records import CommandKind, EventKind, Side, TimeInForce
 from engine.rejects import Reject
 from settlement.chain import address_of
 from settlement.errors import SettlementHalted
-from tests.settled import BOND_USDC6_PER_LOT, DOLLAR, EXIT_DELAY_NS, Node, key
+from tests.settled import (
+    BOND_USDC6_PER_LOT,
+    DOLLAR,
+    EXIT_DELAY_NS,
+    Node,
+    heard,
+    key,
+    turns_and_blocks,
+)
 
 SELLER, BUYER, LEAVER = 11, 12, 13
 PRICE_TICKS = 10_000
@@ -57,21 +65,6 @@ def money(node: Node, wallet: int) -> tuple[int, ...]:
 
 async def in_wallet(node: Node, wallet: int) -> int:
     return await node.chain.token_balance_usdc6(address_of(key(wallet)))
-
-
-def heard(node: Node) -> list[Event]:
-    """Every event from now on."""
-    events: list[Event] = []
-    node.pipeline.subscribe(lambda batch: events.extend(batch.events))
-    return events
-
-
-async def turns_and_blocks(node: Node, count: int) -> None:
-    for _ in range(count):
-        await node.give_to_vault(1)  # makes a block
-        await node.settlement.turn()
-        report = await node.settlement.reconcile()
-        assert report.reconciled, report.gaps
 
 
 async def a_week_later(node: Node) -> None:

@@ -1,7 +1,5 @@
 """The ledger in a real PostgreSQL: what it books, what it skips, and what it cannot hold."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from benchmarks.workload import order_flow
@@ -39,13 +37,6 @@ from tests.signed import DOMAIN, Placed, sign_all
 BUYER, SELLER = 1, 2
 SEED = 11
 POSTED_COMMANDS = 250
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[db.Database]:
-    database = await db.connect(database_url)
-    yield database
-    await database.close()
 
 
 @pytest.fixture

@@ -1,7 +1,5 @@
 """Periods of the ledger: opened ahead of need, closed when they add up, taken out without loss."""
 
-from collections.abc import AsyncIterator
-
 import pytest
 
 from engine.records import EventKind, Purse, Side
@@ -23,13 +21,6 @@ from tests.chain.test_ledger import (
 
 EVENTS = 8  # in a period
 FIRST_DEPOSIT = 10**9
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[db.Database]:
-    database = await db.connect(database_url)
-    yield database
-    await database.close()
 
 
 def story(count: int) -> list[Numbered]:

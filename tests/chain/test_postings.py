@@ -1,6 +1,5 @@
 """The vault's own doings in the ledger: after every log both say the same of everybody's money."""
 
-from collections.abc import AsyncIterator
 from typing import Any
 
 import numpy as np
@@ -46,13 +45,6 @@ LEASE = Fill(
     BUYER, SELLER, 20_000, 1_000, window=window(HOURLY, START_S // HOUR_S * HOUR_S),
     buyer_fee=500, seller_fee=200,
 )  # fmt: skip
-
-
-@pytest.fixture
-async def database(database_url: str) -> AsyncIterator[db.Database]:
-    database = await db.connect(database_url)
-    yield database
-    await database.close()
 
 
 def rows(made: list[Record]) -> Records:

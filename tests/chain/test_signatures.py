@@ -50,13 +50,6 @@ def clock() -> Clock:
 
 
 @pytest.fixture
-async def database(database_url: str) -> AsyncIterator[db.Database]:
-    database = await db.connect(database_url)
-    yield database
-    await database.close()
-
-
-@pytest.fixture
 async def signatures(
     database: db.Database, database_url: str, clock: Clock
 ) -> AsyncIterator[Signatures]:

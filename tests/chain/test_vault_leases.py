@@ -21,7 +21,7 @@ from benchmarks.vault import (
     window,
 )
 from engine.catalog import load_catalog
-from engine.records import CommandKind, Event, EventKind, Side
+from engine.records import CommandKind, EventKind, Side
 from engine.rejects import Reject
 from settlement.batch import FILL, Fills, unpack
 from settlement.chain import address_of
@@ -34,7 +34,7 @@ from settlement.vault import (
     SETTLER_BOND_MIN_USDC6,
     STAKE_USDC6,
 )
-from tests.settled import DOLLAR, SECOND_NS, Node, key
+from tests.settled import DOLLAR, SECOND_NS, Node, heard, key, turns_and_blocks
 
 SELLER, BUYER, OTHER, WATCHER = 11, 12, 13, 14
 DAY_NS = DAY_S * SECOND_NS
@@ -274,14 +274,6 @@ async def test_of_leases_whose_period_was_taken_out_the_engine_hears_nothing(
     assert late.pipeline.balances(late.account(BUYER)).escrow_usdc6 == 2 * LOTS * PRICE_TICKS
 
 
-async def turns_and_blocks(node: Node, count: int) -> None:
-    for _ in range(count):
-        await node.give_to_vault(1)  # makes a block
-        await node.settlement.turn()
-        report = await node.settlement.reconcile()
-        assert report.reconciled, report.gaps
-
-
 # --- disputes -------------------------------------------------------------------------------------
 
 
@@ -402,13 +394,6 @@ async def test_a_slashed_bond_is_the_buyers_and_its_seller_trades_no_more(node: 
     assert (refused[-1].kind, refused[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
     await later(node, 2.1)
     assert (await slots(node, BUYER)).earning_usdc6 > COST * 9 // 10, "hardly anything was due"
-
-
-def heard(node: Node) -> list[Event]:
-    """Every event from now on."""
-    events: list[Event] = []
-    node.pipeline.subscribe(lambda batch: events.extend(batch.events))
-    return events
 
 
 # --- upkeep ---------------------------------------------------------------------------------------

@@ -41,7 +41,6 @@ from settlement.errors import ContractRejected
 from tests.chain.vault_model import Lease, Model
 
 START_S: Final = 1_796_000_400
-START_HOUR_S: Final = START_S - START_S % HOUR_S
 WALLETS: Final = 4
 CALLS_MIN: Final = 10_000  # of the long profile
 NUMBER = st.integers(1, WALLETS)
