@@ -125,15 +125,18 @@ async def test_hello_names_a_build_that_every_change_of_the_numbering_renames(
     build = exchange.converse().hello.build
     project = tomllib.loads((ROOT / "pyproject.toml").read_text("utf-8"))["project"]
     assert re.fullmatch(re.escape(project["version"]) + r"\+[0-9a-f]{16}", build)
-    for name in NUMBERING:
-        shutil.copy(ROOT / "gateway" / name, tmp_path)
+    for package in ("engine", "gateway"):
+        (tmp_path / package).mkdir()
+        for path in (ROOT / package).glob("*.py"):
+            shutil.copy(path, tmp_path / package)
     assert build_name(tmp_path) == build
     names = {build}
-    for name in NUMBERING:
+    changed = ["engine/trade.py", *(f"gateway/{name}" for name in NUMBERING)]
+    for name in changed:
         with (tmp_path / name).open("a") as file:
             file.write("\n")
         names.add(build_name(tmp_path))
-    assert len(names) == 1 + len(NUMBERING)
+    assert len(names) == 1 + len(changed)
 
 
 async def test_a_login_names_the_account_of_the_wallet(exchange: Exchange) -> None:
