@@ -216,6 +216,13 @@ class Identity:
         if terms is not None and terms.markets and not self._covers(terms, market):
             raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, "market", market.ticker)
 
+    def permit_every_market(self) -> None:
+        """Raises BadRequest where a key is for some markets alone."""
+        terms = self.terms()
+        if terms is not None and terms.markets:
+            words = "this would be about every market, and the key is for some"
+            raise BadRequest(Reject.MARKET_OUT_OF_SCOPE, detail=words)
+
     def trading_key(self, name: str) -> tuple[SessionKey, bytes] | None:
         """The session key that signs orders, one that is named or the login's own, with the
         wallet's signature of it; None for the wallet itself. Raises BadRequest."""

@@ -1009,6 +1009,7 @@ class Session:
         if request.scope == "session" and not number:
             words = "log in with a session number, or mean the account"
             raise BadRequest(Reject.INVALID_FIELD, "scope", words)
+        self._who.permit_every_market()  # it cancels in all of them, and the number is anybody's
 
         def done() -> None:
             self._ack(m.Ack(request.id, armed=absence.armed(account, number)))

@@ -122,7 +122,7 @@ def bot(exchange: Exchange, **given: Any) -> Conversation:
     """A connection that BOT logged in for OWNER."""
     authorised(exchange, **given)
     conversation = exchange.converse()
-    acked(login(conversation))
+    acked(login(conversation, session=3))
     return conversation
 
 
@@ -287,6 +287,12 @@ def test_what_is_no_pattern_is_refused_before_anybody_relies_on_it(pattern: str)
         m.CancelAll(9, ELSEWHERE),
         m.CancelAll(9),
         m.CancelAll(9, session=3),
+        m.DeadMan(9, 1_000, "account"),
+        m.DeadMan(9, 1_000),
+        m.DeadMan(9, 0),
+        m.CancelOnDisconnect(9, 1_000, "account"),
+        m.CancelOnDisconnect(9, 1_000),
+        m.CancelOnDisconnect(9, off=True),
         m.Capacity(9, ELSEWHERE, "1"),
     ],
     ids=lambda r: type(r).__name__,
@@ -301,6 +307,7 @@ async def test_no_road_leads_to_a_market_out_of_scope(
     before = exchange.port.state_hash(), exchange.port.ready().last_sequence
     assert await outcome(exchange, trader, request_) == Reject.MARKET_OUT_OF_SCOPE
     assert (exchange.port.state_hash(), exchange.port.ready().last_sequence) == before
+    assert exchange.desk.absence.armed(1, 3) == []
 
 
 async def test_within_its_markets_a_key_does_everything(exchange: Exchange) -> None:
