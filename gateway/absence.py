@@ -8,6 +8,7 @@ share one task. Sessions arm, renew and leave; the desk tells what the engine an
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Callable
 from typing import Final, NamedTuple, cast
 
@@ -19,9 +20,10 @@ from engine.rejects import Refused, Reject
 from gateway import translate
 from gateway.facts import CAUSES
 from gateway.history import History
-from gateway.history_file import ArmedRow
+from gateway.history_file import ArmedRow, HistoryFile
 
 TICK_SECONDS: Final = 0.05  # how late a time may be seen to be over
+NOTES_MAX: Final = 64  # changes of one switch before the file; further requests are refused
 NS_PER_MS: Final = 1_000_000
 DISCONNECT: Final = "cancel_on_disconnect"
 DEAD_MAN: Final = "dead_man"
@@ -58,6 +60,7 @@ class Absence:
         self._switches: dict[Place, _Switch] = {}
         self._held: dict[object, set[Place]] = {}  # by connection
         self._cancelling: dict[int, tuple[Place, _Switch]] = {}  # by sequence
+        self._noting: Counter[Place] = Counter()  # changes on their way to the file
         self._changed = asyncio.Event()
         self._task: asyncio.Task[None] | None = None
 
@@ -91,8 +94,8 @@ class Absence:
 
     # --- sessions ------------------------------------------------------------------------------
     def arm(self, holder: object, row: ArmedRow, done: Callable[[], None]) -> bool:
-        """Arm it, or arm it again; `done` when a crash would not undo that. False if there is no
-        room to note it."""
+        """Arm it, or arm it again; `done` when a crash would not undo that. False while too many
+        changes of it are on their way to the file."""
         place = Place(row.account, row.session, row.what)
         known = self._switches.get(place)
         switch = _Switch(row)
@@ -100,12 +103,14 @@ class Absence:
             switch.holders = known.holders
             switch.is_noted = known.is_noted and known.row == row
 
-        def noted(_: None) -> None:
+        def noted() -> None:
             switch.is_noted = True
             done()
 
-        if not switch.is_noted and not self._history.ask(lambda file: file.arm(row), noted):
-            return False
+        if not switch.is_noted:
+            if self._noting[place] >= NOTES_MAX:
+                return False
+            self._note(place, lambda file: file.arm(row), noted)
         self._switches[place] = switch
         if row.what == DEAD_MAN:
             self._run(switch)
@@ -117,11 +122,30 @@ class Absence:
         return True
 
     def disarm(self, place: Place, done: Callable[[], None]) -> bool:
-        """`done` when a crash would not undo that. False if there is no room to note it."""
-        if not self._history.ask(lambda file: file.disarm(*place), lambda _: done()):
+        """`done` when a crash would not undo that. False as in `arm`."""
+        if self._noting[place] >= NOTES_MAX:
             return False
-        self._switches.pop(place, None)
+        self._forget(place, done)
         return True
+
+    def _forget(self, place: Place, done: Callable[[], None] = lambda: None) -> None:
+        """It is over, whenever the file hears of it: it must not cancel what is placed since."""
+        self._switches.pop(place, None)
+        self._note(place, lambda file: file.disarm(*place), done)
+
+    def _note(
+        self, place: Place, write: Callable[[HistoryFile], None], done: Callable[[], None]
+    ) -> None:
+        """At most one more of a place than requests may cause: what is armed is over once."""
+        self._noting[place] += 1
+
+        def noted(_: None) -> None:
+            self._noting[place] -= 1
+            if not self._noting[place]:
+                del self._noting[place]
+            done()
+
+        self._history.note(write, noted)
 
     def left(self, holder: object, *, clean: bool) -> None:
         """A connection has ended."""
@@ -137,7 +161,7 @@ class Absence:
             elif switch.row.on_close:
                 self._run(switch, ms=0)
             else:
-                self.disarm(place, lambda: None)
+                self._forget(place)
 
     # --- time ----------------------------------------------------------------------------------
     def _run(self, switch: _Switch, ms: int | None = None) -> None:
@@ -180,8 +204,8 @@ class Absence:
             return  # or armed anew meanwhile
         if event.kind == EventKind.CANCEL_ALL_DONE and event.reason == CancelReason.EFFECTS_LIMIT:
             self._run(switch, ms=0)  # there are more
-        elif switch.due_ns is None and not self.disarm(place, lambda: None):
-            self._run(switch)  # once more, then
+        elif switch.due_ns is None:
+            self._forget(place)
 
 
 _ENDS: Final = (EventKind.CANCEL_ALL_DONE, EventKind.REJECTED)

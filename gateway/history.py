@@ -15,11 +15,11 @@ import contextlib
 import logging
 import sqlite3
 from bisect import bisect_right
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final, NamedTuple, Protocol, TypeVar
+from typing import Any, Final, NamedTuple, Protocol, TypeAlias, TypeVar
 
 from compex_client import messages as m
 
@@ -46,7 +46,8 @@ RETRY_SECONDS: Final = 1.0  # after the file failed
 CHECKPOINT_RECORDS: Final = 50_000
 READ_RECORDS: Final = 512  # at once, for who resumes
 ROOM_SECONDS: Final = 0.01  # between two looks whether a slow one has taken what it has
-ASKED_MAX: Final = 1_024  # questions before the reader; further ones are refused
+ASKED_MAX: Final = 1_024  # accounts with questions before the reader; those of more are refused
+QUESTIONS_MAX: Final = 64  # of one account, for fills and leases; further ones are refused
 SEARCHES_MAX: Final = 64  # of one account, for orders by client id; further ones are refused
 SEARCHED_RECORDS: Final = 8_192  # looked at between two pauses of ROOM_SECONDS, for all accounts
 TRIM_RECORDS: Final = 4_096  # deleted in one transaction
@@ -55,6 +56,7 @@ DAY_NS: Final = 86_400 * SECOND_NS
 ANY_EVENT: Final = 1 << 62
 
 T = TypeVar("T")
+_Work: TypeAlias = tuple[Callable[[HistoryFile], Any], Callable[[Any], None]]
 log = logging.getLogger("compex.history")
 
 
@@ -137,7 +139,9 @@ class History:
         self._since_checkpoint = 0
         self._over: dict[int, int] = {}  # accounts that have more than is kept: their last number
         self._resumes: list[Resume] = []
-        self._asked: deque[tuple[Callable[[HistoryFile], Any], Callable[[Any], None]]] = deque()
+        self._notes: deque[_Work] = deque()
+        self._asked: deque[_Work] = deque()
+        self._asked_by: Counter[int] = Counter()  # how many of those are an account's
         self._searches: dict[int, deque[Search]] = {}  # by account, whose turn it is first
         self._has_records = asyncio.Event()
         self._has_many = asyncio.Event()
@@ -314,11 +318,29 @@ class History:
         self.start()
         self._has_work.set()
 
-    def ask(self, read: Callable[[HistoryFile], T], answer: Callable[[T], None]) -> bool:
-        """Have something read or written in the file; False while too many wait for that."""
-        if len(self._asked) >= ASKED_MAX:
+    def note(self, write: Callable[[HistoryFile], None], done: Callable[[None], None]) -> None:
+        """Have something written in the file, before any question is answered. It is tried until it
+        succeeds, so nobody is refused here: who calls it sees to it that few wait."""
+        self._notes.append((write, done))
+        self.start()
+        self._has_work.set()
+
+    def ask(
+        self, account: int, read: Callable[[HistoryFile], T], answer: Callable[[T], None]
+    ) -> bool:
+        """Have something read in the file; False while too many wait for that."""
+        waiting = self._asked_by[account]
+        if waiting >= QUESTIONS_MAX or (not waiting and len(self._asked_by) >= ASKED_MAX):
             return False
-        self._asked.append((read, answer))
+        self._asked_by[account] = waiting + 1
+
+        def answered(found: T) -> None:
+            self._asked_by[account] -= 1
+            if not self._asked_by[account]:
+                del self._asked_by[account]
+            answer(found)
+
+        self._asked.append((read, answered))
         self.start()
         self._has_work.set()
         return True
@@ -352,7 +374,7 @@ class History:
         def merge(found: Sequence[Kept]) -> None:
             answer(self._with_tail(found, kind, account, after, limit))
 
-        return self.ask(lambda file: file.read(kind, account, after + 1, limit), merge)
+        return self.ask(account, lambda file: file.read(kind, account, after + 1, limit), merge)
 
     async def _keep_serving(self) -> None:
         while True:
@@ -371,10 +393,10 @@ class History:
                 self._has_work.set()
 
     async def _answer_all(self) -> None:
-        while self._asked:
-            read, answer = self._asked[0]
-            found = await self._off(read, self._file)
-            self._asked.popleft()
+        while waiting := self._notes or self._asked:
+            work, answer = waiting[0]
+            found = await self._off(work, self._file)
+            waiting.popleft()
             answer(found)
 
     async def _search_some(self) -> None:
@@ -508,6 +530,8 @@ class History:
         self._let_go()
 
     def _write_all(self) -> None:
+        for write, _ in self._notes:  # first: the journal does not have what they say
+            write(self._file)
         if self._in_hand.event:  # whether that was written or not
             self._file.write(self._in_hand)
             self._written()

@@ -1,6 +1,7 @@
 """Orders of who has gone silent are cancelled when their time is over, and not before."""
 
 import asyncio
+import sqlite3
 from collections.abc import AsyncGenerator, Callable
 from pathlib import Path
 
@@ -8,11 +9,13 @@ import pytest
 from compex_client import messages as m
 
 from engine.rejects import Reject
+from gateway import absence, history
+from gateway.history_file import HistoryFile
 from gateway.limits import NS_PER_MS
 from gateway.session import CLEAN_CLOSE
 from tests.exchange import DOMAIN, TICKER, Conversation, Exchange, running_exchange, wallet
 
-BUYER = 2
+BUYER, OTHER = 2, 3
 SOON_SECONDS = 30.0
 TICKS = 4  # of the task that looks at the times
 FEW_SECONDS = 0.3
@@ -246,3 +249,69 @@ async def test_what_was_armed_is_so_after_a_crash_and_the_time_runs_again(
         now.forward(1_000)
         await until(lambda: open_orders(exchange) == 1)
         assert open_orders(exchange, 1) == 1
+
+
+# --- the file ------------------------------------------------------------------------------------
+async def test_somebody_elses_questions_keep_nobody_from_arming(
+    exchange: Exchange, now: Now
+) -> None:
+    await exchange.open_account(OTHER)
+    one, other = connected(exchange, 1), exchange.converse(wallet(100 + OTHER))
+    await place(exchange, one)
+    for number in range(1_100):
+        other.session.receive(b'{"t":"query","id":%d,"what":"fills"}' % (number + 2))
+    refused = [x.code for x in other.heard() if isinstance(x, m.Reject)]
+    assert refused == [Reject.BUSY] * (1_100 - history.QUESTIONS_MAX)
+    assert one.say(m.Query(2, "fills")) == []
+    assert len(await armed(one, m.CancelOnDisconnect(3, 1_000))) == 1, "before any question"
+    heard: list[m.ServerMessage] = []
+    await until(lambda: heard.extend(one.heard()) or bool(heard))
+    assert [x.id for x in heard if isinstance(x, m.Ack)] == [2]
+    one.session.close(CLEAN_CLOSE)
+    await until(lambda: not exchange.desk.history.armed())
+
+
+async def test_what_is_over_cancels_nothing_again_though_the_file_cannot_say_so(
+    tmp_path: Path, now: Now, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object) -> None:
+        raise sqlite3.OperationalError("disk full")
+
+    async with running_exchange(tmp_path, now_ns=now) as exchange:
+        await set_up(exchange)
+        one, two = connected(exchange, 1), connected(exchange, 2)
+        await armed(one, m.DeadMan(2, 1_000))
+        await armed(two, m.CancelOnDisconnect(2))
+        await place(exchange, one)
+        await place(exchange, two)
+        monkeypatch.setattr(history, "RETRY_SECONDS", 0.01)
+        monkeypatch.setattr(history, "ASKED_MAX", 0)
+        monkeypatch.setattr(HistoryFile, "disarm", fail)
+        two.session.close(CLEAN_CLOSE)
+        now.forward(1_000)
+        await until(lambda: open_orders(exchange) == 3)
+        await place(exchange, one)
+        now.forward(1_000)
+        await stays(lambda: open_orders(exchange) == 6)
+        assert len(exchange.desk.history.armed()) == 2
+        assert exchange.desk.absence.armed(BUYER, 1) == exchange.desk.absence.armed(BUYER, 2) == []
+        await exchange.port.close()
+        await exchange.desk.absence.close()
+        monkeypatch.undo()  # and the node ends before it is tried again
+    async with running_exchange(tmp_path, now_ns=now) as exchange:
+        assert exchange.desk.history.armed() == []
+        now.forward(1_000)
+        await stays(lambda: open_orders(exchange) == 6)
+
+
+async def test_who_changes_its_switch_faster_than_the_file_takes_it_is_refused_alone(
+    exchange: Exchange, now: Now
+) -> None:
+    one, two = connected(exchange, 1), connected(exchange, 2)
+    asked = absence.NOTES_MAX + 2
+    for number in range(asked):
+        one.session.receive(b'{"t":"dead_man","id":%d,"timeout_ms":%d}' % (number + 2, number + 1))
+    refused = [x.code for x in one.heard() if isinstance(x, m.Reject)]
+    assert refused == [Reject.BUSY] * 2
+    assert len(await armed(two, m.DeadMan(2, 1_000))) == 1
+    assert exchange.desk.absence.armed(BUYER, 1)[0].ms == asked - 2

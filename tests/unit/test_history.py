@@ -503,7 +503,7 @@ async def test_who_asks_for_many_orders_keeps_nobody_else_waiting(
     assert long_kept.ask_order(7, 1_000 + 4_000, hear("newest"))
     assert not long_kept.ask_order(7, 1_002, hear("too many"))
     assert long_kept.ask_order(8, 1_000 + 1, hear("another's"))
-    long_kept.ask(lambda file: file.armed(), lambda _: answers.append(("armed", 0)))
+    long_kept.ask(7, lambda file: file.armed(), lambda _: answers.append(("armed", 0)))
     await until(lambda: len(answers) == 5)
     assert answers == [
         ("armed", 0), ("another's", 1_001), ("nothing", 0), ("oldest", 1_001), ("newest", 5_000)
