@@ -10,6 +10,7 @@ and of sessions' requests.
 
 import asyncio
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Final, NamedTuple, Protocol
 
@@ -26,7 +27,8 @@ from gateway.wire import BadRequest
 TICK_SECONDS: Final = 0.25  # how late an order may be seen to have waited too long
 TICKS_PER_LOOK: Final = 8  # at who is suspended, and what was taken back
 CANCEL_AFTER: Final = 2  # times what an order may wait: it is cancelled
-HANDED_WAITING_MAX: Final = 256  # requests whose signatures are being checked
+ASKING_MAX: Final = 256  # accounts with requests before settlement; those of more are refused
+REQUESTS_MAX: Final = 16  # of one account, likewise
 NS_PER_MS: Final = 1_000_000
 # Commands that may come to trades which somebody has to sign for.
 _ADDS: Final = frozenset({
@@ -162,6 +164,7 @@ class Signing:
         self._cancelling: set[int] = set()  # orders of any account, on their way out
         self._bodies: dict[int, Body] = {}  # of open orders, by id
         self._suspended: frozenset[int] = frozenset()
+        self._requests: Counter[int] = Counter()  # before settlement, by account
         self._tasks: set[asyncio.Task[None]] = set()
         self.terms: Final = m.Signing(within_ms)
         mirror.settled = kept.settled
@@ -291,7 +294,7 @@ class Signing:
             ):  # fmt: skip
                 words = "the order is of another market or side"
                 raise BadRequest(Reject.INVALID_FIELD, f"orders[{place}]", words)
-        self._check_room()
+        self._check_room(account)
 
         async def work() -> None:
             outcome = await self._kept.hand_in(account, handed, signature, key)
@@ -300,20 +303,26 @@ class Signing:
                     self._signed(account, Body(x.order_id, x.number, x.price_ticks, x.qty_lots))
             told(outcome)
 
-        self._spawn(self._answered(work(), lambda: told(None)))
+        self._request(account, work(), lambda: told(None))
 
     def ask_unsigned(self, account: int, told: Callable[[Listed | None], None]) -> None:
         """`told` them, or None if settlement cannot be reached. Raises BadRequest: BUSY."""
-        self._check_room()
+        self._check_room(account)
 
         async def work() -> None:
             filled = await self._kept.unsigned(account)
             last_number = await self._kept.last_number(account)
             told(Listed(self._listed(account, filled), last_number))
 
-        self._spawn(self._answered(work(), lambda: told(None)))
+        self._request(account, work(), lambda: told(None))
 
-    async def _answered(self, work: Awaitable[None], failed: Callable[[], None]) -> None:
+    def _request(self, account: int, work: Awaitable[None], failed: Callable[[], None]) -> None:
+        self._requests[account] += 1
+        self._spawn(self._answered(account, work, failed))
+
+    async def _answered(
+        self, account: int, work: Awaitable[None], failed: Callable[[], None]
+    ) -> None:
         """Every request has its one reply, whatever breaks behind it."""
         try:
             await work
@@ -323,9 +332,14 @@ class Signing:
         except Exception:
             log.exception("a request about signatures has failed")
             failed()
+        finally:
+            self._requests[account] -= 1
+            if not self._requests[account]:
+                del self._requests[account]
 
-    def _check_room(self) -> None:
-        if len(self._tasks) > HANDED_WAITING_MAX:
+    def _check_room(self, account: int) -> None:
+        waiting = self._requests[account]
+        if waiting >= REQUESTS_MAX or (not waiting and len(self._requests) >= ASKING_MAX):
             raise BadRequest(Reject.BUSY)
 
     def _listed(self, account: int, filled: Sequence[Unsigned]) -> list[m.UnsignedOrder]:

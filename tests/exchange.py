@@ -23,6 +23,7 @@ from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS, Outbox
 from gateway.server import GatewayServer
 from gateway.session import Desk, Session, open_desk
+from gateway.signing import Signatures
 from gateway.transport import OPEN_ACCESS, Access
 from gateway.wire import JSON, Codec
 from tests.disks import patience
@@ -188,6 +189,8 @@ async def running_exchange(
     disk: Disk | None = None,
     keys: Keys | None = None,
     keep: Keep | None = None,
+    signatures: Signatures | None = None,
+    sign_within_ms: int = 0,
 ) -> AsyncGenerator[Exchange]:
     clock = ScriptedClock(START_NS)
     journal = Journal(directory / "journal", disk or SystemDisk())
@@ -204,6 +207,8 @@ async def running_exchange(
         keys=keys,
         audit=audit,
         history=History(directory / "history.sqlite3", keep),
+        signatures=signatures,
+        sign_within_ms=sign_within_ms,
     )
     await pipeline.start()
     desk.history.check(pipeline.ready().event_number)
