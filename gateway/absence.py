@@ -46,7 +46,7 @@ class _Switch:
     def __init__(self, row: ArmedRow) -> None:
         self.row: Final = row
         self.due_ns: int | None = None
-        self.holders: set[object] = set()  # connections that have it armed
+        self.holders: dict[object, None] = {}  # connections that have it armed, the last one last
         self.is_noted = False  # in the file
 
 
@@ -115,7 +115,8 @@ class Absence:
         if row.what == DEAD_MAN:
             self._run(switch)
         else:
-            switch.holders.add(holder)
+            switch.holders.pop(holder, None)
+            switch.holders[holder] = None
             self._held.setdefault(holder, set()).add(place)
         if switch.is_noted:
             done()
@@ -148,13 +149,15 @@ class Absence:
         self._history.note(write, noted)
 
     def left(self, holder: object, *, clean: bool) -> None:
-        """A connection has ended."""
+        """A connection has ended. A clean end of the one that armed last decides, as another that
+        still has it may be gone, too, and nobody here knows yet."""
         for place in self._held.pop(holder, ()):
             switch = self._switches.get(place)
-            if switch is None:
-                continue
-            switch.holders.discard(holder)
-            if switch.holders:
+            if switch is None or holder not in switch.holders:
+                continue  # or armed anew since
+            decides = clean and holder == next(reversed(switch.holders))
+            del switch.holders[holder]
+            if switch.holders and not decides:
                 continue  # another one is there
             if not clean:
                 self._run(switch)

@@ -182,6 +182,44 @@ async def test_a_clean_close_cancels_only_if_that_was_asked_for(
         assert exchange.desk.history.armed() == []
 
 
+@pytest.mark.parametrize("on_close", [False, True])
+async def test_the_clean_close_of_the_one_that_armed_last_decides(
+    exchange: Exchange, now: Now, on_close: bool
+) -> None:
+    lost, back = connected(exchange, 1), connected(exchange, 1)
+    request = m.CancelOnDisconnect(2, 1_000, on_close=on_close)
+    await armed(back, request)
+    await armed(lost, request)
+    await armed(back, request)  # what becomes of the other's network is not known here yet
+    await place(exchange, back)
+    back.session.close(CLEAN_CLOSE)
+    if on_close:
+        await until(lambda: open_orders(exchange) == 0)
+        await place(exchange, connected(exchange, 1))
+    await until(lambda: not exchange.desk.history.armed())
+    again = connected(exchange, 1)
+    await armed(again, m.CancelOnDisconnect(2, 1_000))
+    again.session.close()
+    now.forward(500)
+    lost.session.close()
+    await stays(lambda: open_orders(exchange) == 3)
+    now.forward(500)  # the other had no part in it any more: the time is not begun anew
+    await until(lambda: open_orders(exchange) == 0)
+
+
+async def test_the_clean_close_of_one_that_did_not_arm_last_leaves_it_armed(
+    exchange: Exchange, now: Now
+) -> None:
+    one, two = connected(exchange, 1), connected(exchange, 1)
+    for conversation in (one, two):
+        await armed(conversation, m.CancelOnDisconnect(2))
+    await place(exchange, one)
+    one.session.close(CLEAN_CLOSE)
+    await stays(lambda: open_orders(exchange) == 3)
+    two.session.close()
+    await until(lambda: open_orders(exchange) == 0)
+
+
 async def test_the_whole_account_is_meant_if_so_asked_and_off_is_off(
     exchange: Exchange, now: Now
 ) -> None:

@@ -508,10 +508,10 @@ class CancelOnDisconnect(Request, tag="cancel_on_disconnect"):
     connection is lost and no other one of the same account and session number has sent this
     request `grace_ms` later. A crash of the exchange loses every connection.
 
-    A connection that the client itself closes, with 1000, cancels nothing, unless
-    `on_close` asks for that, too; and then nothing is armed any more. A session number of 0 is no
-    session: it can only mean the account. `off` disarms. The ack says what is `armed` now, and
-    that outlives the exchange's own crashes.
+    A connection that the client itself closes, with 1000, cancels nothing, unless `on_close` asks
+    for that, too; and then nothing is armed any more. Of several connections the one that sent this
+    last decides so. A session number of 0 is no session: it can only mean the account. `off`
+    disarms. The ack says what is `armed` now, and that outlives the exchange's own crashes.
     """
 
     grace_ms: GraceMs = 0
