@@ -51,7 +51,7 @@ SCOPE_OF: Final[dict[type[m.Request], Scope | None]] = {
     m.Replace: Scope.TRADE,
     m.Subscribe: Scope.READ,  # but for public channels
     m.Unsubscribe: NOTHING,
-    m.Query: Scope.READ,  # but for public questions
+    m.Query: Scope.READ,  # but for public questions, and those of who signs
     m.New: Scope.TRADE,
     m.Quote: Scope.TRADE,
     m.Block: Scope.TRADE,
@@ -70,6 +70,7 @@ _NOBODYS: Final = 1 << 30
 _NEEDED: Final = {kind: _NOBODYS if need is None else need.value for kind, need in SCOPE_OF.items()}
 PUBLIC_CHANNELS: Final = frozenset({*CHANNELS, "sequenced"})
 PUBLIC_QUESTIONS: Final = frozenset({"markets"})
+SIGNERS_QUESTIONS: Final = frozenset({"unsigned"})  # for who trades as well as for who reads
 _OF_AN_ORDER: Final = (CommandKind.CANCEL, CommandKind.AMEND)  # they name it, and no market
 _TICKER: Final = re.compile(r"[A-Z0-9]+")
 # class | region | grade | SPOT, or a kind of window and its start: each a whole field, or *.
@@ -167,7 +168,7 @@ class Identity:
         terms = self.terms()
         if terms is None:
             return
-        needed = _scopes_needed(request)
+        needed = _scopes_needed(request, terms.scopes)
         if needed & ~terms.scopes:
             raise BadRequest(Reject.OUT_OF_SCOPE, detail=_names(needed))
 
@@ -280,11 +281,15 @@ class Identity:
         return Revocation(wallet, key, request.nonce, signature)
 
 
-def _scopes_needed(request: m.ClientMessage) -> int:
+def _scopes_needed(request: m.ClientMessage, scopes: int) -> int:
+    """Of a key that has those: some questions may be asked with either of two."""
     if isinstance(request, m.Subscribe) and request.channel in PUBLIC_CHANNELS:
         return 0
-    if isinstance(request, m.Query) and request.what in PUBLIC_QUESTIONS:
-        return 0
+    if isinstance(request, m.Query):
+        if request.what in PUBLIC_QUESTIONS:
+            return 0
+        if request.what in SIGNERS_QUESTIONS and scopes & Scope.TRADE.value:
+            return Scope.TRADE.value
     return _NEEDED.get(type(request), _NOBODYS)
 
 

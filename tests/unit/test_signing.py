@@ -6,12 +6,22 @@ from collections.abc import AsyncGenerator, Sequence
 from pathlib import Path
 
 import pytest
+from compex_client import Rejected, Terms, connect
 from compex_client import messages as m
+from compex_client.client import Client
+from compex_client.messages import Scope
 
 from engine.rejects import Reject
 from gateway import signing
 from gateway.signing import Authorised, Body, Handed, Outcome, Unsigned
-from tests.exchange import TICKER, Conversation, Exchange, running_exchange, wallet
+from tests.exchange import (
+    TICKER,
+    Conversation,
+    Exchange,
+    running_exchange,
+    running_server,
+    wallet,
+)
 
 BUYER, OTHER = 1, 2
 WITHIN_MS = 1_000
@@ -24,14 +34,16 @@ class Kept:
     def __init__(self) -> None:
         self.answers = asyncio.Event()
         self.answers.set()
+        self.signed: list[int] = []  # order ids
 
     def settled(self, product: int) -> tuple[int, int]:
-        return product, 0
+        return 1, 0
 
     async def hand_in(
         self, account: int, handed: Sequence[Handed], signature: bytes, key: Authorised | None
     ) -> Outcome:
         await self.answers.wait()
+        self.signed += [x.order_id for x in handed]
         return Outcome(None, -1, len(handed))
 
     async def bodies(self, order_ids: Sequence[int]) -> Sequence[Body]:
@@ -101,3 +113,39 @@ async def test_somebody_elses_questions_keep_nobody_from_signing(
     await replies(other, signing.REQUESTS_MAX)
     assert other.say(m.Query(999, "unsigned")) == []
     await replies(other)
+
+
+async def connect_by_key(exchange: Exchange, url: str, scopes: Scope) -> Client:
+    """As a sub-account's master does, or whoever watches it."""
+    key, owner = wallet(10 + scopes), wallet(100 + BUYER)
+    async with await connect(url, owner) as client:
+        await client.authorise(key.address, scopes=scopes)
+    terms = Terms(every_s=0.01, now_ns=exchange.clock.now_ns)
+    return await connect(url, owner.address, key=key, signing=terms)
+
+
+@pytest.mark.parametrize("scopes", [Scope.TRADE, Scope.TRADE | Scope.READ], ids=str)
+async def test_who_may_only_trade_for_another_signs_what_it_trades(
+    exchange: Exchange, kept: Kept, scopes: Scope
+) -> None:
+    async with (
+        running_server(exchange) as (_, url),
+        await connect_by_key(exchange, url, scopes) as client,
+    ):
+        ack = await client.place(TICKER, "buy", "1", "1")
+        await client.signed()
+    assert kept.signed == [ack.order_id]
+
+
+async def test_who_may_only_read_sees_what_is_unsigned(exchange: Exchange) -> None:
+    buyer = trader(exchange)
+    buyer.say(m.New(2, TICKER, "buy", "1", "1"))
+    [ack] = await replies(buyer)
+    async with running_server(exchange) as (_, url):
+        async with await connect_by_key(exchange, url, Scope.READ) as client:
+            listed = (await client.unsigned()).unsigned or []
+        async with await connect_by_key(exchange, url, Scope.WITHDRAW) as client:
+            with pytest.raises(Rejected) as caught:
+                await client.unsigned()
+    assert isinstance(ack, m.Ack) and [x.order_id for x in listed] == [ack.order_id]
+    assert caught.value.code == Reject.OUT_OF_SCOPE
