@@ -159,6 +159,10 @@ class Hub:
             seconds = topic.every_ms / 1_000
             self._timers[topic.every_ms] = loop.call_later(seconds, self.tick, topic.every_ms)
 
+    def forget(self, topic: Topic) -> None:
+        """What waits to be told of it is of no use to whoever comes next."""
+        self._paced.get(topic.every_ms, {}).pop(topic, None)
+
     def tick(self, every_ms: int) -> None:
         """Tell what waits for this beat. Called by the timer."""
         timer = self._timers.pop(every_ms, None)

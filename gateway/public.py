@@ -158,6 +158,7 @@ class Public:
     def _look(self, views: dict[Topic, View], topic: Topic, view: View, change: Change) -> None:
         if not self._hub.wants(topic):
             del views[topic]
+            self._hub.forget(topic)  # or its delta would follow upon the next view's snapshot
             return
         view.note(change, self._time_us)
         if topic.every_ms:

@@ -400,6 +400,26 @@ def test_a_ticker_is_told_once_a_beat_and_only_when_it_changes() -> None:
     run(story())
 
 
+def test_who_comes_within_the_beat_of_a_book_that_all_had_left_is_told_what_follows() -> None:
+    async def story() -> None:
+        market = Market(11)
+        market.step(200)
+        gone = Reader(market.feed, JSON)
+        gone.subscribe(channel="book", market=EVERYTHING, every_ms=1000)
+        market.step(200)
+        topic = market.feed.topic(m.Subscribe(1, "book", EVERYTHING, every_ms=1000), 0)
+        market.feed.unsubscribe(gone, topic)
+        market.step(200)
+        reader = Reader(market.feed, JSON)
+        reader.subscribe(channel="book", market=EVERYTHING, every_ms=1000)
+        for _ in range(3):
+            await asyncio.sleep(1.1)  # a delta that does not follow upon what was told is refused
+            reader.check_all()
+            market.step(200)
+
+    run(story())
+
+
 def test_wildcards_cover_what_their_fields_say_and_nothing_else() -> None:
     catalog = load_catalog()
     spot = "nv.h100-sxm-80g.x8.ib|us-e|B|SPOT"
