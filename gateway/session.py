@@ -533,6 +533,8 @@ class Session:
         if request.client_id and self._desk.port.is_used(account, request.client_id):
             place(None)  # it is there already, or its id is another's: nothing is to be cancelled
             return
+        if self._desk.signing is not None:
+            self._check_signed(command)
         cancel = m.Cancel(request.id, request.old_order_id, request.old_client_id)
         self._do(cancel, place)
 

@@ -22,6 +22,7 @@ from tests.exchange import (
     running_server,
     wallet,
 )
+from tests.unit.test_absence import Now
 
 BUYER, OTHER = 1, 2
 WITHIN_MS = 1_000
@@ -70,8 +71,15 @@ def kept() -> Kept:
 
 
 @pytest.fixture
-async def exchange(tmp_path: Path, kept: Kept) -> AsyncGenerator[Exchange]:
-    async with running_exchange(tmp_path, signatures=kept, sign_within_ms=WITHIN_MS) as running:
+def now() -> Now:
+    return Now()
+
+
+@pytest.fixture
+async def exchange(tmp_path: Path, kept: Kept, now: Now) -> AsyncGenerator[Exchange]:
+    async with running_exchange(
+        tmp_path, now_ns=now, signatures=kept, sign_within_ms=WITHIN_MS
+    ) as running:
         await running.list_market()
         for account in (BUYER, OTHER):
             await running.open_account(account, cash_usdc6=10**9)
@@ -92,6 +100,10 @@ async def replies(conversation: Conversation, count: int = 1) -> list[m.ServerMe
     return heard
 
 
+def signed_row(ack: m.Ack) -> m.SignedOrder:
+    return (ack.order_id, 1, TICKER, "buy", "1", "1", 500, 2**31)
+
+
 async def test_somebody_elses_questions_keep_nobody_from_signing(
     exchange: Exchange, kept: Kept
 ) -> None:
@@ -105,8 +117,7 @@ async def test_somebody_elses_questions_keep_nobody_from_signing(
     refused = [x for x in other.heard() if isinstance(x, m.Reject)]
     assert {(x.code, x.retry_ms) for x in refused} == {(Reject.BUSY, 50)}
     assert len(refused) == 300 - signing.REQUESTS_MAX
-    row = (ack.order_id, 1, TICKER, "buy", "1", "1", 500, 2**31)
-    assert buyer.say(m.SignOrders(3, [row], SIGNATURE)) == []
+    assert buyer.say(m.SignOrders(3, [signed_row(ack)], SIGNATURE)) == []
     kept.answers.set()
     [signed] = await replies(buyer)
     assert isinstance(signed, m.Ack) and signed.count == 1
@@ -149,3 +160,28 @@ async def test_who_may_only_read_sees_what_is_unsigned(exchange: Exchange) -> No
                 await client.unsigned()
     assert isinstance(ack, m.Ack) and [x.order_id for x in listed] == [ack.order_id]
     assert caught.value.code == Reject.OUT_OF_SCOPE
+
+
+async def test_a_replacement_that_has_to_wait_for_signatures_cancels_nothing(
+    exchange: Exchange, now: Now
+) -> None:
+    buyer = trader(exchange)
+    buyer.say(m.New(2, TICKER, "buy", "1", "1", 77))
+    [ack] = await replies(buyer)
+    assert isinstance(ack, m.Ack)
+    now.forward(WITHIN_MS + 1)
+    replace = m.Replace(3, TICKER, "buy", "2", "1", 78, old_order_id=ack.order_id)
+    for request in (replace, m.Batch(4, [replace])):
+        [refused] = buyer.say(request)
+        if isinstance(refused, m.BatchAck):
+            [refused] = refused.results
+        assert isinstance(refused, m.Reject) and refused.code == Reject.BAD_SIGNATURE
+    assert len(exchange.desk.feed.open_orders(BUYER)) == 1
+    buyer.say(m.SignOrders(5, [signed_row(ack)], SIGNATURE))
+    await replies(buyer)
+    buyer.say(replace)
+    [replaced] = await replies(buyer)
+    assert isinstance(replaced, m.ReplaceAck) and isinstance(replaced.order, m.Ack)
+    now.forward(WITHIN_MS + 1)
+    [again] = buyer.say(replace)  # it was accepted once: that is only told again
+    assert isinstance(again, m.ReplaceAck) and isinstance(again.order, m.Ack) and again.order.dup
