@@ -211,6 +211,11 @@ class History:
         """Whether the file has all that was heard."""
         return not self._waiting.count and not self._in_hand.count
 
+    @property
+    def owes_replies(self) -> bool:
+        """Whether somebody waits to hear what is in the file, or that something is."""
+        return bool(self._notes or self._asked or self._searches)
+
     def has_room(self) -> bool:
         return self._waiting.count + self._in_hand.count < WAITING_MAX
 

@@ -128,6 +128,11 @@ class Keys:
             await asyncio.to_thread(self._thread.shutdown)
         self._database.close()
 
+    @property
+    def owes_replies(self) -> bool:
+        """Whether somebody waits to hear that something is on the disk."""
+        return bool(self._waiting)
+
     # --- reading -------------------------------------------------------------------------------
     def in_force(self, wallet: bytes, key: bytes, now_s: int) -> SessionKey:
         """What the key may do for the wallet now. Raises BadRequest: KEY_NOT_AUTHORISED,

@@ -23,6 +23,7 @@ from gateway.wire import Codec
 
 DRAIN_S: Final = 5.0  # for the requests that were taken before the end to be answered
 DRAIN_ROUNDS_MAX: Final = 16  # an answer may cause a command: a cancel that waited for its order
+DRAIN_LOOK_S: Final = 0.01  # between two looks whether there is nothing left to answer
 RETRY_MS: Final = 1_000  # when somebody else may listen here
 
 
@@ -83,8 +84,11 @@ class GatewayServer:
         await self._listener.close(CloseCode.GOING_AWAY, reason)
 
     async def _answered(self) -> None:
+        """By the engine, then by files and settlement, which answer without it."""
         for _ in range(DRAIN_ROUNDS_MAX):
             if not len(self._desk.pending):
-                return
+                break
             await self._desk.port.settled()
             await asyncio.sleep(0)
+        while self._desk.owes_replies:  # noqa: ASYNC110 - they tell sessions, and nobody else
+            await asyncio.sleep(DRAIN_LOOK_S)

@@ -197,6 +197,12 @@ class Desk:
         if self.signing is not None:
             self.signing.start()
 
+    @property
+    def owes_replies(self) -> bool:
+        """Whether requests that were taken wait for something else than the engine."""
+        owed = (self.history, self.keys, self.signing)
+        return any(each.owes_replies for each in owed if each is not None)
+
     async def close(self) -> None:
         """After the port: what it published last is kept, too."""
         await self.absence.close()

@@ -185,6 +185,11 @@ class Signing:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
 
+    @property
+    def owes_replies(self) -> bool:
+        """Whether somebody waits for settlement."""
+        return bool(self._requests)
+
     def _spawn(self, work: Awaitable[None]) -> None:
         task = asyncio.ensure_future(work)
         self._tasks.add(task)

@@ -185,3 +185,19 @@ async def test_a_replacement_that_has_to_wait_for_signatures_cancels_nothing(
     now.forward(WITHIN_MS + 1)
     [again] = buyer.say(replace)  # it was accepted once: that is only told again
     assert isinstance(again, m.ReplaceAck) and isinstance(again.order, m.Ack) and again.order.dup
+
+
+async def test_what_settlement_was_asked_is_answered_before_the_end(
+    exchange: Exchange, kept: Kept
+) -> None:
+    buyer = trader(exchange)
+    async with running_server(exchange) as (server, _):
+        kept.answers.clear()
+        buyer.say(m.Query(2, "unsigned"))
+        ending = asyncio.create_task(server.stop())
+        await asyncio.sleep(0.1)
+        assert not ending.done() and buyer.heard() == []
+        kept.answers.set()
+        await ending
+    [ack] = buyer.heard()
+    assert isinstance(ack, m.Ack) and ack.unsigned == []

@@ -9,6 +9,7 @@ import contextlib
 import json
 import shutil
 import socket
+import sqlite3
 import ssl
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Coroutine
@@ -22,6 +23,7 @@ import uvloop
 from compex_client import connect
 from compex_client import messages as m
 from compex_client.messages import CloseCode
+from compex_client.wallet import SessionKey
 from websockets.asyncio.client import ClientConnection
 from websockets.asyncio.client import connect as connect_socket
 from websockets.exceptions import ConnectionClosed, InvalidStatus
@@ -31,10 +33,19 @@ from engine.rejects import Reject
 from gateway.framing import FRAMES_AT_ONCE
 from gateway.health import Health
 from gateway.http1 import HEAD_BYTES_MAX, PIPELINED_MAX, TARGET_BYTES_MAX
+from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS
 from gateway.server import GatewayServer
 from gateway.transport import OPEN_ACCESS, TICK_S, Access
-from tests.exchange import DOMAIN, TICKER, Exchange, running_exchange, wallet
+from tests.exchange import (
+    DOMAIN,
+    START_NS,
+    TICKER,
+    Exchange,
+    running_exchange,
+    running_server,
+    wallet,
+)
 from tests.fuzz.hostile import FIN, PING, PONG, TEXT, frame
 
 BUYER = wallet(102)
@@ -461,6 +472,43 @@ def test_a_node_that_ends_says_so_answers_what_it_took_and_refuses_the_rest(
             refused = {x["code"] for x in replies.values() if x["t"] == "reject"}
             assert len(acked) >= 10 and refused <= {Reject.DRAINING}
             assert replies.keys() >= set(range(2, 102)), "what was read has its one answer"
+
+    on_uvloop(case)
+
+
+def test_what_waits_for_a_file_is_answered_before_the_end(tmp_path: Path) -> None:
+    async def case() -> None:
+        keys = Keys(tmp_path / "keys.sqlite3")
+        async with (
+            running_exchange(tmp_path, keys=keys) as exchange,
+            running_server(exchange) as (server, url),
+        ):
+            await exchange.open_account(2, cash_usdc6=10**12)
+            client = await connect(url, BUYER, session=1)
+            terms = SessionKey(
+                BUYER.address_bytes, wallet(9).address_bytes, 1, (), 0, START_NS // 10**9 + 9, 1
+            )
+            proof = BUYER.sign_session_key(DOMAIN, terms)
+            files = [sqlite3.connect(tmp_path / f"{x}.sqlite3") for x in ("history", "keys")]
+            for file in files:
+                file.execute("BEGIN IMMEDIATE")  # somebody makes a copy of it
+            asked = asyncio.gather(
+                client.cancel_on_disconnect(1_000),
+                client.kept_fills(),
+                client.send_authorisation(terms, proof),
+            )
+            while not exchange.desk.counts.received[m.Authorise]:  # noqa: ASYNC110
+                await asyncio.sleep(0)
+            ending = asyncio.create_task(server.stop())
+            await asyncio.sleep(0.1)
+            for file in files:
+                file.rollback()
+                file.close()
+            armed, fills, authorised = await asked
+            assert armed.armed and fills == [] and authorised.level == "durable"
+            await ending
+            await client.close()
+        await keys.close()
 
     on_uvloop(case)
 
