@@ -30,6 +30,8 @@ class Reject(IntEnum):
     MARKET_OUT_OF_SCOPE = 1018
     TOO_MANY_KEYS = 1019
     HISTORY_GONE = 1020
+    ORDERS_UNSIGNED = 1021
+    ACCOUNT_SUSPENDED = 1022
     # 2xxx: the order
     PRICE_OUT_OF_RANGE = 2001
     PRICE_NOT_ON_TICK = 2002
@@ -121,6 +123,8 @@ WORDS: Final[dict[Reject, str]] = {
     Reject.MARKET_OUT_OF_SCOPE: "the session key is not for this market",
     Reject.TOO_MANY_KEYS: "this wallet has as many session keys as it may",
     Reject.HISTORY_GONE: "the account's stream is not kept as far back as that",
+    Reject.ORDERS_UNSIGNED: "orders of this account wait for their signatures: sign them first",
+    Reject.ACCOUNT_SUSPENDED: "fills were undone as this account did not sign: it waits a while",
     Reject.PRICE_OUT_OF_RANGE: "the price must be above zero and at most 1677.7214",
     Reject.PRICE_NOT_ON_TICK: "the price is not a multiple of 0.0001",
     Reject.QTY_OUT_OF_RANGE: "the quantity must be above zero and at most 10000000",

@@ -916,9 +916,11 @@ class Session:
     def _check_signed(self, command: Command) -> None:
         """Raises BadRequest where the account has to sign first. Not for what was accepted once:
         that is only told again."""
-        words = self._signing().objection(command.account, command.kind)
-        if words and not self._desk.port.is_used(command.account, command.client_id):
-            raise BadRequest(Reject.BAD_SIGNATURE, detail=words)
+        objection = self._signing().objection(command.account, command.kind)
+        if objection is None:
+            return
+        if not self._desk.port.is_used(command.account, command.client_id):
+            raise objection
 
     def _handed(self, x: m.SignedOrder, place: int) -> Handed:
         order_id, number, market, side, price, qty, fee_ppm_max, valid_until_s = x

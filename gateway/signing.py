@@ -264,22 +264,22 @@ class Signing:
         self._no_more(account, body.order_id)
 
     # --- sessions ------------------------------------------------------------------------------
-    def objection(self, account: int, kind: int) -> str:
-        """Why the account may not do this kind of command now; "" if it may. Money that could be
+    def objection(self, account: int, kind: int) -> BadRequest | None:
+        """Why the account may not do this kind of command now; None if it may. Money that could be
         taken out at once, and come back as another account's, would make a suspension idle."""
         if not self._within_ns:
-            return ""
+            return None
         if account in self._suspended and (kind in _ADDS or kind == CommandKind.WITHDRAW):
-            return "suspended: fills of this account were undone because it did not sign for them"
+            return BadRequest(Reject.ACCOUNT_SUSPENDED)
         if kind not in _ADDS:
-            return ""
+            return None
         waiting = self._waiting.get(account)
         if waiting is None:
-            return ""
+            return None
         since_ns = next(iter(waiting.values()))  # the oldest is the first
         if self._now_ns() - since_ns <= self._within_ns:
-            return ""
-        return f"{len(waiting)} orders wait for their signature; sign them first"
+            return None
+        return BadRequest(Reject.ORDERS_UNSIGNED, detail=f"{len(waiting)} in all")
 
     def hand_in(
         self,

@@ -14,6 +14,7 @@ from compex_client.messages import Scope
 from engine.rejects import Reject
 from gateway import signing
 from gateway.signing import Authorised, Body, Handed, Outcome, Unsigned
+from gateway.wire import BadRequest
 from tests.exchange import (
     TICKER,
     Conversation,
@@ -36,6 +37,7 @@ class Kept:
         self.answers = asyncio.Event()
         self.answers.set()
         self.signed: list[int] = []  # order ids
+        self.out: list[int] = []  # accounts
 
     def settled(self, product: int) -> tuple[int, int]:
         return 1, 0
@@ -59,7 +61,7 @@ class Kept:
         return 0
 
     async def suspended(self) -> Sequence[int]:
-        return []
+        return self.out
 
     async def taken_back(self) -> Sequence[tuple[int, int]]:
         return []
@@ -162,6 +164,59 @@ async def test_who_may_only_read_sees_what_is_unsigned(exchange: Exchange) -> No
     assert caught.value.code == Reject.OUT_OF_SCOPE
 
 
+async def test_who_is_suspended_is_told_so_and_may_still_cancel(
+    exchange: Exchange, kept: Kept, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(signing, "TICK_SECONDS", 0.001)
+    buyer = trader(exchange)
+    buyer.say(m.New(2, TICKER, "buy", "1", "1", 77))
+    await replies(buyer)
+    kept.out = [BUYER]
+    codes: list[int] = []
+    async with asyncio.timeout(10):
+        while Reject.ACCOUNT_SUSPENDED not in codes:
+            await asyncio.sleep(0.01)
+            codes += [x.code for x in buyer.say(m.Withdraw(3, "1")) if isinstance(x, m.Reject)]
+    assert codes == [Reject.ACCOUNT_SUSPENDED]
+    await exchange.port.settled()
+    buyer.heard()
+    [refused] = buyer.say(m.New(4, TICKER, "buy", "1", "1"))
+    assert isinstance(refused, m.Reject) and refused.code == Reject.ACCOUNT_SUSPENDED
+    buyer.say(m.Cancel(5, client_id=77))
+    [ack] = await replies(buyer)
+    assert isinstance(ack, m.Ack)
+    other = trader(exchange, OTHER)
+    other.say(m.New(2, TICKER, "buy", "1", "1"))
+    [ack] = await replies(other)
+    assert isinstance(ack, m.Ack)
+
+
+@pytest.mark.parametrize("code", [Reject.ORDERS_UNSIGNED, Reject.BAD_SIGNATURE])
+async def test_a_client_that_is_to_sign_first_does_so_and_asks_again(
+    exchange: Exchange,
+    kept: Kept,
+    now: Now,
+    monkeypatch: pytest.MonkeyPatch,
+    code: Reject,
+) -> None:
+    """Whether it is told so by this build's number or by the one of those before."""
+    objection = signing.Signing.objection
+
+    def said(desk: signing.Signing, account: int, kind: int) -> BadRequest | None:
+        return BadRequest(code) if objection(desk, account, kind) is not None else None
+
+    monkeypatch.setattr(signing.Signing, "objection", said)
+    terms = Terms(every_s=600, now_ns=exchange.clock.now_ns)
+    async with (
+        running_server(exchange) as (_, url),
+        await connect(url, wallet(100 + BUYER), signing=terms) as client,
+    ):
+        first = await client.place(TICKER, "buy", "1", "1")
+        now.forward(WITHIN_MS + 1)
+        assert (await client.place(TICKER, "buy", "1", "1")).order_id
+        assert kept.signed == [first.order_id]
+
+
 async def test_a_replacement_that_has_to_wait_for_signatures_cancels_nothing(
     exchange: Exchange, now: Now
 ) -> None:
@@ -175,7 +230,7 @@ async def test_a_replacement_that_has_to_wait_for_signatures_cancels_nothing(
         [refused] = buyer.say(request)
         if isinstance(refused, m.BatchAck):
             [refused] = refused.results
-        assert isinstance(refused, m.Reject) and refused.code == Reject.BAD_SIGNATURE
+        assert isinstance(refused, m.Reject) and refused.code == Reject.ORDERS_UNSIGNED
     assert len(exchange.desk.feed.open_orders(BUYER)) == 1
     buyer.say(m.SignOrders(5, [signed_row(ack)], SIGNATURE))
     await replies(buyer)

@@ -49,7 +49,8 @@ PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
 CLOCK_SAMPLES: Final = 8
 SIGNED: Final = Terms()
-SIGNATURE_WANTED: Final = 1006  # the exchange's number for: sign the orders before first
+# The exchange's number for: sign the orders before first; and what an older one says.
+SIGNATURES_WANTED: Final = frozenset({1021, 1006})
 LAST_SIGNATURE_S: Final = 5.0  # that a close waits for what is not signed yet
 KEY_VALID_S: Final = 30 * 86_400  # of a session key for which no time is given
 
@@ -930,7 +931,7 @@ class Client:
         try:
             return await self._ask(make)
         except Rejected as rejected:
-            if self._signing is None or rejected.code != SIGNATURE_WANTED:
+            if self._signing is None or rejected.code not in SIGNATURES_WANTED:
                 raise
             await self._signing.flush()
         return await self._ask(make)
