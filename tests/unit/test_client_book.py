@@ -5,12 +5,15 @@ import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from struct import pack
+from typing import Any
 
 import msgspec
+import numpy as np
 import pytest
 from compex_client import Disconnected, Rejected, StreamOverflow, connect, errors
 from compex_client import messages as m
 from compex_client.book import Book, checksum
+from compex_client.client import REQUESTS_IN_FLIGHT_MAX
 from compex_client.errors import BookOutOfStep, CompexClientError, ProtocolViolation
 from compex_client.order_book import OrderBook
 from compex_client.streams import Stream
@@ -21,6 +24,7 @@ from websockets.asyncio.server import ServerConnection, serve
 from gateway.limits import DEFAULT_LIMITS
 
 BALANCES = m.Balances(*["0"] * 8)
+SOON_S = 10.0  # what hangs has failed
 levels = st.dictionaries(st.integers(1, 60), st.integers(0, 5), max_size=40)
 
 
@@ -236,6 +240,19 @@ async def test_a_request_in_flight_when_the_connection_ends_is_not_said_to_have_
         assert (caught.value.code, caught.value.reason) == (4001, "too many unread bytes")
         with pytest.raises(Disconnected):
             await client.balances()
+
+
+async def test_a_request_that_cannot_be_encoded_takes_nothing_from_those_behind_it() -> None:
+    async def script(connection: ServerConnection) -> None:
+        await say(connection, m.Pong((await hear(connection)).id, 5))
+
+    async with scripted(script) as url, await connect(url) as client:
+        number: Any = np.int64(7)
+        async with asyncio.timeout(SOON_S):
+            for _ in range(REQUESTS_IN_FLIGHT_MAX + 1):
+                with pytest.raises(TypeError):
+                    await client.place("X", "buy", "1", "1", client_id=number)
+            assert (await client.ping()).time_us == 5
 
 
 @pytest.mark.parametrize("frame", ["{", "[]", '{"t":5}', '{"t":"ack"}'])

@@ -871,12 +871,9 @@ class Client:
     ) -> m.Ack:
         """The raw request; the methods above both ask and deliver."""
 
-        def make(i: int) -> m.Subscribe:
-            if from_aseq:
-                self._resumed[i] = from_aseq
-            return m.Subscribe(i, channel, market, depth, every_ms, interval_s, limit, from_aseq)
-
-        return await self._ask(make)
+        return await self._ask(
+            lambda i: m.Subscribe(i, channel, market, depth, every_ms, interval_s, limit, from_aseq)
+        )
 
     async def unsubscribe(
         self,
@@ -937,21 +934,26 @@ class Client:
         return await self._ask(make)
 
     async def _request(self, make: Callable[[int], m.ClientMessage]) -> _Reply:
+        self._last_id += 1
+        request_id = self._last_id
+        request = make(request_id)
+        frame = self._encode(request)  # what cannot be encoded has taken nothing yet
         await self._in_flight.acquire()
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
         future.add_done_callback(lambda _: self._in_flight.release())
-        if self._gone is not None:
-            future.cancel()
-            raise self._gone
-        self._last_id += 1
-        request_id = self._last_id
-        self._waiting[request_id] = future
         try:
-            await self._socket.send(self._encode(make(request_id)), text=self._is_text)
-        except ConnectionClosed as closed:
+            if self._gone is not None:
+                raise self._gone
+            self._waiting[request_id] = future
+            if isinstance(request, m.Subscribe) and request.from_aseq:
+                self._resumed[request_id] = request.from_aseq
+            await self._socket.send(frame, text=self._is_text)
+        except BaseException as error:
             self._waiting.pop(request_id, None)
             future.cancel()
-            raise self._gone or _disconnected(closed) from closed
+            if isinstance(error, ConnectionClosed):
+                raise self._gone or _disconnected(error) from error
+            raise
         return await future
 
     async def _read(self) -> None:
