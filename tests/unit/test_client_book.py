@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from compex_client import Disconnected, Rejected, StreamOverflow, connect, errors
+from compex_client import Disconnected, Rejected, Resuming, StreamOverflow, connect, errors
 from compex_client import messages as m
 from compex_client.book import Book, checksum
 from compex_client.client import REQUESTS_IN_FLIGHT_MAX
@@ -321,6 +321,68 @@ async def test_who_resumes_counts_from_the_number_it_named() -> None:
         with pytest.raises(Rejected, match="1020"):
             await client.private(from_aseq=1)
         assert client.aseq == 7
+
+
+def transfer(aseq: int) -> m.Transfer:
+    return m.Transfer(aseq, "deposit", "1", 1, 1, 1)
+
+
+async def test_what_another_subscription_cuts_short_is_resumed_where_it_was_left() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        assert isinstance(first, m.Subscribe)
+        asked.append(first.from_aseq)
+        await say(connection, m.Ack(first.id))
+        if first.from_aseq == 1:
+            await say(connection, transfer(1))
+            other = await hear(connection)
+            start = m.AccountSnapshot(4, 1, "0x", BALANCES, [], [], 1)
+            await say(connection, m.Ack(other.id), start, transfer(5))
+        else:
+            await say(connection, *(transfer(aseq) for aseq in range(2, 6)))
+
+    asked: list[int] = []
+    async with scripted(script) as url, asyncio.timeout(SOON_S):
+        resuming = Resuming(lambda: connect(url))
+        told = [await anext(resuming)]
+        assert resuming.client is not None
+        fills = await resuming.client.fills()
+        told += [await anext(resuming) for _ in range(4)]
+        assert [x.aseq for x in told] == [1, 2, 3, 4, 5]
+        assert (asked, resuming.next_aseq) == ([1, 2], 6)
+        with pytest.raises(Disconnected):
+            await anext(fills)
+        await resuming.close()
+
+
+async def test_a_second_resumption_on_the_connection_tells_nothing_twice() -> None:
+    async def script(connection: ServerConnection) -> None:
+        for _ in range(2):
+            await say(connection, m.Ack((await hear(connection)).id), transfer(1), transfer(2))
+        await say(connection, m.CaughtUp(2, BALANCES, 1), transfer(3))
+
+    async with scripted(script) as url, asyncio.timeout(SOON_S):
+        resuming = Resuming(lambda: connect(url))
+        told = [await anext(resuming)]
+        assert resuming.client is not None
+        await resuming.client.private(from_aseq=1)
+        told += [await anext(resuming) for _ in range(2)]
+        assert [x.aseq for x in told] == [1, 2, 3]
+        assert (resuming.connections, resuming.balances) == (1, BALANCES)
+        await resuming.close()
+
+
+async def test_a_number_of_a_later_protocol_is_no_reason_to_connect_again() -> None:
+    async def script(connection: ServerConnection) -> None:
+        await say(connection, m.Ack((await hear(connection)).id), transfer(1))
+        await connection.send('{"t":"news","aseq":2}')
+        await say(connection, m.Balance(2, BALANCES, 1), transfer(3))
+
+    async with scripted(script) as url, asyncio.timeout(SOON_S):
+        resuming = Resuming(lambda: connect(url))
+        assert [(await anext(resuming)).aseq for _ in range(2)] == [1, 3]
+        assert resuming.connections == 1
+        await resuming.close()
 
 
 async def test_a_stream_read_too_slowly_ends_and_says_so() -> None:

@@ -45,6 +45,7 @@ from compex_client.wallet import (
 
 REQUESTS_IN_FLIGHT_MAX: Final = 1024  # further requests wait for replies
 FRAME_BYTES_MAX: Final = 64 << 20  # the largest snapshot accepted
+PASSED_OVER_MAX: Final = 1 << 16  # numbers remembered of messages of a later protocol
 PING_INTERVAL_S: Final = 15.0
 OPEN_TIMEOUT_S: Final = 10.0
 CLOCK_SAMPLES: Final = 8
@@ -176,6 +177,7 @@ class Client:
         self.wallet: Wallet | None = None  # None, too, where only its address is known
         self.account = 0  # 0 until the wallet has made its first deposit
         self.aseq = 0  # of the last private message received
+        self.passed_over: set[int] = set()  # numbers of private messages that no stream knows
         self.last_heartbeat: m.Heartbeat | None = None
 
     # --- connection ----------------------------------------------------------------------------
@@ -976,6 +978,9 @@ class Client:
                 raise
             if unknown.aseq == self.aseq + 1:
                 self.aseq = unknown.aseq  # it is numbered
+                if len(self.passed_over) >= PASSED_OVER_MAX:
+                    self.passed_over.clear()
+                self.passed_over.add(unknown.aseq)
             return
         self._dispatch(message)
 

@@ -1,8 +1,9 @@
 """The account's numbered messages over every reconnection: each once, in order, without a gap.
 
 Invariant: whatever becomes of connections, and of the exchange, what `Resuming` gives is numbered
-`from_aseq`, `from_aseq` + 1, ... It decides nothing about orders: what to do about those is the
-program's. For a program that trades, or a drop copy beside it.
+`from_aseq`, `from_aseq` + 1, ...; missing is only what a later protocol tells and this one does not
+know. It decides nothing about orders: what to do about those is the program's. For a program that
+trades, or a drop copy beside it.
 """
 
 import asyncio
@@ -20,7 +21,9 @@ RETRY_SECONDS: Final = (0.1, 5.0)  # between two attempts to connect: at first, 
 class Resuming:
     """An async iterator; `connect` opens a logged-in client each time one is needed.
 
-    Ends by raising Rejected: a login that is refused, or messages that are not kept any more.
+    Ends by raising Rejected: a login that is refused, or messages that are not kept any more. The
+    program may use the `client`; but another stream of the account that it opens there ends the
+    catching up, which then begins again on a new connection.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Client]], *, from_aseq: int = 1) -> None:
@@ -42,11 +45,20 @@ class Resuming:
             except (Disconnected, StreamOverflow):
                 await self.close()
                 continue
-            if isinstance(message, m.Balance | m.CaughtUp):
+            is_numbered = isinstance(message, m.Numbered)
+            if self._first_missing() < message.aseq + (not is_numbered):
+                await self.close()  # another subscription has ended the catching up
+            elif not is_numbered:
                 self.balances = message.balances
-            elif not isinstance(message, m.AccountSnapshot):
-                self.next_aseq = message.aseq + 1
+            elif message.aseq == self.next_aseq:
+                self.next_aseq += 1
                 return message
+
+    def _first_missing(self) -> int:
+        """The next number, but for those of messages that nobody here can read."""
+        while self.client is not None and self.next_aseq in self.client.passed_over:
+            self.next_aseq += 1
+        return self.next_aseq
 
     async def _open(self) -> Stream[PrivateMessage]:
         wait, longest = RETRY_SECONDS
