@@ -385,6 +385,29 @@ async def test_a_number_of_a_later_protocol_is_no_reason_to_connect_again() -> N
         await resuming.close()
 
 
+async def test_who_waits_no_longer_for_a_history_leaves_no_connection_behind() -> None:
+    async def script(connection: ServerConnection) -> None:
+        connections.append(connection)
+        first = await hear(connection)
+        asked.set()
+        if len(connections) > 1:
+            await say(connection, m.Ack(first.id), transfer(1))
+
+    connections: list[ServerConnection] = []
+    asked = asyncio.Event()
+    async with scripted(script) as url, asyncio.timeout(SOON_S):
+        resuming = Resuming(lambda: connect(url))
+        waiting = asyncio.ensure_future(anext(resuming))
+        await asked.wait()
+        waiting.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await waiting
+        await connections[0].wait_closed()
+        assert (await anext(resuming)).aseq == 1
+        await resuming.close()
+        await connections[1].wait_closed()
+
+
 async def test_a_stream_read_too_slowly_ends_and_says_so() -> None:
     stream = Stream[int](items_max=2)
     for item in range(4):

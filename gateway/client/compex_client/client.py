@@ -223,15 +223,18 @@ class Client:
         return ack
 
     async def close(self) -> None:
-        if self._signing is not None:
-            # What stays unsigned is listed when the program comes back.
-            with suppress(CompexClientError, TimeoutError):
-                async with asyncio.timeout(LAST_SIGNATURE_S):
-                    await self._signing.flush()
-            self._signing.close()
-        await self._socket.close()
-        if self._reader is not None:
-            await self._reader
+        try:
+            if self._signing is not None:
+                # What stays unsigned is listed when the program comes back.
+                with suppress(CompexClientError, TimeoutError):
+                    async with asyncio.timeout(LAST_SIGNATURE_S):
+                        await self._signing.flush()
+        finally:
+            if self._signing is not None:
+                self._signing.close()
+            await self._socket.close()
+            if self._reader is not None:
+                await self._reader
 
     async def __aenter__(self) -> "Client":
         return self

@@ -75,6 +75,9 @@ class Resuming:
                 await self.close()
                 await asyncio.sleep(wait)
                 wait = min(longest, wait * 2)
+            except BaseException:  # nobody waits any more
+                await self.close()
+                raise
             else:
                 self.connections += 1
                 return self._stream
