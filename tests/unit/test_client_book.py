@@ -3,14 +3,23 @@
 import asyncio
 import zlib
 from collections.abc import AsyncGenerator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, suppress
 from struct import pack
 from typing import Any
 
 import msgspec
 import numpy as np
 import pytest
-from compex_client import Disconnected, Rejected, Resuming, StreamOverflow, connect, errors
+from compex_client import (
+    Disconnected,
+    Rejected,
+    Resuming,
+    StreamOverflow,
+    Terms,
+    Wallet,
+    connect,
+    errors,
+)
 from compex_client import messages as m
 from compex_client.book import Book, checksum
 from compex_client.client import REQUESTS_IN_FLIGHT_MAX
@@ -20,6 +29,7 @@ from compex_client.streams import Stream
 from hypothesis import given
 from hypothesis import strategies as st
 from websockets.asyncio.server import ServerConnection, serve
+from websockets.exceptions import ConnectionClosed
 
 from gateway.limits import DEFAULT_LIMITS
 
@@ -149,11 +159,11 @@ async def hear(connection: ServerConnection) -> m.ClientMessage:
 
 
 @asynccontextmanager
-async def scripted(script: Script) -> AsyncGenerator[str]:
+async def scripted(script: Script, hello: m.Hello = HELLO) -> AsyncGenerator[str]:
     """A server that greets, plays the script, then waits for the client to leave."""
 
     async def converse(connection: ServerConnection) -> None:
-        await say(connection, HELLO)
+        await say(connection, hello)
         await script(connection)
         await connection.wait_closed()
 
@@ -325,6 +335,61 @@ async def test_who_resumes_counts_from_the_number_it_named() -> None:
 
 def transfer(aseq: int) -> m.Transfer:
     return m.Transfer(aseq, "deposit", "1", 1, 1, 1)
+
+
+class Signed:
+    """An exchange that takes an order only when those before it are signed."""
+
+    def __init__(self) -> None:
+        self.heard: list[m.ClientMessage] = []
+        self.unsigned = 0  # orders that wait for their signature
+
+    async def __call__(self, connection: ServerConnection) -> None:
+        with suppress(ConnectionClosed):
+            while True:
+                request = await hear(connection)
+                self.heard.append(request)
+                await say(connection, self.answer(request))
+
+    def answer(self, request: m.ClientMessage) -> m.ServerMessage:
+        match request:
+            case m.Query(what="unsigned"):
+                return m.Ack(request.id, account=1, unsigned=[])
+            case m.Query():
+                symbol = "nv.rtx4090-24g.x1|us-e|B|SPOT"
+                market = m.MarketInfo("X", symbol, "open", "1", "0", series=1)
+                return m.Ack(request.id, markets=[market])
+            case m.SignOrders():
+                self.unsigned -= len(request.orders)
+            case m.New() if self.unsigned:  # or a replace
+                return m.Reject(request.id, 1021, "ORDERS_UNSIGNED", "sign first", None)
+            case m.New():
+                self.unsigned += 1
+                ack = m.Ack(request.id, order_id=request.id, market="X", price=request.price)
+                return m.ReplaceAck(request.id, ack) if isinstance(request, m.Replace) else ack
+            case _:
+                pass
+        return m.Ack(request.id, account=1)
+
+
+SLOWLY = Terms(every_s=600)  # signs when it is told to
+SIGNED_HELLO = msgspec.structs.replace(HELLO, signing=m.Signing(5_000))
+
+
+async def test_a_replace_is_sent_again_when_what_it_waits_for_is_signed() -> None:
+    exchange = Signed()
+    async with (
+        asyncio.timeout(SOON_S),
+        scripted(exchange, SIGNED_HELLO) as url,
+        await connect(url, Wallet.create(), signing=SLOWLY) as client,
+    ):
+        placed = await client.place("X", "buy", "1", "1")
+        new = m.New(0, "X", "buy", "2", "1")
+        replaced = await client.replace(new, old_order_id=placed.order_id)
+        assert isinstance(replaced.order, m.Ack) and replaced.order.order_id
+    kinds = [type(x) for x in exchange.heard if not isinstance(x, m.Query)]
+    signed = [m.New, m.Replace, m.SignOrders, m.Replace, m.SignOrders]
+    assert kinds == [m.Login, *signed], "the last ones when it closes"
 
 
 async def test_what_another_subscription_cuts_short_is_resumed_where_it_was_left() -> None:

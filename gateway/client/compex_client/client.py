@@ -6,11 +6,11 @@ Start with `connect`. Invariant: every request ends in its ack, in `Rejected`, o
 
 import asyncio
 import time
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
 from decimal import Decimal
 from types import TracebackType
-from typing import Any, Final, Literal, NamedTuple, TypeAlias, get_args
+from typing import Any, Final, Literal, NamedTuple, TypeAlias, TypeVar, get_args
 
 import msgspec
 from websockets.asyncio.client import ClientConnection
@@ -63,6 +63,7 @@ BatchItem: TypeAlias = m.New | m.Cancel | m.Amend | m.Replace | m.Quote
 BatchResult: TypeAlias = m.Ack | m.Reject | m.ReplaceAck
 BookMessage: TypeAlias = m.BookSnapshot | m.BookDelta | m.OrdersSnapshot | m.OrdersDelta
 _Reply: TypeAlias = m.Ack | m.Pong | m.ReplaceAck | m.BatchAck
+_AnyReply = TypeVar("_AnyReply", bound=_Reply)
 _SUBPROTOCOLS: Final[dict[Codec, Subprotocol]] = {"msgpack": Subprotocol("compex.v1.msgpack")}
 _Private: Final = (*m.NUMBERED, m.AccountSnapshot, m.Balance, m.CaughtUp)
 _KNOWN: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(m.ServerMessage))
@@ -315,7 +316,7 @@ class Client:
             terms["id"] = number
             return m.Replace(**terms)
 
-        reply = await self._request(request)
+        reply = await self._signed_first(lambda: self._request(request))
         if not isinstance(reply, m.ReplaceAck):
             raise ProtocolViolation("a replace was answered with something else")
         self._placed(order, reply.order)
@@ -928,15 +929,18 @@ class Client:
         return reply
 
     async def _trade(self, make: Callable[[int], m.ClientMessage]) -> m.Ack:
-        """As `_ask`. If the exchange does not go on before it has the signatures that are being
-        gathered here, it gets them, and is asked once more."""
+        return await self._signed_first(lambda: self._ask(make))
+
+    async def _signed_first(self, ask: Callable[[], Awaitable[_AnyReply]]) -> _AnyReply:
+        """If the exchange does not go on before it has the signatures that are being gathered here,
+        it gets them, and is asked once more: it has changed nothing."""
         try:
-            return await self._ask(make)
+            return await ask()
         except Rejected as rejected:
             if self._signing is None or rejected.code not in SIGNATURES_WANTED:
                 raise
             await self._signing.flush()
-        return await self._ask(make)
+        return await ask()
 
     async def _request(self, make: Callable[[int], m.ClientMessage]) -> _Reply:
         self._last_id += 1
