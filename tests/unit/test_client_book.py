@@ -359,6 +359,8 @@ class Signed:
                 symbol = "nv.rtx4090-24g.x1|us-e|B|SPOT"
                 market = m.MarketInfo("X", symbol, "open", "1", "0", series=1)
                 return m.Ack(request.id, markets=[market])
+            case m.Ping():
+                return m.Pong(request.id, 1)
             case m.SignOrders():
                 self.unsigned -= len(request.orders)
             case m.New() if self.unsigned:  # or a replace
@@ -390,6 +392,24 @@ async def test_a_replace_is_sent_again_when_what_it_waits_for_is_signed() -> Non
     kinds = [type(x) for x in exchange.heard if not isinstance(x, m.Query)]
     signed = [m.New, m.Replace, m.SignOrders, m.Replace, m.SignOrders]
     assert kinds == [m.Login, *signed], "the last ones when it closes"
+
+
+async def test_an_order_is_signed_though_its_caller_did_not_wait_for_the_ack() -> None:
+    exchange = Signed()
+    async with (
+        asyncio.timeout(SOON_S),
+        scripted(exchange, SIGNED_HELLO) as url,
+        await connect(url, Wallet.create(), signing=SLOWLY) as client,
+    ):
+        placing = asyncio.ensure_future(client.place("X", "buy", "1", "1"))
+        await asyncio.sleep(0)  # it is sent
+        placing.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await placing
+        await client.ping()  # the ack came before this
+        await client.signed()
+        assert isinstance(exchange.heard[-1], m.SignOrders)
+        assert exchange.unsigned == 0
 
 
 async def test_what_another_subscription_cuts_short_is_resumed_where_it_was_left() -> None:

@@ -299,9 +299,9 @@ class Client:
             all_or_none=all_or_none,
             resale=resale,
         )
-        ack = await self._trade(lambda i: msgspec.structs.replace(order, id=i))
-        self._placed(order, ack)
-        return ack
+        return await self._trade(
+            lambda i: msgspec.structs.replace(order, id=i), lambda ack: self._placed(order, ack)
+        )
 
     async def replace(
         self, order: m.New, *, old_order_id: int = 0, old_client_id: int = 0
@@ -316,10 +316,12 @@ class Client:
             terms["id"] = number
             return m.Replace(**terms)
 
-        reply = await self._signed_first(lambda: self._request(request))
+        def replaced(reply: m.ReplaceAck) -> None:
+            self._placed(order, reply.order)
+
+        reply = await self._signed_first(lambda: self._request(request, replaced))
         if not isinstance(reply, m.ReplaceAck):
             raise ProtocolViolation("a replace was answered with something else")
-        self._placed(order, reply.order)
         return reply
 
     async def batch(self, items: Iterable[BatchItem]) -> list[BatchResult]:
@@ -330,21 +332,25 @@ class Client:
         first = self._last_id + 1
         self._last_id += len(chosen)
         numbered = [msgspec.structs.replace(x, id=i) for i, x in enumerate(chosen, first)]
-        reply = await self._request(lambda i: m.Batch(i, numbered))
+        reply = await self._request(
+            lambda i: m.Batch(i, numbered), lambda ack: self._batched(numbered, ack)
+        )
         if not isinstance(reply, m.BatchAck) or len(reply.results) != len(numbered):
             raise ProtocolViolation("a batch was answered with something else")
-        for item, result in zip(numbered, reply.results, strict=True):
+        return reply.results
+
+    def _batched(self, items: Sequence[BatchItem], ack: m.BatchAck) -> None:
+        for item, result in zip(items, ack.results, strict=False):
             order = result.order if isinstance(result, m.ReplaceAck) else result
             match item:
                 case m.New():  # or a replace
                     self._placed(item, order)
-                case m.Amend() if isinstance(order, m.Ack) and self._signing is not None:
-                    self._signing.amended(order)
+                case m.Amend() if isinstance(order, m.Ack):
+                    self._amended(order)
                 case m.Quote() if isinstance(order, m.Ack):
                     self._quoted(order.market, item.bids, item.asks)
                 case _:
                     pass
-        return reply.results
 
     async def quote(
         self,
@@ -359,11 +365,10 @@ class Client:
         """Replace the account's quotes in a market by these (price, qty) levels; none takes them
         off. `messages.Quote` tells more."""
         b, a = ([(_decimal(p), _decimal(q)) for p, q in levels] for levels in (bids, asks))
-        ack = await self._trade(
-            lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade)
+        return await self._trade(
+            lambda i: m.Quote(i, market, b, a, client_id, post_only, self_trade),
+            lambda ack: self._quoted(ack.market, b, a),
         )
-        self._quoted(ack.market, b, a)
-        return ack
 
     async def block(
         self, market: str, hours: int, qty: Number, price: Number, *, client_id: int = 0
@@ -371,27 +376,35 @@ class Client:
         """Buy `qty` GPU-hours in each of `hours` hours, the first of which `market` is, from one
         seller throughout, at `price` on average or better. `messages.Block` tells more."""
         q, p = _decimal(qty), _decimal(price)
-        ack = await self._trade(lambda i: m.Block(i, market, hours, q, p, client_id))
-        limit_ticks = parse_price(p)
-        block = Expected(True, 0, parse_qty(q), left=hours, budget_ticks=limit_ticks * hours)
-        self._expect([block])
-        return ack
+
+        def placed(_: m.Ack) -> None:
+            budget_ticks = parse_price(p) * hours
+            self._expect([Expected(True, 0, parse_qty(q), left=hours, budget_ticks=budget_ticks)])
+
+        return await self._trade(lambda i: m.Block(i, market, hours, q, p, client_id), placed)
 
     async def exclusive(
         self, legs: Iterable[m.Leg], *, client_id: int = 0, or_better: bool = False
     ) -> m.Ack:
         """Buy just the best of several alternatives, whole and at once."""
         chosen = list(legs)
-        ack = await self._trade(lambda i: m.Exclusive(i, chosen, client_id, or_better))
-        self._expect(_expected_leg(leg, frozenset()) for leg in chosen)
-        return ack
+        return await self._trade(
+            lambda i: m.Exclusive(i, chosen, client_id, or_better),
+            lambda _: self._expect(_expected_leg(leg, frozenset()) for leg in chosen),
+        )
 
     async def basket(self, legs: Iterable[m.Leg], *, client_id: int = 0) -> m.Ack:
         """Trade every leg whole and at once, or none."""
         chosen = list(legs)
-        ack = await self._trade(lambda i: m.Basket(i, chosen, client_id))
-        self._expect([_expected_leg(x, frozenset({await self._ticker(x.market)})) for x in chosen])
-        return ack
+        signs = self._signing is not None
+        named = [await self._ticker(leg.market) if signs else leg.market for leg in chosen]
+        return await self._trade(
+            lambda i: m.Basket(i, chosen, client_id),
+            lambda _: self._expect(
+                _expected_leg(leg, frozenset({ticker}))
+                for leg, ticker in zip(chosen, named, strict=True)
+            ),
+        )
 
     async def amend(
         self,
@@ -409,12 +422,9 @@ class Client:
         `lost_place`: only less at the same price keeps its place. Rejected: it stands as it was.
         """
         p, q = _decimal(price), _decimal(qty)
-        ack = await self._trade(
-            lambda i: m.Amend(i, order_id, client_id, p, q, post_only, self_trade)
+        return await self._trade(
+            lambda i: m.Amend(i, order_id, client_id, p, q, post_only, self_trade), self._amended
         )
-        if self._signing is not None:
-            self._signing.amended(ack)
-        return ack
 
     async def cancel(self, order_id: int = 0, *, client_id: int = 0) -> m.Ack:
         """Cancel an order by exactly one of its ids; the ack has the `qty` removed."""
@@ -485,6 +495,10 @@ class Client:
     def _placed(self, order: m.New, ack: m.Ack | m.Reject) -> None:
         if self._signing is not None and isinstance(ack, m.Ack):
             self._signing.placed(order, ack)
+
+    def _amended(self, ack: m.Ack) -> None:
+        if self._signing is not None:
+            self._signing.amended(ack)
 
     def _quoted(self, market: str, bids: Sequence[m.Level], asks: Sequence[m.Level]) -> None:
         named = frozenset({market})
@@ -922,14 +936,18 @@ class Client:
         return self._tickers.get(market, market)
 
     # --- requests and the reader ---------------------------------------------------------------
-    async def _ask(self, make: Callable[[int], m.ClientMessage]) -> m.Ack:
-        reply = await self._request(make)
+    async def _ask(
+        self, make: Callable[[int], m.ClientMessage], then: Callable[[Any], None] | None = None
+    ) -> m.Ack:
+        reply = await self._request(make, then)
         if not isinstance(reply, m.Ack):
             raise ProtocolViolation("a request was answered with something else than an ack")
         return reply
 
-    async def _trade(self, make: Callable[[int], m.ClientMessage]) -> m.Ack:
-        return await self._signed_first(lambda: self._ask(make))
+    async def _trade(
+        self, make: Callable[[int], m.ClientMessage], then: Callable[[m.Ack], None]
+    ) -> m.Ack:
+        return await self._signed_first(lambda: self._ask(make, then))
 
     async def _signed_first(self, ask: Callable[[], Awaitable[_AnyReply]]) -> _AnyReply:
         """If the exchange does not go on before it has the signatures that are being gathered here,
@@ -942,14 +960,24 @@ class Client:
             await self._signing.flush()
         return await ask()
 
-    async def _request(self, make: Callable[[int], m.ClientMessage]) -> _Reply:
+    async def _request(
+        self, make: Callable[[int], m.ClientMessage], then: Callable[[Any], None] | None = None
+    ) -> _Reply:
+        """`then` is told the reply, also where the caller does not wait for it any more: what was
+        asked for is done all the same."""
         self._last_id += 1
         request_id = self._last_id
         request = make(request_id)
         frame = self._encode(request)  # what cannot be encoded has taken nothing yet
         await self._in_flight.acquire()
         future: asyncio.Future[_Reply] = asyncio.get_running_loop().create_future()
-        future.add_done_callback(lambda _: self._in_flight.release())
+
+        def ended(reply: asyncio.Future[_Reply]) -> None:
+            self._in_flight.release()
+            if not reply.cancelled() and reply.exception() is None and then is not None:
+                then(reply.result())
+
+        future.add_done_callback(ended)
         try:
             if self._gone is not None:
                 raise self._gone
@@ -957,13 +985,15 @@ class Client:
             if isinstance(request, m.Subscribe) and request.from_aseq:
                 self._resumed[request_id] = request.from_aseq
             await self._socket.send(frame, text=self._is_text)
+        except asyncio.CancelledError:
+            raise  # it may be sent: it is in flight until its reply, or the connection's end
         except BaseException as error:
             self._waiting.pop(request_id, None)
             future.cancel()
             if isinstance(error, ConnectionClosed):
                 raise self._gone or _disconnected(error) from error
             raise
-        return await future
+        return await asyncio.shield(future)
 
     async def _read(self) -> None:
         try:
