@@ -127,6 +127,7 @@ def test_a_gap_a_wrong_checksum_and_a_wrong_number_are_noticed() -> None:
         m.BookDelta("X", 6, 7, [("1.0000", "1")], [], crc, 0),
         m.BookDelta("X", 5, 7, [("1.0000", "2")], [], crc, 0),
         m.BookDelta("X", 5, 7, [("1.00001", "1")], [], crc, 0),
+        m.BookDelta("X", 5, 7, [("1.0000", "-1")], [], crc, 0),
     ):
         book.apply_snapshot(snapshot)
         with pytest.raises(BookOutOfStep):
@@ -237,6 +238,19 @@ async def test_a_book_that_cannot_be_mended_ends_with_the_reason() -> None:
             async for _ in stream:
                 pass
         assert (caught.value.code, caught.value.retry_ms) == (1011, 5)
+
+
+async def test_whatever_stops_the_reader_nobody_waits_for_it() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        await say(connection, m.Ack(first.id), m.OrdersSnapshot("X", 5, [(1, "1", "0")], [], 0))
+        await hear(connection)
+
+    async with scripted(script) as url, await connect(url) as client, asyncio.timeout(SOON_S):
+        with pytest.raises(ProtocolViolation):
+            await client.orders("X")
+        with pytest.raises(ProtocolViolation):
+            await client.ping()
 
 
 async def test_a_request_in_flight_when_the_connection_ends_is_not_said_to_have_failed() -> None:

@@ -109,7 +109,10 @@ class Book:
         try:
             for side, levels in (("buy", bids), ("sell", asks)):
                 for price, qty in levels:
-                    self.set_level(side, parse_price(price), parse_qty(qty))
+                    qty_lots = parse_qty(qty)
+                    if qty_lots < 0:
+                        raise BookOutOfStep(f"{self.market}: {qty} at {price}")
+                    self.set_level(side, parse_price(price), qty_lots)
         except NumberError as error:
             raise BookOutOfStep(f"{self.market}: {error}") from error
 

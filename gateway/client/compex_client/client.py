@@ -1,7 +1,8 @@
 """One connection to a compex exchange: requests with their one reply each, and typed streams.
 
 Start with `connect`. Invariant: every request ends in its ack, in `Rejected`, or in
-`Disconnected`; nothing is retried behind the caller's back. Not for several event loops.
+`Disconnected` (or `ProtocolViolation`, which leaves it as unknown); what was or may have been done
+is not sent again behind the caller's back. Not for several event loops.
 """
 
 import asyncio
@@ -65,6 +66,14 @@ BookMessage: TypeAlias = m.BookSnapshot | m.BookDelta | m.OrdersSnapshot | m.Ord
 _Reply: TypeAlias = m.Ack | m.Pong | m.ReplaceAck | m.BatchAck
 _AnyReply = TypeVar("_AnyReply", bound=_Reply)
 _SUBPROTOCOLS: Final[dict[Codec, Subprotocol]] = {"msgpack": Subprotocol("compex.v1.msgpack")}
+# Whatever a frame may break: nobody is to wait for what is not read any more.
+_UNREADABLE: Final = (
+    ProtocolViolation,
+    msgspec.DecodeError,
+    ValueError,
+    AssertionError,
+    LookupError,
+)
 _Private: Final = (*m.NUMBERED, m.AccountSnapshot, m.Balance, m.CaughtUp)
 _KNOWN: Final = frozenset(str(kind.__struct_config__.tag) for kind in get_args(m.ServerMessage))
 
@@ -746,7 +755,7 @@ class Client:
             await self._subscribe_to(choice)
             await anext(stream)
         except BaseException:
-            self._books[choice].remove(stream)
+            stream.close()
             raise
         stream.changed()
         return stream
@@ -1002,8 +1011,8 @@ class Client:
                 self._take(frame)
         except ConnectionClosed as closed:
             self._end(_disconnected(closed))
-        except (msgspec.DecodeError, ValueError, ProtocolViolation) as error:
-            self._end(ProtocolViolation(f"a frame from the server: {error}"))
+        except _UNREADABLE as error:
+            self._end(ProtocolViolation(f"a frame from the server: {error!r}"))
             await self._socket.close()
 
     def _take(self, frame: bytes) -> None:

@@ -5,7 +5,7 @@ CompexClientError
 ├── Disconnected       the connection is gone; what was in flight may or may not have been done
 ├── StreamOverflow     a stream was read too slowly and ended, so as not to lose data silently
 ├── BookOutOfStep      a delta does not follow, or the checksum disagrees (mended by the client)
-├── ProtocolViolation  the server sent what it never should
+├── ProtocolViolation  the server sent what it never should; else as Disconnected
 ├── WalletError        a key, an address or a signature is not one
 └── NumberError        a decimal string is not acceptable
     ├── NotADecimal    it is not a plain decimal number
