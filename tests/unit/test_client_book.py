@@ -225,19 +225,23 @@ async def test_a_market_that_never_traded_is_mirrored_from_number_0() -> None:
         assert stream.resyncs == 0
 
 
-async def test_a_book_that_cannot_be_mended_ends_with_the_reason() -> None:
+async def test_a_book_that_cannot_be_mended_yet_is_mended_later_or_ends_with_the_reason() -> None:
     async def script(connection: ServerConnection) -> None:
         first = await hear(connection)
         await say(connection, m.Ack(first.id), snapshot(5), delta(6, 7))
         again = await hear(connection)
         await say(connection, m.Reject(again.id, 1011, "RATE_LIMITED", "later", None, 5))
+        third = await hear(connection)
+        await say(connection, m.Ack(third.id), snapshot(9), delta(10, 11))
+        last = await hear(connection)
+        await say(connection, m.Reject(last.id, 4001, "UNKNOWN_INSTRUMENT", "gone", "market"))
 
     async with scripted(script) as url, await connect(url) as client:
         stream = await client.book("X")
         with pytest.raises(Rejected) as caught:
             async for _ in stream:
                 pass
-        assert (caught.value.code, caught.value.retry_ms) == (1011, 5)
+        assert (caught.value.code, stream.resyncs) == (4001, 2)
 
 
 async def test_whatever_stops_the_reader_nobody_waits_for_it() -> None:

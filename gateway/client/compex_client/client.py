@@ -1135,7 +1135,15 @@ class Client:
     def _mend(self, choice: _Choice) -> None:
         async def resubscribe() -> None:
             try:
-                await self._subscribe_to(choice)
+                while True:
+                    try:
+                        await self._subscribe_to(choice)
+                    except Rejected as rejected:
+                        if not rejected.retry_ms:
+                            raise
+                        await asyncio.sleep(rejected.retry_ms / 1_000)
+                    else:
+                        return
             except CompexClientError as error:
                 for stream in self._books.get(choice, ()):
                     stream.fail(error)
