@@ -379,8 +379,15 @@ class Signed:
                 return m.Ack(request.id, markets=[market])
             case m.Ping():
                 return m.Pong(request.id, 1)
+            case m.Batch():
+                acks = [m.Ack(x.id, order_id=x.id, market="X") for x in request.items]
+                return m.BatchAck(request.id, [*acks])
             case m.SignOrders():
                 self.unsigned -= len(request.orders)
+                for place, row in enumerate(request.orders):
+                    if row[4] == "9.0000":
+                        field = f"orders[{place}]"
+                        return m.Reject(request.id, 2012, "INVALID_TERMS", "taken back", field)
             case m.New() if self.unsigned:  # or a replace
                 return m.Reject(request.id, 1021, "ORDERS_UNSIGNED", "sign first", None)
             case m.New():
@@ -428,6 +435,23 @@ async def test_an_order_is_signed_though_its_caller_did_not_wait_for_the_ack() -
         await client.signed()
         assert isinstance(exchange.heard[-1], m.SignOrders)
         assert exchange.unsigned == 0
+
+
+async def test_an_order_whose_signature_is_refused_keeps_no_other_from_being_signed() -> None:
+    exchange = Signed()
+    async with (
+        asyncio.timeout(SOON_S),
+        scripted(exchange, SIGNED_HELLO) as url,
+        await connect(url, Wallet.create(), signing=SLOWLY) as client,
+    ):
+        await client.batch([m.New(0, "X", "buy", price, "1") for price in ("1", "9", "2")])
+        with pytest.raises(Rejected, match="2012"):
+            await client.signed()
+        last = exchange.heard[-1]
+        assert isinstance(last, m.SignOrders)
+        assert [row[4] for row in last.orders] == ["1.0000", "2.0000"]
+        await client.signed()
+        assert exchange.heard[-1] is last, "the one at fault is given up"
 
 
 async def test_what_another_subscription_cuts_short_is_resumed_where_it_was_left() -> None:

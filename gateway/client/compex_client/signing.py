@@ -193,6 +193,9 @@ class Signer:
                     await self.flush()
                 except (Rejected, WalletError) as error:
                     log.error("orders stay unsigned: %s", error)
+                except ProtocolViolation as error:
+                    log.error("orders stay unsigned from now on: %s", error)
+                    raise
                 if self._expected or self._amended or self._queue:
                     self._wake.set()
 
@@ -201,9 +204,7 @@ class Signer:
         async with self._signing:
             if self._expected or self._amended or self._last_number < 0:
                 await self._list()
-            while self._queue:
-                several = [*self._queue.values()][: self._signs_at_once()]
-                await self._hand_in(several)
+            await self._hand_in_all()
 
     async def sign_all(self) -> int:
         """Sign whatever the exchange lists as unsigned, on its word: for a program that has
@@ -213,9 +214,19 @@ class Signer:
             for order in listed:
                 self._take(order)
             count = len(self._queue)
-            while self._queue:
-                await self._hand_in([*self._queue.values()][: self._signs_at_once()])
+            await self._hand_in_all()
         return count
+
+    async def _hand_in_all(self) -> None:
+        """Raises Rejected, of the first that is, behind the last."""
+        refused: Rejected | None = None
+        while self._queue:
+            try:
+                await self._hand_in([*self._queue.values()][: self._signs_at_once()])
+            except Rejected as rejected:
+                refused = refused or rejected
+        if refused is not None:
+            raise refused
 
     def _signs_at_once(self) -> int:
         signing = self._exchange.hello.signing
@@ -264,7 +275,7 @@ class Signer:
 
     async def _hand_in(self, several: Sequence[_Asked]) -> None:
         """Once; what is to be tried again stays in the queue. Raises Rejected if it never will be
-        taken; then it is given up."""
+        taken; then the one at fault is given up, or all where none is named."""
         orders = [await self._order(order) for order in several]
         signature = self._key.sign_digest(orders_digest(self._exchange.domain, orders))
         rows = [_row(asked, order) for asked, order in zip(several, orders, strict=True)]
@@ -276,7 +287,7 @@ class Signer:
             elif rejected.code == NUMBER_USED:
                 await self._renumber(several, _place(rejected))
             else:
-                self._forget(several)
+                self._forget([several[_place(rejected)]] if _names_one(rejected) else several)
                 raise
         else:
             self._forget(several)
@@ -319,6 +330,10 @@ class Signer:
                 raise ProtocolViolation(f"{info.symbol} is not window {info.window}")
             for name in (info.market, info.symbol):
                 self._names.setdefault(name, (info.series, window))
+
+
+def _names_one(rejected: Rejected) -> bool:
+    return (rejected.field or "").startswith("orders[")
 
 
 def _place(rejected: Rejected) -> int:
