@@ -559,7 +559,7 @@ async def test_a_revoked_key_is_out_at_once_and_its_authorisation_never_comes_ba
     assert not reader.closed
     authorised(exchange)  # a new one, with a greater nonce
     acked(login(exchange.converse()))
-    # ... which the revocation, sent again by whoever saw it, does not put out.
+    # ... which the revocation, sent again by whoever saw it, does not revoke.
     if by_signature:
         again = refused(exchange.converse().say(revoked(key=key, nonce=terms.nonce)))
         assert again.code == Reject.NONCE_REPLAYED

@@ -113,11 +113,11 @@ async def connect(
 ) -> "Client":
     """Open a connection and, with a wallet, log in; `async with await connect(...) as client`.
 
-    `url` is the exchange's websocket, such as ws://127.0.0.1:8080/ws. Without a wallet only
+    `url` is the exchange's websocket, such as ws://127.0.0.1:8765/ws. Without a wallet only
     public data may be read. With a `key` that the wallet has authorised, the wallet's address is
     enough, and its secret stays elsewhere. `session`, 0 to 255, is a number of your own for the
     orders placed here, so that `cancel_all` can mean just those. `codec` "msgpack" says the same in
-    less bytes. Where the exchange settles signed orders alone, each order is signed by itself
+    fewer bytes. Where the exchange settles signed orders alone, each order is signed by itself
     half a second behind its ack, by the key or else the wallet; `signing` says on which terms, and
     None that the program does it (`sign_orders`). Raises Disconnected if there is no exchange, or
     none that speaks the codec; Rejected if the login is refused.
@@ -563,9 +563,9 @@ class Client:
         return await self._ask(lambda i: msgspec.structs.replace(request, id=i))
 
     async def revoke(self, key: str = "", *, wallet: Wallet | None = None) -> m.Ack:
-        """Put out a key, or all of them: of the wallet that is logged in or, from any connection,
-        of `wallet`. Their connections are closed; the ack has the `count` of keys put out. What was
-        signed before and not yet sent is out as well, if its nonce is of its time, as here."""
+        """Revoke a key, or all of them: of the wallet that is logged in or, from any connection,
+        of `wallet`. Their connections are closed; the ack has the `count` of keys revoked. What was
+        signed before and not yet sent is revoked as well, if its nonce is of its time, as here."""
         nonce = await self._new_nonce()
         if wallet is None:
             return await self._ask(lambda i: m.Revoke(i, key, nonce=nonce))

@@ -194,14 +194,14 @@ class Authorise(Request, tag="authorise"):
 
 
 class Revoke(Request, tag="revoke"):
-    """Put out a wallet's authorisations: of one `key` or, without one, of all its keys.
+    """Revoke a wallet's authorisations: of one `key` or, without one, of all its keys.
 
     By the wallet itself where it is logged in; or signed by it (typed data `Revocation`, the digest
-    is `wallet.revocation_digest`), then from any connection, with `wallet` and `nonce`. Out are
+    is `wallet.revocation_digest`), then from any connection, with `wallet` and `nonce`. Revoked are
     all with this `nonce` or a lower one, also those that the exchange has not seen yet; without a
-    signature it may be left out, and all that were seen are out in any case. A signed one is
+    signature it may be left out, and all that were seen are revoked in any case. A signed one is
     refused if one with a higher nonce would stay in force. Connections of the keys are closed at
-    once; the ack, with the `count` of keys put out, comes when it is on the exchange's disk.
+    once; the ack, with the `count` of keys revoked, comes when it is on the exchange's disk.
     """
 
     key: Text = ""
@@ -783,7 +783,7 @@ class Ack(Reply, tag="ack"):
     client_id: int = 0
     dup: bool = False  # new: this client id was accepted before; this is that order's answer
     qty: str = ""  # cancel: removed from the book; amend: left open; capacity: as declared
-    # cancel_all: orders cancelled; quote: levels; block, ...: legs filled; revoke: keys put out
+    # cancel_all: orders cancelled; quote: levels; block, ...: legs filled; revoke: keys revoked
     count: int = 0
     partial: bool = False  # cancel_all: there are more; ask again
     account: int = 0  # login, unsigned
@@ -1025,8 +1025,8 @@ class Index(Reply, tag="index"):
     market: str
     price: str
     quality: str
-    round: int
-    time_us: int
+    round: int  # the end of its window, Unix seconds: not the roundId of its feed contract
+    time_us: int  # the same in microseconds
 
 
 class MarketStatus(Reply, tag="market_status"):
