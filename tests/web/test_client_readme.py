@@ -10,16 +10,31 @@ from typing import Any, Literal
 
 import msgspec
 import pytest
-from compex_client import Cancel, Client, Disconnected, Leg, New, Quote, Rejected, Scope, connect
+from compex_client import (
+    Cancel,
+    Client,
+    Disconnected,
+    Leg,
+    New,
+    Quote,
+    Rejected,
+    Scope,
+    Terms,
+    connect,
+)
 from compex_client import messages as m
-from compex_client.client import PrivateMessage
+from compex_client.client import SIGNATURES_WANTED, PrivateMessage
 from compex_client.streams import Stream
 from compex_client.units import price_text
 from compex_client.wallet import SessionKey
 
 from engine.rejects import Reject
 from gateway.health import Health
+from gateway.limits import DEFAULT_LIMITS, RETRY_MS, WEIGHTS
 from gateway.server import GatewayServer
+from gateway.settings import GatewaySettings, SettlementSettings
+from settlement.leases import CHALLENGE_SECONDS, EPOCH_SECONDS, LAST_SECONDS, SPOT_SECONDS_MAX
+from settlement.upkeep import COLLECT_USDC6_MIN
 from tests.disks import HeldDisk
 from tests.exchange import (
     ADMINISTRATOR,
@@ -31,7 +46,10 @@ from tests.exchange import (
     wallet,
 )
 
-README = Path(__file__).parents[2] / "gateway" / "client" / "README.md"
+ROOT = Path(__file__).parents[2]
+README = ROOT / "gateway" / "client" / "README.md"
+CONTRACTS = ROOT / "settlement" / "contracts" / "src"
+HEADINGS = re.findall(r"^#+ (.*)$", README.read_text("utf-8"), re.M)
 RUN_S = 60.0
 HOUR, HOURLY_SUFFIX = "H|2026-12-01T14", "H2026120114"  # what only a window can show
 ROWS = re.findall(r"^\| ([a-z -]+) \| `(client\.\w+\(.*?\))` \|", README.read_text("utf-8"), re.M)
@@ -93,6 +111,110 @@ FIRST: dict[str, Callable[[Any], bool]] = {
 }
 
 
+# --- numbers and names ---------------------------------------------------------------------------
+TEXT = README.read_text("utf-8")
+# The rows of the tables of refusals and of closed connections: (number, name).
+NAMED = [(int(x), name) for x, name in re.findall(r"^\| (\d{4}) \| `(\w+)` \|", TEXT, re.M)]
+SIGNATURES = {1021: "ORDERS_UNSIGNED", 1022: "ACCOUNT_SUSPENDED"}  # as the client knows them
+
+
+def said(*words: str) -> None:
+    flat = " ".join(TEXT.split())
+    for phrase in words:
+        assert phrase in flat, phrase
+
+
+def test_each_refusal_and_each_close_code_of_the_readme_has_the_name_of_its_number() -> None:
+    refusals = SIGNATURES | {x.value: x.name for x in Reject}
+    begin = next(i for i, (_, name) in enumerate(NAMED) if name == m.CloseCode.GOING_AWAY.name)
+    assert len(NAMED) > begin > 10
+    assert all(refusals[number] == name for number, name in NAMED[:begin])
+    assert all(m.CloseCode(number).name == name for number, name in NAMED[begin:])
+    waiting = {number for number, name in NAMED[:begin] if f"`{name}` | wait `retry_ms`" in TEXT}
+    assert waiting == {Reject.RATE_LIMITED, *RETRY_MS}
+    assert {Reject.BAD_SIGNATURE, 1021} == SIGNATURES_WANTED
+
+
+def test_the_limits_of_the_readme_are_those_of_the_code() -> None:
+    x = DEFAULT_LIMITS
+    of = {
+        "a connection": (x.requests_per_s, x.requests_burst, x.cancels_per_s, x.cancels_burst),
+        "an account, with all its connections": (
+            x.account_requests_per_s, x.account_requests_burst,
+            x.account_cancels_per_s, x.account_cancels_burst,
+        ),
+        "an address, with all its connections": (
+            x.address_requests_per_s, x.address_requests_burst,
+            x.address_cancels_per_s, x.address_cancels_burst,
+        ),
+    }  # fmt: skip
+    for who, numbers in of.items():
+        assert f"| {who} | " + " | ".join(f"{number:,}" for number in numbers) + " |" in TEXT
+    said(
+        "Most requests take one token, "
+        + ", ".join(f"`{request}` {tokens}" for request, tokens in WEIGHTS.items()),
+        f"one more for every {x.records_per_token} levels",
+        f"{x.logins_per_s} times a second, {x.logins_burst:,} times at once",
+        f"{x.subscriptions} subscriptions and {x.outbound_bytes:,} bytes unread",
+        f"at most {x.frame_bytes:,} bytes",
+    )
+
+
+def test_the_times_and_amounts_of_settlement_are_those_of_the_code() -> None:
+    node = SettlementSettings()
+    day_s, hour_s = 86_400, 3_600
+    assert (Terms().every_s, LAST_SECONDS, EPOCH_SECONDS) == (0.5, hour_s, day_s)
+    assert COLLECT_USDC6_MIN == 10**6
+    said(
+        "half a second behind the ack",
+        f"{node.batch_wait_seconds} seconds after the oldest fill that waits, or at "
+        f"{node.fills_per_batch:,} fills, or at {node.batch_value_dollars:,} USDC",
+        f"for {CHALLENGE_SECONDS // hour_s} hours from then",
+        f"{SPOT_SECONDS_MAX // day_s} days at most",
+        "5 seconds by default, the account",
+        "at the beginning of the second day after that",
+    )
+    assert node.sign_within_seconds == 5
+    contracts = "".join(path.read_text("utf-8") for path in CONTRACTS.glob("*.sol"))
+    for constant, phrase in (
+        ("BOND_DELAY = 100 days", "`finishBond()` 100 days later"),
+        ("EXIT_DELAY = 7 days", "`finishExit()` 7 days later"),
+        ("CLAIM_DELAY = 7 days", "not released 7 days after its end, anybody may close by `claim`"),
+        ("SLASH_WINDOW = 30 days", "until 30 days after the end"),
+        ("SLASH_FACTOR = 2;", "at most twice what was not delivered"),
+        ("DEPOSIT_MIN = 1e6", "at least a dollar"),
+        ("function deposit(uint256 amount, bool isBond)", "`deposit(amount, isBond)`"),
+        ("function stop(Place calldata place)", "`stop(place)`"),
+        ("function reportNonDelivery(Place calldata place)", "`reportNonDelivery(place)`"),
+        ("function requestBond()", "`requestBond()`"),
+        ("function requestExit()", "`requestExit()`"),
+        ("function settle(uint48 id, bytes calldata fills)", "`settle(batch, fills)`"),
+        ("uint48 batch; uint16 index; uint240 fill; bytes32[] path;",
+         "`place` is `(batch, index, fill, path)`"),
+    ):  # fmt: skip
+        assert constant in " ".join(contracts.split()), constant
+        said(phrase)
+
+
+def test_the_readmes_tables_and_headings_are_whole() -> None:
+    lines = TEXT.splitlines()
+    for before, line, after in zip(lines, lines[1:], lines[2:], strict=False):
+        assert not line.startswith("#") or (before == "" and after == ""), line
+        assert not (before.startswith("|") and not line and after.startswith("|")), after
+    anchors = {re.sub(r"[^a-z0-9 -]", "", x.lower()).replace(" ", "-") for x in HEADINGS}
+    assert set(re.findall(r"\]\(#([^)]+)\)", TEXT)) <= anchors
+    for link in re.findall(r"\]\(([^#)][^)]*)\)", TEXT):
+        assert (README.parent / link).exists(), link
+
+
+def test_a_client_connects_where_a_node_listens_by_default() -> None:
+    port = GatewaySettings().port
+    assert f"ws://127.0.0.1:{port}/ws" in TEXT and f"ws://127.0.0.1:{port}/ws" in str(
+        connect.__doc__
+    )
+
+
+# --- examples ------------------------------------------------------------------------------------
 def test_every_stream_of_a_market_has_its_example() -> None:
     assert [name for name, _ in WATCHED] == list(FIRST)
 
@@ -268,7 +390,7 @@ async def test_what_is_sequenced_is_told_before_it_is_durable_and_acked_after(
             assert disk.syncs > syncs
 
 
-async def test_keys_are_let_in_bound_listed_and_put_out_as_the_rows_say(tmp_path: Path) -> None:
+async def test_keys_are_let_in_bound_listed_and_revoked_as_the_rows_say(tmp_path: Path) -> None:
     bot, examples = wallet(7), dict(KEYS)
     async with running_exchange(tmp_path) as exchange, running_server(exchange) as (_, url):
         await exchange.list_market()
@@ -309,12 +431,12 @@ async def test_keys_are_let_in_bound_listed_and_put_out_as_the_rows_say(tmp_path
                 assert for_owner.account == 1 and (await for_owner.cancel_all()).count == 1
             [sub] = await run("see for whom one may act", of_master)
             assert (sub.wallet, sub.account) == (owner.address, 1)
-            assert (await run("put a key out")).count == 1
+            assert (await run("revoke a key")).count == 1
             shelved = SessionKey(  # signed, and not shown to the exchange yet
                 owner.address_bytes, wallet(9).address_bytes, 7, (), 0, 2**32 - 1, START_NS // 1_000
             )
             signature = owner.sign_session_key(client.domain, shelved)
-            assert (await run("put all keys out")).count == 1
+            assert (await run("revoke all keys")).count == 1
             with pytest.raises(Rejected) as caught:
                 await client.send_authorisation(shelved, signature)
             assert caught.value.code == Reject.NONCE_REPLAYED
@@ -361,6 +483,13 @@ async def test_who_was_cut_off_resumes_reads_and_is_safe_as_the_rows_say(tmp_pat
                 ("cancel_on_disconnect", "session", 5_000),
                 ("dead_man", "session", 60_000),
             }
+            async with await connect(url, trader) as nameless:  # it has no session
+                for example in (disconnect, dead_man):
+                    with pytest.raises(Rejected) as caught:
+                        await eval(example, {"client": nameless})
+                    assert (caught.value.code, caught.value.field) == (1003, "scope")
+                    whole = example.replace(")", ', scope="account")')
+                    assert (await eval(whole, {"client": nameless})).armed
 
 
 async def test_the_readmes_history_goes_on_after_the_server_was_away(
@@ -442,20 +571,24 @@ async def test_the_readmes_example_trades(tmp_path: Path) -> None:
         seller.session.receive(
             f'{{"t":"new","id":2,"market":"{TICKER}","side":"sell","price":"2.5","qty":"1"}}'
         )
-        process = await asyncio.create_subprocess_exec(
-            sys.executable,
-            str(script),
-            url,
-            buyer.export_secret(),
-            stdout=asyncio.subprocess.PIPE,
-            stderr=asyncio.subprocess.STDOUT,
-        )
-        async with asyncio.timeout(RUN_S):
-            said, _ = await process.communicate()
-        lines = said.decode().splitlines()
-        assert process.returncode == 0, said.decode()
-        assert lines[0].startswith("resting as order")
-        assert "(500, 1)" in lines[1]
-        assert "price='2.5000'" in lines[2] and "liquidity='taker'" in lines[2]
-        assert lines[3].startswith("2001 PRICE_OUT_OF_RANGE")
-        assert lines[4] == "cancelled 1"
+        orders: set[str] = set()
+        for _ in range(2):
+            process = await asyncio.create_subprocess_exec(
+                sys.executable,
+                str(script),
+                url,
+                buyer.export_secret(),
+                stdout=asyncio.subprocess.PIPE,
+                stderr=asyncio.subprocess.STDOUT,
+            )
+            async with asyncio.timeout(RUN_S):
+                said, _ = await process.communicate()
+            lines = said.decode().splitlines()
+            assert process.returncode == 0, said.decode()
+            assert lines[0].startswith("resting as order")
+            orders.add(lines[0])
+            assert "(500, 1)" in lines[1]
+            assert "price='2.5000'" in lines[2] and "liquidity='taker'" in lines[2]
+            assert lines[3].startswith("2001 PRICE_OUT_OF_RANGE")
+            assert lines[4] == "cancelled 1"
+        assert len(orders) == 2, "another run places another order"
