@@ -172,7 +172,9 @@ class HistoryFile:
         self._together(work)
 
     def read(self, stream: int, account: int, from_aseq: int, limit: int) -> Sequence[Kept]:
-        """At most so many of a stream's messages, from that number on."""
+        """At most so many of a stream's messages, from that number on, which may be any."""
+        if from_aseq > ASEQ_MAX:
+            return []  # no place has such a number
         found: list[Kept] = [*self._rows.page(stream, account, from_aseq, limit)]
         if len(found) < limit:
             found += islice(self._records(stream, account, from_aseq), limit - len(found))
@@ -269,6 +271,7 @@ class HistoryFile:
 
 
 def _place(stream: int, account: int, aseq: int) -> int:
+    assert 0 <= stream < 1 << _STREAM_BITS and 0 <= aseq <= ASEQ_MAX, "each in its own bits"
     return (account << _STREAM_BITS | stream) << _ASEQ_BITS | aseq
 
 

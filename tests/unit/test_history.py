@@ -16,10 +16,12 @@ from gateway import history, wire
 from gateway.facts import KIND_OF, ORDER, Fact, aseq_of, message
 from gateway.history import History, Keep
 from gateway.history_file import (
+    ASEQ_MAX,
     EVERY,
     MIGRATIONS,
     PAGE_RECORDS,
     PAGES_AT_ONCE,
+    STREAMS,
     Found,
     Group,
     HistoryError,
@@ -258,6 +260,7 @@ async def test_fills_and_leases_are_read_from_a_number_on(exchange: Exchange) ->
         assert kept.fills(BUYER, 0, 100) == fills and kept.leases(BUYER, 0, 100) == leases
         assert kept.fills(BUYER, fills[3].aseq, 2) == fills[4:6]
         assert kept.fills(SELLER, 0, 1)[0].trade_id == fills[0].trade_id
+        assert kept.fills(BUYER, ASEQ_MAX, 100) == kept.leases(BUYER, 1 << 53, 100) == []
     heard = live.say(m.Query(50, "fills", from_aseq=fills[4].aseq, limit=3))
     heard += live.say(m.Query(51, "leases"))
     async with asyncio.timeout(SOON_SECONDS):
@@ -359,6 +362,26 @@ def test_a_group_is_written_whole_with_what_it_covers_and_again_is_harmless(
     assert file.first_since(7, 600 * SECOND_NS) == 600
     assert file.first_since(7, 600 * SECOND_NS + 1) == 601
     assert file.first_since(7, (last + 1) * SECOND_NS) == 0
+    file.close()
+
+
+def test_from_a_number_that_no_message_can_have_nothing_is_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file = HistoryFile(tmp_path / "history.sqlite3")
+    file.write(group_of(7, 1, PAGE_RECORDS))
+    assert file.read(EVERY, 7, ASEQ_MAX, 10) == []
+    searched = list[int]()
+
+    def search(_file: HistoryFile, _stream: int, _account: int, from_aseq: int) -> Iterable[bytes]:
+        searched.append(from_aseq)
+        return ()
+
+    monkeypatch.setattr(HistoryFile, "_records", search)
+    for stream in STREAMS:
+        for from_aseq in (ASEQ_MAX + 1, 1 << 40, 1 << 53):
+            assert file.read(stream, 7, from_aseq, 10) == []
+    assert not searched, "or whole streams would be"
     file.close()
 
 
