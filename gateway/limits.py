@@ -337,6 +337,11 @@ class Outbox:
             self._wake()
 
     @property
+    def is_open(self) -> bool:
+        """Whether what is pushed is told; if not, nothing needs to be made."""
+        return self._is_open
+
+    @property
     def has_room(self) -> bool:
         """For what can as well wait until the reader has taken what there is."""
         return self._bytes * 4 < self._bytes_max

@@ -349,8 +349,9 @@ class Session:
         )
 
     def receive(self, frame: bytes | str) -> None:
-        """One frame's payload; never raises, whatever is in it."""
-        if self._ended:
+        """One frame's payload; never raises, whatever is in it. Of what came behind the frame whose
+        answer was too much for the outbox, nothing is done."""
+        if self._ended or not self._outbox.is_open:
             return
         counts = self._desk.counts
         begin_ns = counts.begins()
@@ -1004,7 +1005,9 @@ class Session:
         first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic, request.limit)
         self._topics.add(topic)
         self._ack(m.Ack(request.id, market=request.market))
-        for message in first:
+        for message in first:  # made one by one, as they are told
+            if not self._outbox.is_open:
+                break
             self._say(message)
 
     def _unsubscribe(self, request: m.Unsubscribe) -> None:

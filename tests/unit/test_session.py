@@ -879,6 +879,22 @@ async def test_subscriptions_are_counted_and_limited(tmp_path: Path) -> None:
         acked(reader.say(m.Subscribe(6, "status"))[:1])
 
 
+async def test_to_who_is_too_far_behind_nothing_more_is_made_and_nothing_done(
+    tmp_path: Path,
+) -> None:
+    limits = msgspec.structs.replace(DEFAULT_LIMITS, outbound_bytes=1_024)
+    async with running_exchange(tmp_path, limits) as exchange:
+        regions = [region.name for region in exchange.desk.catalog.regions]
+        for region in regions:
+            for grade in ("B", "C"):
+                await exchange.list_market(f"nv.h100-sxm-80g.x8.ib|{region}|{grade}|SPOT")
+        reader, counts = exchange.converse(), exchange.desk.counts
+        assert reader.say(m.Subscribe(1, "ticker")) == [] and reader.overflowed
+        assert 0 < counts.sent[m.Ticker] < 2 * len(regions), "it stopped in the middle"
+        assert reader.say(m.Ping(2)) == [] and not counts.received[m.Ping]
+        assert isinstance(exchange.converse().say(m.Ping(1))[0], m.Pong)
+
+
 def test_an_outbox_overflows_once_and_then_drops() -> None:
     calls: list[str] = []
     outbox = Outbox(10, lambda: calls.append("wake"), lambda: calls.append("overflow"))
