@@ -285,8 +285,9 @@ class Feed:
         return first
 
     def first(self, topic: Topic, limit: int = 0) -> Iterable[m.ServerMessage]:
-        """How things are: of candles and index rounds the last so many, 0 for as many as is usual.
-        Raises BadRequest."""
+        """How things are: of candles and index rounds the last so many, 0 for as many as is usual;
+        of several markets, no more than they may begin with together. To be told before anything
+        else happens: it may be made only as it is taken. Raises BadRequest."""
         if topic == OWN_COMMANDS:
             return []
         if topic.channel == "account":

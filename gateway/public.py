@@ -27,7 +27,6 @@ from gateway.views import View
 from gateway.wire import BadRequest
 
 INDEX_ROUNDS_KEPT: Final = 300  # of each series; not kept over a restart
-CANDLES_FIRST: Final = 100  # unless a subscription says how many
 WILDCARD_MARKETS_MAX: Final = 1_000  # of a channel whose first messages are large
 TICKER_EVERY_MS: Final[m.EveryMs] = 100
 CANDLES_EVERY_MS: Final[m.EveryMs] = 1000
@@ -37,16 +36,18 @@ US_PER_MINUTE: Final = 60 * US_PER_S
 
 
 class _Channel(NamedTuple):
-    """Whether "" means all markets, and which fields of a subscription are for it."""
+    """Whether "" means all markets, which fields of a subscription are for it, and with how many
+    of a market it begins, unless its `limit` says so."""
 
     of_all: bool
     options: frozenset[str] = frozenset()
+    usual: int = 1
 
 
 CHANNELS: Final = {
     "book": _Channel(False, frozenset({"depth", "every_ms"})),
     "orders": _Channel(False),
-    "candles": _Channel(False, frozenset({"every_ms", "interval_s", "limit"})),
+    "candles": _Channel(False, frozenset({"every_ms", "interval_s", "limit"}), usual=100),
     "ticker": _Channel(True, frozenset({"every_ms"})),
     "trades": _Channel(True),
     "status": _Channel(True),
@@ -101,7 +102,7 @@ class Public:
         self.status(market)
         for channel in ("book", "orders"):
             for topic in self._hub.topics(channel, market.instrument):
-                for message in self._first_of(topic, market, 0):
+                for message in self._first_of(topic, market, 1):
                     self._hub.gather(topic, lambda message=message: message)
 
     def trade(self, event: Event, number: int) -> None:
@@ -302,16 +303,27 @@ class Public:
             raise BadRequest(Reject.UNKNOWN_INSTRUMENT, "market")
         return market
 
-    def first(self, topic: Topic, limit: int) -> list[m.ServerMessage]:
-        """What a new listener is sent first: how things are. Raises BadRequest."""
+    def first(self, topic: Topic, limit: int) -> Iterable[m.ServerMessage]:
+        """What a new listener is sent first: how things are, made as it is taken. Raises
+        BadRequest, before anything is."""
+        limit = limit or CHANNELS[topic.channel].usual
         if topic.channel == "index" and topic.of == EVERY_MARKET and not topic.wildcard:
             series = self._indexes.values()  # some have no market
-            return [index for rounds in series for index in list(rounds)[-(limit or 1) :]]
+            limit = _share(limit, len(series))
+            return (index for rounds in series for index in list(rounds)[-limit:])
         chosen = self._chosen(topic)
         if len(chosen) > WILDCARD_MARKETS_MAX and not CHANNELS[topic.channel].of_all:
             words = f"it covers {len(chosen)} markets, more than {WILDCARD_MARKETS_MAX}"
             raise BadRequest(Reject.INVALID_FIELD, "market", words)
-        return [message for market in chosen for message in self._first_of(topic, market, limit)]
+        if topic.of == EVERY_MARKET:
+            limit = _share(limit, sum(self._has_past(topic.channel, x) for x in chosen))
+        return (message for market in chosen for message in self._first_of(topic, market, limit))
+
+    def _has_past(self, channel: str, market: MarketState) -> bool:
+        """Whether a subscription begins with more than how the market is."""
+        if channel == "candles":
+            return self._tapes.of(market.instrument) is not None
+        return channel == "index" and market.ticker in self._indexes
 
     def _chosen(self, topic: Topic) -> list[MarketState]:
         """The markets that a topic is about."""
@@ -337,13 +349,13 @@ class Public:
                 self._tickers.pop(one, None)  # the next is news again to those who come now
                 return [self._ticker(one)]
             case "candles":
-                return self._first_candles(one, limit or CANDLES_FIRST)
+                return self._first_candles(one, limit)
             case "status":
                 return [market.status_message()]
             case "auction":
                 return [] if market.auction is None else [market.auction]
             case _:
-                return list(self._indexes.get(market.ticker, ()))[-(limit or 1) :]
+                return list(self._indexes.get(market.ticker, ()))[-limit:]
 
     def _snapshot(self, topic: Topic, market: MarketState) -> m.BookSnapshot:
         if not topic.depth and not topic.every_ms:
@@ -383,6 +395,11 @@ class Public:
 
     def load(self, saved: SavedPublic) -> None:
         self._tapes.load(saved.tapes)
+
+
+def _share(limit: int, markets: int) -> int:
+    """How many of each of several markets are told first: of each as many, so the newest of all."""
+    return min(limit, max(1, m.FIRST_OF_SEVERAL_MAX // max(1, markets)))
 
 
 def _delta(change: Change, time_us: int) -> m.BookDelta:

@@ -357,6 +357,45 @@ def test_candles_and_tickers_are_told_as_they_are_and_again_after_a_restart(code
     run(story())
 
 
+def test_several_markets_begin_with_so_many_candles_and_rounds_together(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def story() -> None:
+        market = Market(11)
+        for _ in range(STEPS):
+            market.step()
+        feed = market.feed
+        tickers = [state.ticker for state in feed.mirror.markets.values()]
+        for round_ in range(1, 5):
+            for ticker in tickers:
+                feed.publish_index(m.Index(ticker, "2.5", "A", round_, round_))
+
+        def told(channel: str, name: str, limit: int) -> dict[str, list[Any]]:
+            request = m.Subscribe(1, channel, name, limit=limit)
+            found: dict[str, list[Any]] = {}
+            for one in feed.first(feed.topic(request, 0), limit):
+                if isinstance(one, m.Index) or (isinstance(one, m.Candle) and one.closed):
+                    found.setdefault(one.market, []).append(one)
+            return found
+
+        candles, rounds = told("candles", EVERYTHING, 1_000), told("index", "", 300)
+        assert len(candles) > 2 and len(rounds) == len(tickers)
+        traded = sum(told("candles", x, 1) != {} for x in tickers)
+        for each in (2, 1, 0):
+            most = max(1, each)
+            monkeypatch.setattr(m, "FIRST_OF_SEVERAL_MAX", max(1, each * len(tickers)))
+            for index in (told("index", "", 300), told("index", EVERYTHING, 300)):
+                assert index == {x: found[-most:] for x, found in rounds.items()}
+            monkeypatch.setattr(m, "FIRST_OF_SEVERAL_MAX", max(1, each * traded))
+            cut = {x: found[-most:] for x, found in candles.items()}
+            for limit in (0, 1_000):
+                assert told("candles", EVERYTHING, limit) == cut
+        for ticker, found in candles.items():
+            assert told("candles", ticker, 1_000) == {ticker: found}, "of one market all"
+
+    run(story())
+
+
 def check_ticker(ticker: m.Ticker, prints: list[Print], book: Book) -> None:
     """Of a market that has traded for less than 24 hours."""
     bid, ask = book.best("buy"), book.best("sell")

@@ -58,6 +58,8 @@ SIGNED_ORDERS_MAX: Final = 512  # in one request; the longest fit into a frame
 ORDER_NUMBER_MAX: Final = (1 << 32) - 1
 FEE_PPM_LIMIT: Final = (1 << 16) - 1  # that an order can be signed for
 FIRST_MAX: Final = 1000  # candles or index rounds that a subscription may begin with
+FIRST_OF_SEVERAL_MAX: Final = 2000  # likewise, of all its markets together
+assert FIRST_OF_SEVERAL_MAX >= FIRST_MAX
 
 Id: TypeAlias = Annotated[int, Meta(ge=1, le=ID_MAX)]
 OptionalId: TypeAlias = Annotated[int, Meta(ge=0, le=ID_MAX)]
@@ -224,6 +226,9 @@ class Subscribe(Request, tag="subscribe"):
       and the running one, then each change of it, `every_ms` (1000 by default), and its end.
     - `status`, `index`, `auction`: the present state first; of an index the last `limit` rounds (1
       by default, 300 are kept).
+    - A subscription to several markets begins with at most 2000 closed candles or index rounds in
+      all: where `limit` of each would be more, with as many of each market as make 2000, the last
+      ones, but at least one. Ask for one market to have more of it.
     - `account`, after login: one `account_snapshot`, then the numbered private stream. With
       `from_aseq` there is no snapshot: every message from that number on comes as it was sent or
       would have been, then one `caught_up`, then the stream goes on. HISTORY_GONE, with the oldest
