@@ -17,7 +17,7 @@ from compex_client import reads as r
 from compex_client.units import PRICE_TICK, QTY_LOT
 from compex_client.wallet import address_text
 
-from engine.catalog import HOUR_S, Catalog
+from engine.catalog import HOUR_S, Catalog, ProductParts
 from engine.rejects import Reject
 from gateway import translate
 from gateway.mirror import TRADES_KEPT, MarketState
@@ -79,15 +79,20 @@ def instruments(desk: Desk, asked: Asked) -> r.Instruments:
     query: r.InstrumentsQuery = asked.query
     if query.after:
         desk.feed.market(query.after)  # or nothing would be behind it
-    wanted = [x for x in ("hardware", "region", "grade", "tenor") if getattr(query, x)]
+    wanted = query.hardware, query.region, query.grade, query.tenor
     found = (
-        one
+        instrument_of(market, desk.catalog)
         for market in _behind(desk.feed.mirror.markets.values(), query.after, "ticker", "symbol")
-        for one in [instrument_of(market, desk.catalog)]
-        if all(getattr(one, name) == getattr(query, name) for name in wanted)
+        if not any(wanted) or _is_wanted(desk.catalog.parts(market.product), wanted)
     )
     chosen, more = _page(found, query.limit)
     return r.Instruments(chosen, more)
+
+
+def _is_wanted(parts: ProductParts, wanted: tuple[str, str, str, str]) -> bool:
+    """Whether each is as it was asked for, if it was."""
+    found = parts.hardware.id, parts.region.name, parts.grade.name, parts.window.name
+    return all(not name or name == one for one, name in zip(found, wanted, strict=True))
 
 
 def _behind(entries: Any, after: Any, *names: str) -> Iterator[Any]:

@@ -14,10 +14,13 @@ from compex_client.book import Book
 from compex_client.messages import Scope
 from compex_client.wallet import SessionKey
 
+from engine.catalog import Catalog
 from engine.rejects import Reject
+from gateway import reads
 from gateway.health import Health
 from gateway.http import ANSWERS_KEPT_MAX, HttpAnswer, HttpRequest, Routes
 from gateway.limits import DEFAULT_LIMITS
+from gateway.mirror import MarketState
 from gateway.reads import READS
 from gateway.tokens import TOKENS_PER_WALLET, Tokens
 from tests.exchange import START_NS, SYMBOL, TICKER, Exchange, running_exchange, wallet
@@ -170,6 +173,22 @@ async def test_instruments_are_chosen_by_name_and_read_page_by_page(asking: Aski
     assert found("limit=2") == ([SYMBOL, HOURLY], True)
     assert found(f"limit=2&after={TICKER}") == ([HOURLY, ELSEWHERE], False)
     assert asking.refusal("/api/v1/instruments?after=NOSUCH")[0] == 404
+
+
+async def test_only_instruments_that_are_told_are_put_together(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made, make = list[str](), reads.instrument_of
+
+    def counted(market: MarketState, catalog: Catalog) -> r.Instrument:
+        made.append(market.symbol)
+        return make(market, catalog)
+
+    monkeypatch.setattr(reads, "instrument_of", counted)
+    for query, told in (("region=eu-n", [ELSEWHERE]), ("class=nosuch", []), ("grade=A", [])):
+        made.clear()
+        page = asking.read("/api/v1/instruments?" + query, r.Instruments)
+        assert [one.symbol for one in page.instruments] == made == told
 
 
 async def test_a_book_is_as_deep_as_asked_and_carries_its_checksum(asking: Asking) -> None:
