@@ -352,20 +352,23 @@ class Catalog:
 
         A better grade delivers into a worse one, never the other way. Raises CatalogError.
         """
-        if "|" not in name:
-            products = [self.parse(name)]
-        else:
-            class_id, place, *rest = name.split("|")
-            regions = self.regions_of(place)
-            products = [self.parse("|".join((class_id, region, *rest))) for region in regions]
-        if not or_better:
-            return products
-        numbers = map(unpack_product, products)
+        numbers, regions = self._parse_at_large(name)
+        class_number, _, worst, *window = numbers
         return [
-            pack_product(*x._replace(grade=grade))
-            for x in numbers
-            for grade in range(x.grade, 0, -1)
+            pack_product(class_number, region, grade, *window)
+            for region in regions
+            for grade in range(worst, 0 if or_better else worst - 1, -1)
         ]
+
+    def _parse_at_large(self, name: str) -> tuple[Product, list[int]]:
+        """What a name says, read once, and which regions it stands for."""
+        if "|" not in name:
+            numbers = unpack_product(self.parse(name))
+            return numbers, [numbers.region]
+        class_id, place, *rest = name.split("|")
+        regions = self.regions_of(place)
+        numbers = unpack_product(self.parse("|".join((class_id, regions[0], *rest))))
+        return numbers, [self.region(region).number for region in regions]
 
     def hours_from(self, product: int, count: int) -> list[int]:
         """The products of so many consecutive hours, the first given. Raises CatalogError if that

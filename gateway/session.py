@@ -27,7 +27,7 @@ from compex_client.wallet import (
 
 from engine.catalog import Catalog
 from engine.port import Port
-from engine.records import ALL_INSTRUMENTS, Command, CommandKind, Event, EventKind
+from engine.records import ALL_INSTRUMENTS, PARTS_MAX, Command, CommandKind, Event, EventKind
 from engine.rejects import WORDS, CatalogError, Refused, Reject
 from gateway import listing, translate, wire
 from gateway.absence import DEAD_MAN, DISCONNECT, Absence, Place
@@ -775,11 +775,7 @@ class Session:
                 hours = feed.hours_from(request.market, request.hours)
                 several = translate.block(request, account, hours, self.number)
             case m.Exclusive():
-                chosen = [
-                    (instrument, leg)
-                    for leg in request.legs
-                    for instrument in feed.alternatives(leg.market, request.or_better)
-                ]
+                chosen = self._alternatives(request)
                 kind = CommandKind.EXCLUSIVE
                 several = translate.legs(kind, chosen, account, request.client_id, self.number)
             case m.Basket():
@@ -787,6 +783,17 @@ class Session:
                 kind = CommandKind.BASKET
                 several = translate.legs(kind, chosen, account, request.client_id, self.number)
         self._submit(request, several.head, ticker, several.parts)
+
+    def _alternatives(self, request: m.Exclusive) -> list[tuple[int, m.Leg]]:
+        """What its legs stand for. Raises BadRequest, as soon as that is more than a command takes:
+        a leg costs the same whether it means one market or a region at large."""
+        chosen: list[tuple[int, m.Leg]] = []
+        for leg in request.legs:
+            found = self._desk.feed.alternatives(leg.market, request.or_better)
+            chosen += [(instrument, leg) for instrument in found]
+            if len(chosen) > PARTS_MAX:
+                raise BadRequest(Reject.TOO_MANY_LEGS, "legs")
+        return chosen
 
     def _change(self, request: m.Cancel | m.Amend) -> None:
         """Cancel or amend an order, which may still be on its way to the engine."""

@@ -2,7 +2,7 @@
 
 import pytest
 
-from engine.catalog import load_catalog
+from engine.catalog import Catalog, load_catalog
 from engine.rejects import CatalogError
 
 CATALOG = load_catalog()
@@ -31,6 +31,18 @@ def test_better_grades_deliver_into_worse_ones_and_never_the_other_way() -> None
         return [symbol.split("|")[2] for symbol in found]
 
     assert (grades("A"), grades("B"), grades("C")) == (["A"], ["B", "A"], ["C", "B", "A"])
+
+
+def test_a_name_is_read_once_whatever_it_stands_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    read, parse = list[str](), Catalog.parse
+
+    def counted(catalog: Catalog, name: str) -> int:
+        read.append(name)
+        return parse(catalog, name)
+
+    monkeypatch.setattr(Catalog, "parse", counted)
+    assert len(symbols(f"{FLAGSHIP}|any|C|H|2026-12-01T14", or_better=True)) == 33
+    assert len(read) == 1
 
 
 @pytest.mark.parametrize("name", ["nothing", f"{FLAGSHIP}|moon|B|SPOT", f"{FLAGSHIP}|us.any|B"])

@@ -13,7 +13,7 @@ import pytest
 from compex_client import messages as m
 from compex_client.wallet import keccak256, login_digest
 
-from engine.records import FEE_TIERS, Command, CommandKind, Purse
+from engine.records import FEE_TIERS, PARTS_MAX, Command, CommandKind, Purse
 from engine.rejects import WORDS, Reject
 from gateway import session, translate
 from gateway.build import NUMBERING, build_name
@@ -877,6 +877,28 @@ async def test_subscriptions_are_counted_and_limited(tmp_path: Path) -> None:
         acked(reader.say(m.Subscribe(4, "book", TICKER))[:1])
         acked(reader.say(m.Unsubscribe(5, "trades")))
         acked(reader.say(m.Subscribe(6, "status"))[:1])
+
+
+async def test_the_alternatives_of_an_exclusive_are_gathered_no_further_than_a_command_goes(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    catalog, gathered = exchange.desk.catalog, list[str]()
+    alternatives, regions = catalog.alternatives, catalog.regions
+    for region in regions[1:]:
+        await exchange.list_market(SYMBOL.replace("us-e", region.name))
+
+    def counted(name: str, *, or_better: bool) -> list[int]:
+        gathered.append(name)
+        return alternatives(name, or_better=or_better)
+
+    monkeypatch.setattr(catalog, "alternatives", counted)
+    anywhere = m.Leg(SYMBOL.replace("us-e", "any"), "2.5", "1")
+    buyer = trader(exchange, BUYER)
+    for legs in (PARTS_MAX // len(regions) + 1, m.LEGS_MAX):
+        gathered.clear()
+        reject = refused(buyer.say(m.Exclusive(5, [anywhere] * legs)))
+        assert (reject.code, reject.field) == (Reject.TOO_MANY_LEGS, "legs")
+        assert len(gathered) == PARTS_MAX // len(regions) + 1
 
 
 async def test_to_who_is_too_far_behind_nothing_more_is_made_and_nothing_done(
