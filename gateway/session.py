@@ -589,9 +589,11 @@ class Session:
         self._ack(m.Ack(request.id, token=token, valid_until_s=until_s))
 
     def _sign(self, request: m.Login | m.Authorise | m.Revoke) -> None:
-        """What a signature says. Checking one costs as much as many orders do, so each address has
-        only so many."""
-        retry_ms = self._desk.logins.take(self._address) if request.signature else 0
+        """What a signature says. Checking one costs as much as many orders do, and each outcome is
+        kept for good, so each address has only so many, signed or not; but whoever is logged in as
+        itself, with an account, can always put its keys out."""
+        is_free = isinstance(request, m.Revoke) and not request.signature and self._account()
+        retry_ms = 0 if is_free else self._desk.logins.take(self._address)
         if retry_ms:
             self._reply(wire.reject_message(request.id, Reject.RATE_LIMITED, retry_ms=retry_ms))
             return

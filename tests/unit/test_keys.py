@@ -24,6 +24,7 @@ from compex_client.wallet import (
 
 from engine.rejects import Reject
 from gateway import auth, keys
+from gateway.audit import AUDIT_FILE
 from gateway.keys import Keys, KeysError
 from gateway.limits import ADDRESSES_MAX, DEFAULT_LIMITS, AddressBuckets
 from tests.exchange import (
@@ -856,6 +857,28 @@ async def test_a_flood_of_logins_is_limited_for_its_address_alone(tmp_path: Path
         now[0] = 10**9
         late = exchange.converse()
         assert late.login(OWNER).account == 1
+
+
+async def test_a_flood_without_signatures_is_limited_too_and_leaves_no_more_lines(
+    tmp_path: Path,
+) -> None:
+    limits = msgspec.structs.replace(DEFAULT_LIMITS, logins_per_s=1, logins_burst=6)
+    async with running_exchange(tmp_path, limits, lambda: 0) as exchange:
+        await exchange.open_account(1)
+        authorised(exchange)
+        owner, stranger = exchange.converse(OWNER), exchange.converse(STRANGER)
+        nobody = exchange.converse()
+        flood = (
+            m.Login(2, OWNER.address, nobody.hello.nonce, ""),
+            msgspec.structs.replace(signed(terms_of()), signature=""),
+            m.Revoke(4),
+        )
+        codes = [refused(nobody.say(request)).code for _ in range(10) for request in flood]
+        assert Reject.RATE_LIMITED not in codes[:3]
+        assert codes[3:] == [Reject.RATE_LIMITED] * 27
+        assert refused(stranger.say(m.Revoke(5))).code == Reject.RATE_LIMITED, "it has no account"
+        assert len((tmp_path / AUDIT_FILE).read_bytes().splitlines()) == 6
+        assert acked(owner.say(m.Revoke(6))).count == 1, "its keys can be put out all the same"
 
 
 def test_each_address_has_its_own_bucket_and_a_network_of_ipv6_one_together() -> None:

@@ -655,7 +655,8 @@ class Limits(Struct):
     batch_items: int = BATCH_ITEMS_MAX
     weights: dict[str, int] = {}
     records_per_token: int = 8
-    # For each address, whoever is there: logins, authorisations and signed revocations.
+    # For each address, whoever is there: logins, authorisations and revocations, but for those that
+    # an account's own wallet makes without a signature.
     logins_per_s: int = 100
     logins_burst: int = 1_000
 
