@@ -298,9 +298,9 @@ class Connection(asyncio.Protocol):
     """One socket. Plain HTTP while `_http` is there, a websocket once `_framing` is; after either
     has said its last, what still comes is dropped until the peer closes or its time is over."""
 
-    __slots__ = ("_framing", "_http", "_is_behind", "_is_heard", "_is_over", "_is_paused",
-                 "_listener", "_outbox", "_session", "_transport", "address", "deadline",
-                 "round")  # fmt: skip
+    __slots__ = ("_framing", "_has_begun", "_http", "_is_behind", "_is_heard", "_is_over",
+                 "_is_paused", "_listener", "_outbox", "_session", "_transport", "address",
+                 "deadline", "round")  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -309,6 +309,7 @@ class Connection(asyncio.Protocol):
         self._framing: Framing | None = None
         self._outbox: Outbox | None = None
         self._session: Conversation | None = None
+        self._has_begun = False  # a request's head, whose deadline is set
         self._is_paused = False  # what was written is not yet with the system
         self._is_heard = True  # since the last ping
         self._is_over = False  # all is said
@@ -466,6 +467,7 @@ class Connection(asyncio.Protocol):
             return
         while http.requests and not self._is_paused:
             asked = http.requests.popleft()
+            self._has_begun = False
             keep_alive = asked.keep_alive and not self._listener.is_draining
             answer = self._answer(asked)
             with_body = asked.request.method != "HEAD"
@@ -480,8 +482,11 @@ class Connection(asyncio.Protocol):
             self._finish()
         elif http.upgrade is not None:
             self._upgrade(http.upgrade, http.rest)
-        else:
-            self._expect(HEAD_TICKS if http.has_begun else IDLE_TICKS)
+        elif not http.has_begun:
+            self._expect(IDLE_TICKS)
+        elif not self._has_begun:  # once a head: or each byte of it would renew its time
+            self._has_begun = True
+            self._expect(HEAD_TICKS)
 
     def _answer(self, asked: Asked) -> HttpAnswer:
         if asked.request.path == WEBSOCKET_PATH:

@@ -98,6 +98,19 @@ async def exchanged(server: GatewayServer, sent: bytes) -> bytes:
     return answer
 
 
+async def trickled(server: GatewayServer, sent: bytes) -> bytes:
+    """All that the server says to these bytes and then, one by one, to more of them, until it
+    closes."""
+    reader, writer = await asyncio.open_connection(*server.address)
+    writer.write(sent)
+    answer = asyncio.create_task(reader.read())
+    while not answer.done():
+        writer.write(b"x")
+        await asyncio.sleep(FAST_TICK_S)
+    writer.close()
+    return await answer
+
+
 async def upgraded(server: GatewayServer) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
     """A websocket of bare bytes, greeted."""
     reader, writer = await asyncio.open_connection(*server.address)
@@ -200,6 +213,11 @@ def test_a_request_that_trickles_in_is_ended_and_so_is_an_idle_connection(tmp_pa
         async with serving(tmp_path, tick_s=FAST_TICK_S) as (_, server, _url):
             begun = await exchanged(server, b"GET / HTTP/1.1\r\nA: b")
             assert begun.split()[1] == b"408"
+            whole = b"GET /live HTTP/1.1\r\n" + HOST + b"\r\n"
+            for before in (b"", whole):
+                told = await trickled(server, before + b"GET / HTTP/1.1\r\nA: ")
+                assert told.startswith(b"HTTP/1.1 200") == bool(before)
+                assert told.split(b"HTTP/1.1 ")[-1].startswith(b"408")
             assert await exchanged(server, b"") == b""
             idle = await exchanged(server, b"GET /live HTTP/1.1\r\n" + HOST + b"\r\n")
             assert idle.endswith(b"}"), "answered, and after a while closed"
