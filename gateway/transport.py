@@ -29,13 +29,14 @@ from gateway.counts import Counts, Traffic
 from gateway.framing import PING, Framing, Phase
 from gateway.http import TEXT, HttpAnswer, HttpRequest
 from gateway.http1 import Asked, HttpReader, answer_bytes
-from gateway.limits import NS_PER_MS, NS_PER_S, Outbox, TokenBucket
+from gateway.limits import NS_PER_MS, NS_PER_S, AddressBuckets, Outbox, TokenBucket, whose
 from gateway.wire import Codec
 
 CONNECTIONS_MAX: Final = 12_000
 PLAIN_CONNECTIONS_MAX: Final = 4_096  # besides those: not upgraded, or not yet
 ADMISSIONS_PER_S: Final = 1_000  # upgrades; one costs a quarter of a millisecond
 ADMISSIONS_BURST: Final = 2_000
+ADMISSIONS_SHARE: Final = 4  # of those, one address has at most one in so many
 BACKLOG: Final = 4_096  # connections that the system holds until they are taken
 WRITE_BUFFER_BYTES: Final = 64 << 10  # in the transport; the rest waits in the outbox
 SOCKET_BUFFER_BYTES: Final = 256 << 10  # else the system lets megabytes pile up for a slow reader
@@ -105,6 +106,9 @@ class Listener:
         self._slow_readers_closed = 0
         self._access = access
         self._admissions = TokenBucket(access.admissions_per_s, access.admissions_burst)
+        self._admissions_of = AddressBuckets(
+            _share(access.admissions_per_s), _share(access.admissions_burst), counts.now_ns
+        )
         self._tick_s = tick_s
         self.tick = 0
         self._server: asyncio.Server | None = None
@@ -112,7 +116,7 @@ class Listener:
         self._timer: asyncio.TimerHandle | None = None
         self._connections: set[Connection] = set()
         self._rounds: tuple[set[Connection], ...] = tuple(set() for _ in range(PING_TICKS))
-        self._sockets_of: Counter[str] = Counter()  # by address, as the next one
+        self._sockets_of: Counter[str] = Counter()  # by `Connection.peer`, as the next one
         self._websockets_of: Counter[str] = Counter()
         self._upgrades = 0
         self._woken: list[Connection] = []
@@ -194,12 +198,12 @@ class Listener:
     # --- connections ---------------------------------------------------------------------------
     def takes(self, connection: "Connection") -> bool:
         """Count it, if there is room for another one at all."""
-        access, address = self._access, connection.address
+        access, peer = self._access, connection.peer
         if len(self._connections) >= access.connections + PLAIN_CONNECTIONS_MAX:
             return False
-        if self._sockets_of[address] >= 2 * access.connections_per_address:
+        if self._sockets_of[peer] >= 2 * access.connections_per_address:
             return False  # as many plain ones as websockets
-        self._sockets_of[address] += 1
+        self._sockets_of[peer] += 1
         self._connections.add(connection)
         self._empty.clear()
         return True
@@ -207,15 +211,23 @@ class Listener:
     def forget(self, connection: "Connection") -> None:
         if connection in self._connections:
             self._connections.remove(connection)
-            _one_less(self._sockets_of, connection.address)
+            _one_less(self._sockets_of, connection.peer)
         if not self._connections:
             self._empty.set()
 
-    def admits(self) -> int:
-        """0, or in how many seconds an upgrade may be tried again."""
-        now_ns = self.counts.now_ns()
-        retry_ms = 1_000 if self.is_draining else self._admissions.take(1, now_ns)
+    def admits(self, address: str) -> int:
+        """0, or in how many seconds an upgrade may be tried again. No address but this machine's,
+        where a proxy may speak for many, uses up what is there for all."""
+        retry_ms = 1_000 if self.is_draining else self._admissions.take(1, self.counts.now_ns())
+        if not retry_ms and whose(address):
+            retry_ms = self._admissions_of.take(address)
+            if retry_ms:
+                self.gives_back()
         return -(-retry_ms * NS_PER_MS // NS_PER_S)
+
+    def gives_back(self) -> None:
+        """Whoever was just admitted is not let in; that counts for its own address alone."""
+        self._admissions.give_back(1)
 
     def allows(self, headers: Mapping[str, str]) -> bool:
         """Whether the page that opens this websocket, if it is a page, may."""
@@ -230,9 +242,9 @@ class Listener:
         """Count a websocket; or why it cannot stay, in words."""
         if self._upgrades >= self._access.connections:
             return "as many connections as we hold"
-        if self._websockets_of[connection.address] >= self._access.connections_per_address:
+        if self._websockets_of[connection.peer] >= self._access.connections_per_address:
             return "as many connections as one address may have"
-        self._websockets_of[connection.address] += 1
+        self._websockets_of[connection.peer] += 1
         connection.round = self._upgrades % PING_TICKS
         self._upgrades += 1
         self._rounds[connection.round].add(connection)
@@ -241,7 +253,7 @@ class Listener:
     def leaves(self, connection: "Connection") -> None:
         self._rounds[connection.round].discard(connection)
         self._upgrades -= 1
-        _one_less(self._websockets_of, connection.address)
+        _one_less(self._websockets_of, connection.peer)
 
     def evict(self, connection: "Connection") -> None:
         self._slow_readers_closed += 1
@@ -277,6 +289,10 @@ class Listener:
                 connection.heartbeat()
 
 
+def _share(admissions: int) -> int:
+    return max(1, admissions // ADMISSIONS_SHARE)
+
+
 def _one_less(counts: Counter[str], key: str) -> None:
     counts[key] -= 1
     if not counts[key]:
@@ -300,7 +316,7 @@ class Connection(asyncio.Protocol):
 
     __slots__ = ("_framing", "_has_begun", "_http", "_is_behind", "_is_heard", "_is_over",
                  "_is_paused", "_listener", "_outbox", "_session", "_transport", "address",
-                 "deadline", "round")  # fmt: skip
+                 "deadline", "peer", "round")  # fmt: skip
 
     def __init__(self, listener: Listener) -> None:
         self._listener = listener
@@ -315,6 +331,7 @@ class Connection(asyncio.Protocol):
         self._is_over = False  # all is said
         self._is_behind = False  # frames were read and are not yet heard
         self.address = ""
+        self.peer = ""  # who that is, for what one may have: an IPv6 address is all of its /64
         self.deadline = 0  # a tick; 0 for none
         self.round = 0
 
@@ -323,6 +340,7 @@ class Connection(asyncio.Protocol):
         self._transport = cast("asyncio.Transport", transport)
         peer = transport.get_extra_info("peername")
         self.address = str(peer[0]) if peer else ""
+        self.peer = whose(self.address) or self.address
         if self._listener.takes(self):
             self._expect(HEAD_TICKS)
         else:
@@ -508,7 +526,7 @@ class Connection(asyncio.Protocol):
             self._refuse(404, f"the websocket is at {WEBSOCKET_PATH}")
         elif not listener.allows(asked.request.headers):
             self._refuse(403, "pages from there may not open the websocket")
-        elif retry_s := listener.admits():
+        elif retry_s := listener.admits(self.address):
             retry = (("Retry-After", str(retry_s)),)
             self._refuse(503, "too many come at once, try again", retry)
         else:
@@ -516,6 +534,7 @@ class Connection(asyncio.Protocol):
             if response.status_code == 101:
                 self._open(response, rest)
             else:
+                listener.gives_back()
                 self._write(answer_bytes(_as_answer(response), keep_alive=False))
                 self._finish()
 

@@ -12,6 +12,7 @@ import socket
 import sqlite3
 import ssl
 import subprocess
+from collections import defaultdict
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -30,13 +31,21 @@ from websockets.exceptions import ConnectionClosed, InvalidStatus
 from websockets.typing import Origin, Subprotocol
 
 from engine.rejects import Reject
+from gateway.counts import Counts
 from gateway.framing import FRAMES_AT_ONCE
 from gateway.health import Health
 from gateway.http1 import HEAD_BYTES_MAX, PIPELINED_MAX, TARGET_BYTES_MAX
 from gateway.keys import Keys
 from gateway.limits import DEFAULT_LIMITS
 from gateway.server import GatewayServer
-from gateway.transport import OPEN_ACCESS, TICK_S, Access
+from gateway.transport import (
+    ADMISSIONS_SHARE,
+    OPEN_ACCESS,
+    TICK_S,
+    Access,
+    Connection,
+    Listener,
+)
 from tests.exchange import (
     DOMAIN,
     START_NS,
@@ -346,6 +355,71 @@ def test_a_herd_is_let_in_at_a_bounded_rate(tmp_path: Path) -> None:
                 await connection.close()
 
     on_uvloop(case)
+
+
+def test_handshakes_that_are_wrong_keep_nobody_out(tmp_path: Path) -> None:
+    async def case() -> None:
+        access = Access(admissions_per_s=1, admissions_burst=5)
+        async with serving(tmp_path, access) as (_, server, url):
+            wrong = UPGRADE.replace(b"Version: 13", b"Version: 12")
+            for _ in range(20):
+                assert (await exchanged(server, wrong)).startswith(b"HTTP/1.1 400")
+            async with connect_socket(url) as connection:
+                assert await connection.recv()
+
+    on_uvloop(case)
+
+
+class Remote(asyncio.Transport):
+    """Of a peer elsewhere, which says nothing."""
+
+    def __init__(self, address: str) -> None:
+        super().__init__({"peername": (address, 4_711)})
+        self.is_cut_off = False
+
+    def abort(self) -> None:
+        self.is_cut_off = True
+
+
+def listener(access: Access) -> Listener:
+    """One that nobody can reach, at a standstill."""
+
+    def unused(*_args: Any) -> Any:
+        raise AssertionError
+
+    return Listener(unused, unused, DEFAULT_LIMITS, Counts(lambda: 0, defaultdict(int)), access)
+
+
+def test_one_address_is_let_in_at_most_at_its_share_of_the_rate() -> None:
+    here = listener(Access(admissions_per_s=20, admissions_burst=40))
+
+    def let_in(address: str) -> int:
+        return [here.admits(address) for _ in range(100)].count(0)
+
+    share = 40 // ADMISSIONS_SHARE
+    assert let_in("192.0.2.1") == let_in("2001:db8::1") == share
+    assert let_in("::ffff:192.0.2.1") == let_in("2001:db8::2") == 0, "the same ones"
+    assert let_in("127.0.0.1") == 40 - 2 * share, "all that is left: a proxy speaks for many"
+    assert here.admits("192.0.2.2")
+    here.gives_back()
+    assert not here.admits("192.0.2.2")
+
+
+def test_connections_of_ipv6_are_counted_by_their_network() -> None:
+    here = listener(Access(connections_per_address=1))
+    peers = [Remote(x) for x in ("2001:db8::1", "2001:db8::2", "2001:db8::3", "2001:db8:0:1::1")]
+    connections = [Connection(here) for _ in peers]
+    for connection, peer in zip(connections, peers, strict=True):
+        connection.connection_made(peer)
+    assert [peer.is_cut_off for peer in peers] == [False, False, True, False]
+    assert connections[1].address == "2001:db8::2"
+    assert not here.joins(connections[0]) and here.joins(connections[1])
+    here.leaves(connections[0])
+    connections[0].connection_lost(None)
+    assert not here.joins(connections[1]) and not here.joins(connections[3])
+    late = Remote("2001:db8::4")
+    Connection(here).connection_made(late)
+    assert not late.is_cut_off
 
 
 # --- peers that do harm --------------------------------------------------------------------------
