@@ -77,6 +77,7 @@ PLACES: Final = (
     Place("/openapi.json", "This document.", JSON, dict[str, Any]),
 )
 _METHODS: Final = ("GET", "HEAD")
+STATIC_NAME_CHARS_MAX: Final = 128  # the system raises for a name that no file can have
 _STATIC_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_./-]*")
 WEB_ROOT: Final = Path(__file__).parent / "web"
 
@@ -166,7 +167,7 @@ class Routes:
         return _fresh(request, JSON, _encoded(http_document, self._desk.build), _OF_PUBLIC)
 
     def _static(self, request: HttpRequest, name: str) -> HttpAnswer:
-        if not _STATIC_NAME.fullmatch(name):
+        if not _STATIC_NAME.fullmatch(name) or len(name) > STATIC_NAME_CHARS_MAX:
             return _not_found()
         path = (self._web_root / name).resolve()
         kind = STATIC_TYPES.get(path.suffix)

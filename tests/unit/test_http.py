@@ -148,6 +148,11 @@ def _counted() -> Any:
     return random_bytes
 
 
+async def test_a_file_of_a_name_that_is_too_long_is_not_found(asking: Asking) -> None:
+    for name in ("a" * 300, "a" * 4_000, "a/" * 2_000 + "a"):
+        assert asking.get(f"/static/{name}.js").status == 404
+
+
 async def test_an_instrument_says_what_it_is_made_of(asking: Asking) -> None:
     spot, hour, elsewhere = asking.read("/api/v1/instruments", r.Instruments).instruments
     assert (spot.hardware, spot.region, spot.grade, spot.tenor) == (*SYMBOL.split("|")[:3], "SPOT")
