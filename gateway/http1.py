@@ -131,11 +131,12 @@ class HttpReader:
 
 
 def answer_bytes(answer: HttpAnswer, *, keep_alive: bool, with_body: bool = True) -> bytes:
-    """An answer as it goes over the wire."""
+    """An answer as it goes over the wire. A 304 has no length: that would be its 200's (RFC 9110,
+    8.6), which nobody has made."""
     lines = [
         f"HTTP/1.1 {answer.status} {_PHRASES.get(answer.status, 'Unknown')}",
         f"Content-Type: {answer.kind}",
-        f"Content-Length: {len(answer.body)}",
+        *([f"Content-Length: {len(answer.body)}"] if answer.status != 304 else ()),
         "X-Content-Type-Options: nosniff",
         f"Connection: {'keep-alive' if keep_alive else 'close'}",
         *(f"{name}: {value}" for name, value in answer.headers),

@@ -91,3 +91,5 @@ def test_an_answer_says_its_length_and_whether_more_may_be_asked() -> None:
     bare = answer_bytes(answer, keep_alive=False, with_body=False)
     assert bare.endswith(b"\r\n\r\n") and b"\r\nConnection: close" in bare
     assert b"\r\nContent-Length: 4\r\n" in bare
+    known = answer_bytes(HttpAnswer(304, "text/plain", b""), keep_alive=True)
+    assert b"Content-Length" not in known and known.endswith(b"\r\n\r\n")
