@@ -53,6 +53,7 @@ FAULTS: Final = {
     "duplicate-account": "one buyer is in a batch many times",
     "blacklisted-account": "the token refuses a wallet",
     "paused-vault": "the vault is paused",
+    "bond-before-credit": "a bond is taken before the engine knows of a part of it",
     # the token
     "paused-token": "the token moves nothing",
     "fee-on-transfer": "less arrives than was sent",

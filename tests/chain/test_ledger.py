@@ -474,6 +474,7 @@ async def test_an_event_the_books_cannot_bear_is_refused_with_its_neighbours(
     assert await ledger.post(numbered([good], len(STORY) + 1)) == 1, "and it can go on"
 
 
+TOO_MUCH = "'slash', 1, 2, 'bond', 0, 'vault', 500001)"
 TRANSFER = "INSERT INTO transfer VALUES (99, 0, 99, 0, 0, {})"
 GROWS = "the ledger only grows"
 # What is wrong, why it is refused, and the statement (or the row of a transfer).
@@ -540,7 +541,7 @@ async def test_a_wrong_posting_cannot_be_written_even_by_hand(
 async def audited(database: db.Database) -> dict[str, int]:
     """What the audit finds against each claim, where it finds anything."""
     rows = await database.rows("SELECT * FROM audit")
-    assert len(rows) == 6
+    assert len(rows) == 7
     return {row["claim"]: row["contradicting"] for row in rows if row["contradicting"]}
 
 
@@ -583,6 +584,7 @@ async def test_the_books_of_a_long_random_flow_are_sound(
         ("all balances sum", "UPDATE ledger_account SET balance_usdc6 = 1 WHERE bucket = 'cash'"),
         ("each balance is", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 9"),
         ("after no line", "UPDATE transfer SET event_number = 99 WHERE event_number = 2"),
+        ("no bond", "INSERT INTO transfer VALUES (9, 32767, 1, 0, 0, " + TOO_MUCH),
         ("what is owned", "UPDATE transfer SET amount_usdc6 = 7 WHERE event_number = 2"),
         ("each fill was booked", "DELETE FROM fill WHERE event_number = 7"),
         ("each fill was booked", "UPDATE fill SET price_ticks = 1 WHERE event_number = 7"),

@@ -4,8 +4,9 @@ import pytest
 
 from engine.records import EventKind, Purse, Side
 from settlement import database as db
+from settlement import postings
 from settlement.errors import PostingRefused
-from settlement.ledger import Holdings, Ledger, Numbered
+from settlement.ledger import Holdings, Ledger, Log, Numbered
 from settlement.ledger import Trial as TrialBalance
 from tests.chain.test_ledger import (
     BUYER,
@@ -118,6 +119,29 @@ async def test_a_void_fill_counts_as_settled_once_it_is_undone(database: db.Data
     )
     await ledger.post([Numbered(21, undone)])
     assert await ledger.close_periods() == 2
+
+
+async def test_a_period_may_end_before_a_bond_has_what_is_on_its_way_to_it(
+    database: db.Database,
+) -> None:
+    ledger = await begin(database, 20)
+    await database.execute("INSERT INTO vault_owner VALUES ($1, $2)", SELLER, bytes(20))
+    await database.execute(
+        "INSERT INTO vault_credit VALUES (3, 'deposit', $1, true, 5, 1, 1)", SELLER
+    )
+    taken = postings.unbonded(SELLER, FIRST_DEPOSIT + 5)
+    await ledger.post_logs([Log(1, 0, 0, taken)])
+    await ledger.post(story(25))
+    await seal(database)
+    assert await ledger.close_periods() == 3
+    lacking = (
+        "SELECT balance_usdc6 FROM closing WHERE period = 3 AND bucket = 'bond' AND account = $1"
+    )
+    assert await database.value(lacking, SELLER) == -5
+    assert await audited(database) == {}
+    await ledger.post([Numbered(26, deposit(26, SELLER, 5, 3, Purse.BOND))])
+    assert await audited(database) == {}
+    assert await ledger.trial_balance() == SOUND
 
 
 async def test_a_closed_period_may_be_taken_out_and_the_books_are_whole(

@@ -253,10 +253,42 @@ async def test_bonds_are_slashed_taken_back_and_pledged(exchange: Exchange) -> N
     await exchange.same()
 
 
+@pytest.mark.fault("bond-before-credit")
+async def test_a_bond_may_lack_what_is_on_its_way_to_it_and_no_more(
+    exchange: Exchange, database: db.Database
+) -> None:
+    """Two deposits of which the engine has not heard, when all of the bond is taken back."""
+    exchange.vault.do(wallet(SELLER), "requestBond")
+    exchange.vault.machine.wait(100 * DAY_S)
+    exchange.vault.fund(SELLER, 0, 3 * DOLLAR)
+    exchange.vault.fund(SELLER, 0, 4 * DOLLAR)
+    await database.execute("INSERT INTO vault_owner VALUES ($1, $2)", SELLER, bytes(20))
+    for i, amount in enumerate((3 * DOLLAR, 4 * DOLLAR), 1):
+        await database.execute(
+            "INSERT INTO vault_credit VALUES (2 + $1::bigint, 'deposit', $2, true, $3, $1, 1)",
+            *(i, SELLER, amount),
+        )
+    rest = exchange.said(exchange.vault.do(wallet(SELLER), "finishBond"), "BondTaken")["amount"]
+    assert rest == BOND + 7 * DOLLAR
+    with pytest.raises(PostingRefused, match="is_negative"):
+        await exchange.ledger.post_logs([Log(90, 0, 0, postings.unbonded(SELLER, rest + 1))])
+    await exchange.log(postings.unbonded(SELLER, rest))
+    assert (await database.rows("SELECT * FROM audit WHERE contradicting > 0")) == []
+    assert await exchange.ledger.trial_balance() == (0, 0, 0)
+    number = exchange.ledger.watermark.event_number
+    both = [
+        deposit(number + i, SELLER, amount, 2 + i, Purse.BOND)
+        for i, amount in enumerate((3 * DOLLAR, 4 * DOLLAR), 1)
+    ]
+    await exchange.ledger.post(numbered(both, number + 1))
+    await exchange.same()
+
+
 # --- what cannot be booked ----------------------------------------------------------------------
 
 UNBEARABLE = [
     ("more than is there", "is_negative", Line("release", 9, 1, "escrow", 2, "earnings", 10**9)),
+    ("more than a bond", "is_negative", Line("slash", 9, 2, "bond", 0, "vault", BOND + 1)),
     ("from nobody", "no_such_account", Line("release", 9, 7, "escrow", 2, "earnings", 1)),
     ("to nobody", "no_such_account", Line("release", 9, 1, "escrow", 7, "earnings", 1)),
     ("escrow that is cash", "two_ends", Line("release", 9, 1, "escrow", 2, "cash", 1)),

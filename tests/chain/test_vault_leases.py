@@ -34,11 +34,20 @@ from settlement.vault import (
     SETTLER_BOND_MIN_USDC6,
     STAKE_USDC6,
 )
-from tests.settled import DOLLAR, SECOND_NS, Node, heard, key, turns_and_blocks
+from tests.settled import (
+    BOND_USDC6_PER_LOT,
+    DOLLAR,
+    SECOND_NS,
+    Node,
+    heard,
+    key,
+    turns_and_blocks,
+)
 
 SELLER, BUYER, OTHER, WATCHER = 11, 12, 13, 14
 DAY_NS = DAY_S * SECOND_NS
 PRICE_TICKS = 20_000
+HOUR = 1  # the instrument of a market with a window
 LOTS = 100  # one GPU-hour, so over before its batch may be released
 
 
@@ -368,23 +377,35 @@ async def test_who_asks_for_the_bond_back_sells_nothing_more(node: Node) -> None
     assert await node.chain.token_balance_usdc6(address_of(key(SELLER))) == 20 * DOLLAR
 
 
-async def test_a_slashed_bond_is_the_buyers_and_its_seller_trades_no_more(node: Node) -> None:
-    """Of an hour that has not begun yet when its buyer says that nothing comes."""
-    start_hours = node.clock.now_ns() // (3600 * SECOND_NS) + 1
+async def hour_sold(node: Node, hours_ahead: int, lots: int) -> int:
+    """Settled; the hour's number. It begins at least so many hours from now, less one."""
+    start_hours = node.clock.now_ns() // (3600 * SECOND_NS) + hours_ahead
     await node.submit(
-        kind=CommandKind.LIST_MARKET, instrument=1, price_ticks=1_000, qty_lots=1,
+        kind=CommandKind.LIST_MARKET, instrument=HOUR, price_ticks=BOND_USDC6_PER_LOT, qty_lots=1,
         order_id=load_catalog().product("nv.h100-sxm-80g.x8.ib", "us-e", "B", "H", start_hours),
     )  # fmt: skip
     seller, buyer = node.account(SELLER), node.account(BUYER)
-    hour = {"instrument": 1, "qty_lots": LOTS}
+    hour = {"instrument": HOUR, "qty_lots": lots}
     await node.submit(kind=CommandKind.DECLARE_CAPACITY, account=seller, **hour)
     order = {"kind": CommandKind.NEW_ORDER, "price_ticks": PRICE_TICKS, **hour}
     await node.submit(account=seller, side=Side.SELL, **order)
     await node.submit(account=buyer, side=Side.BUY, **order)
     await settle_all(node)
+    return start_hours
+
+
+async def reported_hour(node: Node, lots: int) -> Batch:
+    """Of which nothing comes, as its buyer says once it has begun."""
+    start_hours = await hour_sold(node, 1, lots)
     batch = await batch_of(node)
     node.clock.advance_to((start_hours * 3600 + 60) * SECOND_NS)
     await node.call_vault(BUYER, "reportNonDelivery", batch.place(0))
+    return batch
+
+
+async def test_a_slashed_bond_is_the_buyers_and_its_seller_trades_no_more(node: Node) -> None:
+    """Of an hour that has not begun yet when its buyer says that nothing comes."""
+    batch = await reported_hour(node, LOTS)
     await node.tell_vault(node.embedded.keys.deployer, "slash", batch.place(0), DOLLAR)
     await settle_all(node)
     assert free(node, BUYER) == 100 * DOLLAR - COST + DOLLAR
@@ -394,6 +415,41 @@ async def test_a_slashed_bond_is_the_buyers_and_its_seller_trades_no_more(node: 
     assert (refused[-1].kind, refused[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
     await later(node, 2.1)
     assert (await slots(node, BUYER)).earning_usdc6 > COST * 9 // 10, "hardly anything was due"
+
+
+@pytest.mark.fault("bond-before-credit")
+async def test_what_was_added_to_a_bond_just_before_it_was_slashed_is_slashed_with_it(
+    node: Node,
+) -> None:
+    """The log of the slash is booked at once; the engine has to hear of the deposit first."""
+    await node.mint(SELLER, DOLLAR)
+    batch = await reported_hour(node, 2_000)
+    await settle_all(node)
+    before = free(node, BUYER)
+    await node.call_vault(SELLER, "deposit", DOLLAR, True)
+    await node.tell_vault(node.embedded.keys.deployer, "slash", batch.place(0), 50 * DOLLAR)
+    await settle_all(node)
+    assert free(node, BUYER) == before + 21 * DOLLAR, "all there was"
+    assert (await slots(node, SELLER)).bond_usdc6 == 0
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT sum(contradicting) FROM audit") == 0
+
+
+@pytest.mark.fault("bond-before-credit")
+async def test_what_was_added_to_a_bond_just_before_it_was_taken_back_leaves_with_it(
+    node: Node,
+) -> None:
+    await node.mint(SELLER, DOLLAR)
+    await node.call_vault(SELLER, "requestBond")
+    await later(node, 101)
+    await node.call_vault(SELLER, "deposit", DOLLAR, True)
+    await node.call_vault(SELLER, "finishBond")
+    await node.settlement.turn()
+    await node.stop()
+    await node.start()
+    await settle_all(node)
+    assert (await slots(node, SELLER)).bond_usdc6 == 0
+    assert await node.chain.token_balance_usdc6(address_of(key(SELLER))) == 21 * DOLLAR
 
 
 # --- upkeep ---------------------------------------------------------------------------------------
