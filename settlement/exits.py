@@ -19,7 +19,7 @@ from settlement.chain import Chain
 from settlement.database import Database
 from settlement.deliver import confirm
 from settlement.outgoing import Payment
-from settlement.undoing import Undoing
+from settlement.undoing import MARKED, Undoing
 
 ACCOUNTS_PER_TURN_MAX: Final = 256  # that leave; the others have their turn later
 
@@ -102,10 +102,11 @@ class Exits:
         ]
 
     async def reopenings(self) -> list[Command]:
-        """Open who is closed and does not leave."""
+        """Open who is closed, does not leave, and has bought nothing that is still to be undone."""
         opening = await self._database.rows(
             "SELECT account FROM closed_account"
             f" WHERE account NOT IN (SELECT account FROM ({_CLOSING}) closing)"
+            f" AND account NOT IN (SELECT buyer FROM ({MARKED}) marked)"
             " ORDER BY account LIMIT $1",
             ACCOUNTS_PER_TURN_MAX,
         )

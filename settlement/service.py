@@ -398,12 +398,12 @@ class Settlement:
         commands = self._delivery.commands(await self._withholding.closings(now_ns))
         booked = await self._catch_up() if commands else 0
         await self._withholding.mark(now_ns)
-        undoing = self._delivery.commands(await self._undoing.commands())
-        if commands or undoing:
-            booked += await self._catch_up()
-            undoing += self._delivery.commands(await self._exits.reopenings())
-            booked += await self._catch_up()
-        return commands + undoing, booked
+        commands += self._delivery.commands(await self._undoing.commands())
+        booked += await self._catch_up() if commands else 0
+        # Each turn: the engine may have had no room for all, or this process stopped before.
+        reopened = self._delivery.commands(await self._exits.reopenings())
+        booked += await self._catch_up() if reopened else 0
+        return commands + reopened, booked
 
     async def _catch_up(self) -> int:
         await self._port.settled()

@@ -6,7 +6,7 @@ from, last sale first, and only where the engine can undo it: a buyer of hours o
 offered them or be selling them, so its account is closed meanwhile. A fill is undone only before it
 is in a batch. Exits and withholding say which, by a query that gives the event numbers of fills:
 `closings`, have them booked, `mark` what is `possible`, have `commands` booked, then open whoever
-was closed.
+was closed and has nothing left to be undone.
 """
 
 from collections.abc import Sequence
@@ -18,6 +18,14 @@ from settlement.database import Database
 from settlement.products import settled
 
 VOIDS_PER_TURN_MAX: Final = 1_000
+
+# Fills that are void and that the engine has not undone: until it has, who bought them stays
+# closed.
+MARKED: Final = """
+    SELECT * FROM fill WHERE batch_id IS NULL AND void_number IS NOT NULL
+        AND NOT EXISTS (SELECT FROM booked t
+                        WHERE t.kind = 'void' AND t.reference = fill.event_number)
+"""
 
 # $1 are the markets without a window, whose hours nobody sells again.
 _UNDONE: Final = """
@@ -81,10 +89,7 @@ class Undoing:
         """Undo the fills that are void, and that the engine has not undone yet."""
         rows = await self._database.rows(
             "SELECT void_number, event_number, buyer, seller, instrument, price_ticks, qty_lots,"
-            " buyer_fee_ppm, resold FROM fill WHERE void_number IS NOT NULL"
-            " AND NOT EXISTS (SELECT FROM booked t"
-            " WHERE t.kind = 'void' AND t.reference = fill.event_number)"
-            " ORDER BY void_number LIMIT $1",
+            f" buyer_fee_ppm, resold FROM ({MARKED}) marked ORDER BY void_number LIMIT $1",
             VOIDS_PER_TURN_MAX,
         )
         return [

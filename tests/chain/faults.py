@@ -54,6 +54,7 @@ FAULTS: Final = {
     "blacklisted-account": "the token refuses a wallet",
     "paused-vault": "the vault is paused",
     "bond-before-credit": "a bond is taken before the engine knows of a part of it",
+    "undone-in-part": "the engine has undone some of the fills that are void",
     # the token
     "paused-token": "the token moves nothing",
     "fee-on-transfer": "less arrives than was sent",

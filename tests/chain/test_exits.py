@@ -2,15 +2,18 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import pytest
 
 from engine.catalog import load_catalog
-from engine.records import CommandKind, EventKind, Side, TimeInForce
+from engine.records import Command, CommandKind, Event, EventKind, Side, TimeInForce
 from engine.rejects import Reject
+from settlement import undoing
 from settlement.chain import address_of
 from settlement.errors import SettlementHalted
+from settlement.service import Settings
+from settlement.withholding import UNDONE_AFTER
 from tests.settled import (
     BOND_USDC6_PER_LOT,
     DOLLAR,
@@ -142,7 +145,11 @@ async def test_fills_whose_buyer_left_with_the_money_are_undone_for_both(node: N
     assert summary.quarantined_accounts == 0
 
 
-async def hour_of_resales(node: Node) -> Callable[[int, Side, int], Awaitable[None]]:
+class Order(Protocol):
+    def __call__(self, who: int, side: Side, resale: int, lots: int = 100) -> Awaitable[None]: ...
+
+
+async def hour_of_resales(node: Node) -> Order:
     """An hour of which the seller has 100 lots; who, which side, and whether it is a resale."""
     product = load_catalog().product("nv.h100-sxm-80g.x8.ib", "us-e", "B", "H", 600_000)
     hour = 1
@@ -157,10 +164,10 @@ async def hour_of_resales(node: Node) -> Callable[[int, Side, int], Awaitable[No
         qty_lots=100,
     )
 
-    async def order(who: int, side: Side, resale: int) -> None:
+    async def order(who: int, side: Side, resale: int, lots: int = 100) -> None:
         await node.submit(
             kind=CommandKind.NEW_ORDER, account=node.account(who), instrument=hour, side=side,
-            price_ticks=PRICE_TICKS, qty_lots=100, time_in_force=TimeInForce.GTC, resale=resale,
+            price_ticks=PRICE_TICKS, qty_lots=lots, time_in_force=TimeInForce.GTC, resale=resale,
         )  # fmt: skip
 
     return order
@@ -203,6 +210,86 @@ async def test_hours_that_their_second_buyer_offers_again_go_back_as_well(node: 
     assert events[-1].kind == EventKind.REJECTED, "it has nothing to sell"
     await node.order(BUYER, Side.BUY, PRICE_TICKS, 1)
     assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
+@pytest.mark.fault("undone-in-part")
+async def test_who_bought_what_is_undone_only_in_part_stays_closed_until_all_of_it_is(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(undoing, "VOIDS_PER_TURN_MAX", 1)
+    order = await hour_of_resales(node)
+    await order(SELLER, Side.SELL, 0)
+    await order(LEAVER, Side.BUY, 0)
+    for _ in range(2):
+        await order(LEAVER, Side.SELL, 1, 50)
+        await order(BUYER, Side.BUY, 0, 50)
+    await node.stop()
+    await node.exit(LEAVER)
+    await node.start()
+    events = heard(node)
+    while EventKind.FILL_VOIDED not in [e.kind for e in events]:
+        await node.settlement.turn()
+    await order(BUYER, Side.SELL, 1, 50)  # would stand in the way of the second
+    assert (events[-1].kind, events[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
+    await settle_all(node)
+    assert (await node.settlement.summary()).voided_fills == 3
+    assert money(node, BUYER) == (100 * DOLLAR, 0, 0, 0, 0)
+    await node.order(BUYER, Side.BUY, PRICE_TICKS, 1)
+    assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
+SIGN_WITHIN_NS = 5_000_000_000
+
+
+async def unsigned_by(node: Node, wallet: int) -> None:
+    """From now on this one signs nothing, and what is not signed for long is undone."""
+    await node.stop()
+    node.settings = Settings(sign_within_ns=SIGN_WITHIN_NS)
+    await node.start()
+    sign, silent = node.sign, node.account(wallet)
+
+    async def sign_for_others() -> None:
+        node.unsigned = [placed for placed in node.unsigned if placed.account != silent]
+        await sign()
+
+    node.sign = sign_for_others
+
+
+async def long_unsigned(node: Node) -> None:
+    node.clock.advance_to(node.clock.now_ns() + 2 * UNDONE_AFTER * SIGN_WITHIN_NS)
+    await node.settlement.turn()
+
+
+@pytest.mark.fault("undone-in-part")
+@pytest.mark.parametrize("crashes", [False, True])
+async def test_who_bought_what_was_not_signed_for_is_closed_until_all_of_it_is_undone(
+    node: Node, monkeypatch: pytest.MonkeyPatch, crashes: bool
+) -> None:
+    monkeypatch.setattr(undoing, "VOIDS_PER_TURN_MAX", 1)
+    await unsigned_by(node, SELLER)
+    order = await hour_of_resales(node)
+    for _ in range(2):
+        await order(SELLER, Side.SELL, 0, 50)
+        await order(BUYER, Side.BUY, 0, 50)
+    await long_unsigned(node)
+    events = heard(node)
+    await order(BUYER, Side.SELL, 1, 50)
+    assert (events[-1].kind, events[-1].reason) == (EventKind.REJECTED, Reject.ACCOUNT_CLOSED)
+    if crashes:  # after the last is undone, before the account is open again
+        node.settlement._exits.reopenings = nothing  # pyright: ignore[reportPrivateUsage]
+        await node.settlement.turn()
+        await node.stop()
+        await node.start()
+        events = heard(node)
+    await settle_all(node)
+    assert (await node.settlement.summary()).voided_fills == 2
+    assert money(node, BUYER) == (100 * DOLLAR, 0, 0, 0, 0)
+    await order(BUYER, Side.BUY, 0)
+    assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
+async def nothing() -> list[Command]:
+    return []
 
 
 async def test_hours_sold_again_to_a_buyer_who_left_are_back_with_who_had_bought_them(
