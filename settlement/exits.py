@@ -1,6 +1,7 @@
 """Wallets that leave the vault by themselves, or take their bond: what must follow from it.
 
-    ExitRequested ─▶ close the account ─▶ withdraw what is free, again and again
+    ExitRequested ─▶ close the account ─▶ withdraw what is free, again and again; but of who is
+                     suspended only when that is over, or by the owner's own call of the vault
     Exited        ─▶ close, undo fills that cannot be paid, take the money off, open again
     ExitCancelled ─▶ open again
     BondRequested ─▶ close for good: the engine cannot take a bond off, and nothing stands behind
@@ -11,6 +12,7 @@ follows is decided afresh each turn from what is stored, booked and published, s
 nothing left to do. Only settlement's service calls it.
 """
 
+from collections.abc import Callable
 from typing import Final, NamedTuple
 
 from engine.port import Port
@@ -19,6 +21,7 @@ from settlement.chain import Chain
 from settlement.database import Database
 from settlement.deliver import confirm
 from settlement.outgoing import Payment
+from settlement.signatures import suspended
 from settlement.undoing import MARKED, Undoing
 
 ACCOUNTS_PER_TURN_MAX: Final = 256  # that leave; the others have their turn later
@@ -59,18 +62,26 @@ _CLOSING: Final = f"SELECT account FROM ({_LEAVING}) leaving UNION ({_UNBACKED})
 
 class _Closed(NamedTuple):
     account: int
-    exiting: bool
+    is_paid: bool
 
 
 class Exits:
     """Submit `closings` and have them booked, then `entanglements`; `mark`, have what is void
     undone, submit `reopenings`, then `drainings`."""
 
-    def __init__(self, database: Database, chain: Chain, port: Port, undoing: Undoing) -> None:
+    def __init__(
+        self,
+        database: Database,
+        chain: Chain,
+        port: Port,
+        undoing: Undoing,
+        clock: Callable[[], int],  # gives time_ns
+    ) -> None:
         self._database = database
         self._chain = chain
         self._port = port
         self._undoing = undoing
+        self._clock = clock
 
     async def any(self) -> bool:
         """Whether anybody has ever left or asked for a bond."""
@@ -150,7 +161,8 @@ class Exits:
 
     # --- then: their money goes ------------------------------------------------------------------
     async def drainings(self) -> list[Command]:
-        """Take off what owners have taken, and pay the others all they have free."""
+        """Take off what owners have taken, and pay the others all they have free, but for those
+        who are suspended: their money would come back as somebody else's, who trades on."""
         closed = await self._database.rows(
             f"SELECT account, exiting FROM ({_LEAVING}) leaving"
             " JOIN closed_account USING (account) WHERE emptied ORDER BY account"
@@ -158,11 +170,12 @@ class Exits:
         due: dict[int, list[Payment]] = {}
         for payment in await self.due():
             due.setdefault(payment.account, []).append(payment)
+        stay = await suspended(self._database, self._clock() // 1_000_000_000) if closed else []
         commands: list[Command] = []
         for row in closed:
             if len(commands) >= ACCOUNTS_PER_TURN_MAX:
                 break
-            account = _Closed(row["account"], row["exiting"])
+            account = _Closed(row["account"], row["exiting"] and row["account"] not in stay)
             commands += await self._draining(account, due.get(account.account, []))
         return commands
 
@@ -176,7 +189,7 @@ class Exits:
             free_usdc6 -= payment.amount_usdc6
             commands.append(confirm(payment))
         amount_usdc6 = min(free_usdc6, AMOUNT_USDC6_MAX)
-        if closed.exiting and amount_usdc6 and await self._is_payable(closed, amount_usdc6):
+        if closed.is_paid and amount_usdc6 and await self._is_payable(closed, amount_usdc6):
             commands.append(
                 Command(kind=CommandKind.WITHDRAW, account=closed.account, price_ticks=amount_usdc6)
             )

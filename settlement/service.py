@@ -150,7 +150,7 @@ class Settlement:
         }
         self._outbox = Outbox(database, fence, chain, clock, kinds, settings.fees)
         self._undoing = Undoing(database, port)
-        self._exits = Exits(database, chain, port, self._undoing)
+        self._exits = Exits(database, chain, port, self._undoing, clock)
         since_ns = clock()
         self._withholding = Withholding(database, self._undoing, settings.sign_within_ns, since_ns)
         self._oracle = Oracle(chain)

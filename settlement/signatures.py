@@ -298,15 +298,9 @@ class Signatures:
         return [Body._make(row.values()) for row in rows]
 
     async def suspended(self) -> list[int]:
-        """Accounts that did not sign for what they traded, for twice as long each time."""
-        rows = await self._ask(
-            "SELECT account FROM withheld GROUP BY account HAVING max(time_ns) / 1000000000"
-            " + least($2::bigint, $1::bigint << least(count(DISTINCT time_ns), 30)::integer - 1)"
-            " > $3::bigint"
-            " ORDER BY account",
-            *(SUSPENDED_S, SUSPENDED_S_MAX, self._now_s()),
-        )
-        return [row["account"] for row in rows]
+        """As `suspended`, now."""
+        async with self._connected() as database:
+            return await suspended(database, self._now_s())
 
     async def taken_back(self) -> list[tuple[int, int]]:
         """(account, order id) of the orders that count no more, or soon will not: by what their
@@ -338,6 +332,18 @@ class Signatures:
 
     def _now_s(self) -> int:
         return self._clock() // 1_000_000_000
+
+
+async def suspended(database: db.Database, now_s: int) -> list[int]:
+    """Accounts that did not sign for what they traded, for twice as long each time."""
+    rows = await database.rows(
+        "SELECT account FROM withheld GROUP BY account HAVING max(time_ns) / 1000000000"
+        " + least($2::bigint, $1::bigint << least(count(DISTINCT time_ns), 30)::integer - 1)"
+        " > $3::bigint"
+        " ORDER BY account",
+        *(SUSPENDED_S, SUSPENDED_S_MAX, now_s),
+    )
+    return [row["account"] for row in rows]
 
 
 async def _check_not_taken_back(

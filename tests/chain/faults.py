@@ -55,6 +55,7 @@ FAULTS: Final = {
     "paused-vault": "the vault is paused",
     "bond-before-credit": "a bond is taken before the engine knows of a part of it",
     "undone-in-part": "the engine has undone some of the fills that are void",
+    "exit-of-suspended": "who did not sign what it traded asks to leave with the money",
     # the token
     "paused-token": "the token moves nothing",
     "fee-on-transfer": "less arrives than was sent",

@@ -9,7 +9,7 @@ import pytest
 from engine.catalog import load_catalog
 from engine.records import Command, CommandKind, Event, EventKind, Side, TimeInForce
 from engine.rejects import Reject
-from settlement import undoing
+from settlement import signatures, undoing
 from settlement.chain import address_of
 from settlement.errors import SettlementHalted
 from settlement.service import Settings
@@ -286,6 +286,46 @@ async def test_who_bought_what_was_not_signed_for_is_closed_until_all_of_it_is_u
     assert money(node, BUYER) == (100 * DOLLAR, 0, 0, 0, 0)
     await order(BUYER, Side.BUY, 0)
     assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
+@pytest.mark.fault("exit-of-suspended")
+async def test_who_is_suspended_is_not_paid_by_asking_to_leave_until_that_is_over(
+    node: Node,
+) -> None:
+    await unsigned_by(node, LEAVER)
+    await trade(node, LEAVER, 200)
+    await node.settlement.turn()
+    await long_unsigned(node)
+    assert (await node.settlement.summary()).voided_fills == 1
+    await node.request_exit(LEAVER)
+    await settle_all(node)
+    assert money(node, LEAVER) == (50 * DOLLAR, 0, 0, 0, 0)
+    assert await in_wallet(node, LEAVER) == 0
+    node.clock.advance_to(node.clock.now_ns() + signatures.SUSPENDED_S * 1_000_000_000)
+    await settle_all(node)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+
+
+@pytest.mark.fault("exit-of-suspended")
+async def test_who_is_suspended_may_leave_without_the_settler_and_that_is_booked(
+    node: Node, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for name in ("SUSPENDED_S", "SUSPENDED_S_MAX"):
+        monkeypatch.setattr(signatures, name, 2 * EXIT_DELAY_NS // 1_000_000_000)
+    await unsigned_by(node, LEAVER)
+    await trade(node, LEAVER, 200)
+    await node.settlement.turn()
+    await long_unsigned(node)
+    await node.request_exit(LEAVER)
+    await settle_all(node)
+    await a_week_later(node)
+    await settle_all(node)
+    assert await in_wallet(node, LEAVER) == 0
+    await node.finish_exit(LEAVER)
+    await settle_all(node)
+    assert money(node, LEAVER) == (0, 0, 0, 0, 0)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
+    assert (await node.settlement.summary()).withdrawals == 0
 
 
 async def nothing() -> list[Command]:
