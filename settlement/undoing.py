@@ -75,11 +75,12 @@ class Undoing:
         return [row["event_number"] for row in rows]
 
     async def mark(self, chosen: Sequence[int]) -> None:
-        """Make them void: the last sale comes first."""
+        """Make them void: the last sale comes first. Each number is used once, also of fills whose
+        period was taken out since."""
         await self._database.execute(
             "UPDATE fill SET void_number = numbered.void_number FROM ("
             "  SELECT event_number, row_number() OVER (ORDER BY event_number DESC)"
-            "   + (SELECT coalesce(max(void_number), 0) FROM fill) AS void_number"
+            "   + (SELECT coalesce(max(void_number), 0) FROM voided_fill) AS void_number"
             "  FROM unnest($1::bigint[]) event_number"
             " ) numbered WHERE fill.event_number = numbered.event_number",
             list(chosen),

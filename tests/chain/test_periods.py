@@ -1,13 +1,17 @@
 """Periods of the ledger: opened ahead of need, closed when they add up, taken out without loss."""
 
+from typing import cast
+
 import pytest
 
+from engine.port import Port
 from engine.records import EventKind, Purse, Side
 from settlement import database as db
 from settlement import postings
 from settlement.errors import PostingRefused
 from settlement.ledger import Holdings, Ledger, Log, Numbered
 from settlement.ledger import Trial as TrialBalance
+from settlement.undoing import Undoing
 from tests.chain.test_ledger import (
     BUYER,
     GROWS,
@@ -48,12 +52,12 @@ async def begin(database: db.Database, count: int) -> Ledger:
     return ledger
 
 
-async def seal(database: db.Database) -> None:
+async def seal(database: db.Database, which: str = "true") -> None:
     await database.execute(
         "INSERT INTO batch VALUES (1, decode(repeat('00', 30), 'hex'),"
         " decode(repeat('00', 32), 'hex'), 1, 1000, 5)"
     )
-    await database.execute("UPDATE fill SET batch_id = 1")
+    await database.execute(f"UPDATE fill SET batch_id = 1 WHERE {which}")
 
 
 async def periods(database: db.Database) -> list[tuple[int, ...]]:
@@ -170,6 +174,24 @@ async def test_a_closed_period_may_be_taken_out_and_the_books_are_whole(
     await database.execute("DROP TABLE transfer_1, fill_1")
     assert await ledger.balances() == expected(31)
     assert await audited(database) == {}
+
+
+async def test_the_number_of_a_void_fill_is_not_used_again_once_its_period_is_taken_out(
+    database: db.Database,
+) -> None:
+    ledger = await begin(database, 20)
+    undoing = Undoing(database, port=cast("Port", None))  # which is not asked
+    await undoing.mark([7])
+    await seal(database, "void_number IS NULL AND event_number <> 20")
+    undone = event(
+        21, EventKind.FILL_VOIDED, BUYER, 100, qty_lots=10, counter_account=SELLER, reference=7
+    )
+    await ledger.post([Numbered(21, undone)])
+    assert await ledger.close_periods() == 2
+    await database.execute("SELECT detach_period(1)")
+    await undoing.mark([20])
+    [command] = await undoing.commands()
+    assert (command.client_id, command.order_id >> 32) == (20, 2)
 
 
 @pytest.mark.parametrize(
