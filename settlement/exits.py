@@ -20,11 +20,13 @@ from engine.records import AMOUNT_USDC6_MAX, Command, CommandKind
 from settlement.chain import Chain
 from settlement.database import Database
 from settlement.deliver import confirm
+from settlement.errors import ContractRejected
 from settlement.outgoing import Payment
 from settlement.signatures import suspended
 from settlement.undoing import MARKED, Undoing
 
 ACCOUNTS_PER_TURN_MAX: Final = 256  # that leave; the others have their turn later
+LATER_ID: Final = (1 << 64) - 1  # of a withdrawal, above all there are
 
 # Finished exits the engine has not taken off, with their place among the account's own: `due`.
 _DUE: Final = """
@@ -196,6 +198,13 @@ class Exits:
         return commands
 
     async def _is_payable(self, closed: _Closed, amount_usdc6: int) -> bool:
-        """Whether the vault pays this now: its owner may have been quicker, in a newer block."""
+        """Whether the vault pays this now: its owner may have been quicker, in a newer block, and
+        the token may refuse the owner. What is not asked for need not come back, turn by turn."""
         slots = await self._chain.vault_account(closed.account)
-        return slots.exit_at_s != 0 and slots.free_usdc6 >= amount_usdc6
+        if slots.exit_at_s == 0 or slots.free_usdc6 < amount_usdc6:
+            return False
+        try:
+            await self._chain.simulate_withdraw(LATER_ID, closed.account, amount_usdc6)
+        except ContractRejected:
+            return False
+        return True

@@ -11,7 +11,7 @@ from engine.records import Command, CommandKind, Event, EventKind, Side, TimeInF
 from engine.rejects import Reject
 from settlement import signatures, undoing
 from settlement.chain import address_of
-from settlement.errors import SettlementHalted
+from settlement.errors import ContractError, SettlementHalted, TransferRefused
 from settlement.service import Settings
 from settlement.withholding import UNDONE_AFTER
 from tests.settled import (
@@ -401,6 +401,29 @@ async def test_a_withdrawal_the_vault_refuses_is_free_again(node: Node) -> None:
     assert money(node, LEAVER) == (0, 0, 0, 0, 0)
     summary = await node.settlement.summary()
     assert (summary.withdrawals, summary.refused_withdrawals) == (0, 1)
+
+
+@pytest.mark.fault("blacklisted-account")
+async def test_an_owner_whom_the_token_refuses_is_paid_when_it_does_not_and_not_tried_in_between(
+    node: Node,
+) -> None:
+    refused = True
+
+    def before(name: str) -> None:
+        if refused and name == "simulate_withdraw":
+            raise TransferRefused(ContractError("TransferRefused", {"account": 1}))
+
+    await node.stop()
+    await node.start(before=before)
+    await node.request_exit(LEAVER)
+    for _ in range(3):
+        await settle_all(node)
+    assert money(node, LEAVER) == (50 * DOLLAR, 0, 0, 0, 0)
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT count(*) FROM withdrawal") == 0
+    refused = False
+    await settle_all(node)
+    assert await in_wallet(node, LEAVER) == 50 * DOLLAR
 
 
 async def test_a_cancelled_exit_opens_the_account_again(node: Node) -> None:
