@@ -6,10 +6,10 @@
     over for good ─▶ ended_leases ─▶ the engine: no escrow any more, the seller's bond is free
 
 Owns the tables lease, release and ended_leases. Invariant: a lease is in one release at most,
-unless that was undone; it is counted once, when nothing can undo its end; a release that may be
-mined as it was signed is never changed; what it pays follows from the fill and from what its buyer
-told the vault, by the same rule that the vault applies when anybody claims. The outbox treats
-releases as one of its kinds; settlement's service has them built.
+unless that was undone; it is counted once, when nothing can undo its end and nobody can sell its
+hours any more; a release that may be mined as it was signed is never changed; what it pays follows
+from the fill and from what its buyer told the vault, by the same rule that the vault applies when
+anybody claims. The outbox treats releases as one of its kinds; settlement's service has them built.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -26,7 +26,7 @@ from settlement.database import Database
 from settlement.errors import LeaseClosed, PartRejected
 from settlement.fence import Fence
 from settlement.outgoing import Standing
-from settlement.products import HOUR_BITS
+from settlement.products import HOUR_BITS, settled
 from settlement.vault import CHALLENGE_SECONDS, EPOCH_SECONDS
 
 HOUR_SECONDS: Final = 3_600
@@ -58,6 +58,12 @@ def spans_s(fills: Fills, posted_at_s: int) -> tuple[Amounts, Amounts]:
     return starts, np.where(is_spot, posted_at_s + lasting, ends)
 
 
+def window_ends_at_s(window: int) -> int:
+    """When a window is over, Unix seconds; 0 for spot hours, which have none."""
+    kind, start_hours = window >> HOUR_BITS, window & ((1 << HOUR_BITS) - 1)
+    return 0 if kind == SPOT else (start_hours + HOURS_BY_KIND[kind]) * HOUR_SECONDS
+
+
 def due_at_s(fills: Fills, posted_at_s: int) -> Amounts:
     """When each may be released in full: it has ended, and its batch cannot be challenged."""
     _, ends = spans_s(fills, posted_at_s)
@@ -80,27 +86,37 @@ def paid_usdc6(fills: Fills, posted_at_s: int, until_s: Sequence[int | None]) ->
 
 
 # --- building -------------------------------------------------------------------------------------
-# Claimed or void before $1, or released before $2.
-_OVER: Final = """
-    buyer IS NOT NULL AND NOT counted
-    AND (ended_at_s < $1 AND ended <> 'released' OR ended_at_s < $2 AND ended = 'released')
+_ENDED: Final = "buyer IS NOT NULL AND NOT counted AND ended_at_s < $1"
+# Over for good before $1, of the markets $2, whose windows end at $3 (0: spot hours). What is
+# released can be undone in the epoch in which it was, and in the next; and until a window ends,
+# its hours may be sold again, also those that their first buyer has stopped: the bond stands behind
+# them.
+_OVER: Final = f"""
+    SELECT * FROM (
+        SELECT batch_id, place, greatest(
+            CASE WHEN ended = 'released' THEN (ended_at_s / {EPOCH_SECONDS} + 2) * {EPOCH_SECONDS}
+                ELSE ended_at_s END,
+            CASE WHEN ended <> 'void' THEN window_ends_at_s END) AS over_at_s
+        FROM lease JOIN unnest($2::bigint[], $3::bigint[]) market (instrument, window_ends_at_s)
+            USING (instrument)
+        WHERE {_ENDED}
+    ) ended WHERE over_at_s < $1
 """
-# $3 and $4 are markets and the bond for a lot of each.
+# $4 is the bond for a lot of each market.
 _COUNT: Final = f"""
     WITH over AS (
-        UPDATE lease SET counted = true WHERE {_OVER}
-        RETURNING
-            CASE WHEN ended = 'released' THEN (ended_at_s / {EPOCH_SECONDS} + 2) * {EPOCH_SECONDS}
-                ELSE ended_at_s END AS over_at_s,
-            CASE WHEN ended = 'released' THEN ARRAY[release_id] ELSE ARRAY[batch_id, place] END
-                AS what,
+        UPDATE lease SET counted = true FROM ({_OVER}) over
+        WHERE lease.batch_id = over.batch_id AND lease.place = over.place
+        RETURNING over_at_s,
+            CASE WHEN ended = 'released' THEN ARRAY[release_id]
+                ELSE ARRAY[lease.batch_id, lease.place] END AS what,
             buyer, seller, instrument, qty_lots, cost_usdc6, resold
     ), part AS (
         SELECT over_at_s, what, buyer AS account, cost_usdc6 AS escrow_usdc6, 0 AS bond_usdc6
         FROM over
         UNION ALL
         SELECT over_at_s, what, seller, 0, qty_lots * bond_usdc6_per_lot
-        FROM over JOIN unnest($3::bigint[], $4::bigint[]) market (instrument, bond_usdc6_per_lot)
+        FROM over JOIN unnest($2::bigint[], $4::bigint[]) market (instrument, bond_usdc6_per_lot)
             USING (instrument)
         WHERE NOT resold
     )
@@ -192,18 +208,24 @@ class Leases:
         )
 
     async def count_ends(self, read_until_s: int, markets: Sequence[Market]) -> None:
-        """Add up, by release and account, what leases come to that are over for good. Before this
-        time, of a final block, all logs are read: what is released can be undone in the epoch in
-        which it was, and in the next."""
-        released_s = (read_until_s // EPOCH_SECONDS - 1) * EPOCH_SECONDS
-        before = read_until_s, released_s
-        if not await self._database.value(
-            f"SELECT EXISTS (SELECT FROM lease WHERE {_OVER})", *before
-        ):
+        """Add up, by release and account, what leases come to that are over for good before this
+        time, of a final block: all logs of before it are read. So their numbers are in the order
+        of when they were over, in however many steps the chain was read."""
+        rows = await self._database.rows(
+            f"SELECT DISTINCT instrument FROM lease WHERE {_ENDED}", read_until_s
+        )
+        ended = {row["instrument"] for row in rows}
+        counted = [market for market in markets if market.instrument in ended]
+        if not counted:
             return
-        bonds = {market.instrument: market.bond_usdc6_per_lot for market in markets}
+        instruments = [market.instrument for market in counted]
+        ends = [window_ends_at_s(settled(market.product).window) for market in counted]
+        bonds = [market.bond_usdc6_per_lot for market in counted]
+        over = read_until_s, instruments, ends
+        if not await self._database.value(f"SELECT EXISTS ({_OVER})", *over):
+            return
         async with self._fence.transaction():
-            await self._database.execute(_COUNT, *before, list(bonds), list(bonds.values()))
+            await self._database.execute(_COUNT, *over, bonds)
 
     async def ends(self, limit: int) -> list[Command]:
         """Those that the engine has not taken, oldest first."""

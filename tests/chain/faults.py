@@ -56,6 +56,7 @@ FAULTS: Final = {
     "bond-before-credit": "a bond is taken before the engine knows of a part of it",
     "undone-in-part": "the engine has undone some of the fills that are void",
     "exit-of-suspended": "who did not sign what it traded asks to leave with the money",
+    "stopped-before-it-began": "a buyer stops hours before they begin, and may sell them again",
     # the token
     "paused-token": "the token moves nothing",
     "fee-on-transfer": "less arrives than was sent",

@@ -7,7 +7,7 @@ from typing import Any, Protocol
 import pytest
 
 from engine.catalog import load_catalog
-from engine.records import Command, CommandKind, Event, EventKind, Side, TimeInForce
+from engine.records import Command, CommandKind, EventKind, Side, TimeInForce
 from engine.rejects import Reject
 from settlement import signatures, undoing
 from settlement.chain import address_of

@@ -3,7 +3,7 @@ engine, ledger and vault are compared to the unit."""
 
 from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -21,15 +21,19 @@ from benchmarks.vault import (
     window,
 )
 from engine.catalog import load_catalog
+from engine.port import Market
 from engine.records import CommandKind, EventKind, Side
 from engine.rejects import Reject
+from settlement import database as db
 from settlement.batch import FILL, Fills, unpack
-from settlement.chain import address_of
+from settlement.chain import Chain, address_of
 from settlement.errors import SettlementHalted
-from settlement.leases import NEVER_S, due_at_s, paid_usdc6, spans_s
+from settlement.fence import Fence
+from settlement.leases import NEVER_S, Leases, due_at_s, paid_usdc6, spans_s, window_ends_at_s
 from settlement.upkeep import QUIET_SECONDS_MAX
 from settlement.vault import (
     CHALLENGE_SECONDS,
+    EPOCH_SECONDS,
     PENALTY_USDC6,
     SETTLER_BOND_MIN_USDC6,
     STAKE_USDC6,
@@ -38,6 +42,7 @@ from tests.settled import (
     BOND_USDC6_PER_LOT,
     DOLLAR,
     SECOND_NS,
+    SYMBOL,
     Node,
     heard,
     key,
@@ -158,7 +163,7 @@ async def test_what_nothing_can_undo_any_more_is_no_escrow_and_frees_its_bond(no
     assert (await slots(node, BUYER)).locked_usdc6 == 0, "released"
     assert held(BUYER, OTHER) == [COST, COST], "which can be undone for two days"
     assert node.pipeline.balances(seller).bond_locked_usdc6 == whole.bond_locked_usdc6
-    await later(node, 2)
+    await later(node, 2.1)  # a block after the second in which nothing can undo it any more
     assert held(BUYER, OTHER, SELLER) == [0, 0, 0]
     now = node.pipeline.balances(seller)
     assert now.bond_locked_usdc6 == now.bond_held_usdc6 == 0
@@ -197,6 +202,57 @@ async def test_each_lease_that_is_claimed_or_void_is_told_of_once(node: Node) ->
         )
     assert [row["number"] for row in rows] == list(range(1, len(rows) + 1))
     assert sum(row["escrow_usdc6"] for row in rows) == 3 * COST
+
+
+@pytest.mark.fault("stopped-before-it-began")
+async def test_hours_that_are_stopped_have_their_bond_behind_them_until_their_window_ends(
+    node: Node,
+) -> None:
+    """Until then whoever has bought them may sell them again."""
+    start_hours = await hour_sold(node, 10 * 24, LOTS)
+    await node.call_vault(BUYER, "stop", (await batch_of(node)).place(0))
+    await later(node, 2)
+    assert (await slots(node, BUYER)).earning_usdc6 == COST, "nothing was due"
+    for _ in range(3):
+        await later(node, 2.5)
+        bought, sold = (node.pipeline.balances(node.account(who)) for who in (BUYER, SELLER))
+        assert bought.escrow_usdc6 == COST
+        assert sold.bond_locked_usdc6 == LOTS * BOND_USDC6_PER_LOT
+    node.clock.advance_to(((start_hours + 1) * 3600 + 1) * SECOND_NS)
+    await node.mint(WATCHER, DOLLAR)  # a block after its end
+    await settle_all(node)
+    bought, sold = (node.pipeline.balances(node.account(who)) for who in (BUYER, SELLER))
+    assert bought.escrow_usdc6 == sold.bond_locked_usdc6 == 0
+
+
+async def test_ends_have_the_same_numbers_in_however_many_steps_the_chain_is_read(
+    database_url: str,
+) -> None:
+    """A lease is claimed in the second in which nothing can undo a release any more."""
+    epoch_s = 20_000
+    over_s = (epoch_s + 2) * EPOCH_SECONDS
+    database = await db.connect(database_url)
+    leases = Leases(database, await Fence.take(database), cast("Chain", None), lambda: 0)
+    await database.execute("SET session_replication_role = replica")
+    await database.execute(
+        "INSERT INTO lease (batch_id, place, posted_at_s, due_at_s, ended, ended_at_s, release_id,"
+        " buyer, seller, instrument, qty_lots, cost_usdc6, resold) VALUES"
+        " (1, 0, 0, 0, 'released', $1, 5, 1, 2, 0, 100, 7, false),"
+        " (1, 1, 0, 0, 'claimed', $2, NULL, 1, 2, 0, 100, 8, false)",
+        *(epoch_s * EPOCH_SECONDS, over_s),
+    )
+    market = Market(0, load_catalog().parse(SYMBOL), 1, 1, BOND_USDC6_PER_LOT)
+    found: list[list[Any]] = []
+    for steps in ([over_s, over_s + 1], [over_s + 1]):
+        await database.execute("UPDATE lease SET counted = false")
+        await database.execute("DELETE FROM ended_leases")
+        for read_until_s in steps:
+            await leases.count_ends(read_until_s, [market])
+        rows = await database.rows("SELECT * FROM ended_leases ORDER BY number")
+        found.append([tuple(row.values()) for row in rows])
+    await database.close()
+    assert len(found[0]) == 4
+    assert found[0] == found[1]
 
 
 async def test_what_falls_due_in_one_day_is_released_at_once_by_account(node: Node) -> None:
@@ -502,6 +558,7 @@ def test_what_is_due_by_any_time_is_what_the_vault_says(kind: int, until: int | 
     fill = Fill(1, 2, 24_151, 163, window=window(kind, START_S), buyer_fee=500, seller_fee=200)
     starts, ends = spans_s(array(fill), START_S - 5 * DAY_S)
     assert (starts[0], ends[0]) == fill.span()
+    assert window_ends_at_s(fill.window) == ends[0]
     assert due_at_s(array(fill), START_S - 5 * DAY_S)[0] == fill.span()[1]
     assert due_at_s(array(fill), fill.span()[1])[0] == fill.span()[1] + CHALLENGE_SECONDS
     said = None if until is None else START_S + until
