@@ -591,7 +591,7 @@ class Session:
     def _sign(self, request: m.Login | m.Authorise | m.Revoke) -> None:
         """What a signature says. Checking one costs as much as many orders do, and each outcome is
         kept for good, so each address has only so many, signed or not; but whoever is logged in as
-        itself, with an account, can always put its keys out."""
+        itself, with an account, can always revoke its keys."""
         is_free = isinstance(request, m.Revoke) and not request.signature and self._account()
         retry_ms = 0 if is_free else self._desk.logins.take(self._address)
         if retry_ms:
