@@ -137,6 +137,7 @@ _CLASSES: Final[dict[str, type[ContractRejected]]] = {
     "IsFrozen": errors.VaultFrozen,
     "BondTooLow": errors.BondTooLow,
     "WindowOpen": errors.WindowOpen,
+    "WindowNotOver": errors.WindowNotOver,
     "LeaseClosed": errors.LeaseClosed,
     "NothingToTake": errors.NothingToTake,
     "WithdrawalOutOfOrder": errors.WithdrawalOutOfOrder,

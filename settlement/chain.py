@@ -637,12 +637,14 @@ class Chain:
         return {product: await self.feed_address(product) for product in descriptions}
 
     async def publish(self, points: Sequence[PricePoint]) -> Receipt:
-        """One transaction for all. Raises RoundOutOfOrder, ContractRejected; nothing is partial."""
+        """One transaction for all. Raises RoundOutOfOrder, WindowNotOver, ContractRejected; nothing
+        is partial."""
         assert 0 < len(points) <= PRICES_PER_ROUND_MAX, "the caller splits longer lists"
         async with self._publishing:
             sender = address_of(self.keys.publisher)
             rows = [tuple(point) for point in points]
-            await self._call(self.oracle, _ORACLE, "publish", rows, sender=sender)
+            # The newest block may be older than the window, where blocks come with transactions.
+            await self._call(self.oracle, _ORACLE, "publish", rows, block="pending", sender=sender)
             signed = await self._sign(
                 self.keys.publisher,
                 await self._nonce(sender),

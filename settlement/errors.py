@@ -34,7 +34,8 @@ class SettlementError(Exception):
     │       ├── NotNow              ... but later it may not
     │       │   ├── VaultPaused
     │       │   ├── BondTooLow      there is too little behind the settler's word to settle
-    │       │   └── WindowOpen      a batch may still be challenged
+    │       │   ├── WindowOpen      a batch may still be challenged
+    │       │   └── WindowNotOver   no block has come since the end of what a price is of
     │       ├── VaultFrozen         for good: owners leave by themselves
     │       ├── BatchOutOfOrder     the id is not the vault's head + 1
     │       ├── ReleaseOutOfOrder   the id is not that of the last release + 1
@@ -176,6 +177,10 @@ class BondTooLow(NotNow):
 
 
 class WindowOpen(NotNow):
+    pass
+
+
+class WindowNotOver(NotNow):
     pass
 
 

@@ -2,15 +2,29 @@
 
 Owns which index values become price points. Invariant: a point is published only for a window
 later than the feed's last one, and what the feed then answers through AggregatorV3Interface is
-exactly what was computed. Only settlement's service calls it.
+exactly what was computed; a contract that refuses a price holds up no money. Only settlement's
+service calls it.
 """
 
-from collections.abc import Sequence
-from typing import NamedTuple
+import logging
+from collections.abc import Callable, Sequence
+from typing import Final, NamedTuple
 
 from engine.index import IndexValue
 from settlement.chain import PRICE_E8_PER_TICK, PRICES_PER_ROUND_MAX, Chain, PricePoint
-from settlement.errors import NoData, RoundOutOfOrder, SettlementHalted
+from settlement.errors import (
+    ChainUnavailable,
+    ContractRejected,
+    NoData,
+    NotNow,
+    RoundOutOfOrder,
+    SettlementHalted,
+    TransactionReverted,
+)
+
+RETRY_NS: Final = 60_000_000_000  # after a refusal: each try may cost gas
+
+log = logging.getLogger("compex.settlement")
 
 
 class Published(NamedTuple):
@@ -24,17 +38,45 @@ class Published(NamedTuple):
 
 
 class Oracle:
-    def __init__(self, chain: Chain) -> None:
+    """`clock` gives time_ns."""
+
+    def __init__(self, chain: Chain, clock: Callable[[], int]) -> None:
         self._chain = chain
+        self._clock = clock
+        self._warning = ""
+        self._refused_ns = 0
         self._feeds: dict[int, bytes] = {}
         self._descriptions: dict[int, str] = {}
         self._updated_at_s: dict[int, int] = {}
 
+    @property
+    def warning(self) -> str:
+        """Why prices are not published though they could be, in words; it is tried again."""
+        return self._warning
+
     async def publish(self, values: Sequence[IndexValue]) -> int:
         """Publish those that are newer than their feeds; returns how many points went out.
 
-        Raises ChainError; a later call tries again.
+        What the contract refuses a later call tries again, and `warning` says so. Raises
+        ChainUnavailable, TransactionNotMined, TransactionRefused.
         """
+        now_ns = self._clock()
+        # Below zero: the time of day was set back since; nobody waits until it has come again.
+        if self._warning and 0 <= now_ns - self._refused_ns < RETRY_NS:
+            return 0
+        before, self._warning = self._warning, ""
+        try:
+            return await self._publish(values)
+        except NotNow:
+            return 0
+        except (ContractRejected, TransactionReverted) as error:
+            self._refused_ns = now_ns
+            self._warning = f"the price feeds refuse what is published: {error}"
+            if self._warning != before:
+                log.warning(self._warning)
+            return 0
+
+    async def _publish(self, values: Sequence[IndexValue]) -> int:
         await self._know(values)
         points = [
             PricePoint(v.product, v.value_ticks * PRICE_E8_PER_TICK, _seconds(v.window_end_ns))
@@ -72,6 +114,8 @@ class Oracle:
     async def _check(self, point: PricePoint) -> None:
         """Read a point back the way a consumer does."""
         answer = await self._chain.read_feed(self._feeds[point.product])
+        if answer.updated_at_s < point.window_end_s:
+            raise ChainUnavailable("the node asked for a price lags behind the one that has it")
         if (answer.answer, answer.updated_at_s) != (point.price_e8, point.window_end_s):
             raise SettlementHalted(
                 f"the feed of product {point.product} answers {answer.answer} as of"

@@ -153,7 +153,7 @@ class Settlement:
         self._exits = Exits(database, chain, port, self._undoing, clock)
         since_ns = clock()
         self._withholding = Withholding(database, self._undoing, settings.sign_within_ns, since_ns)
-        self._oracle = Oracle(chain)
+        self._oracle = Oracle(chain, clock)
         self._opened_at = ledger.watermark
         self._queue: deque[Batch] = deque()
         self._queued = 0
@@ -208,7 +208,7 @@ class Settlement:
     @property
     def waiting(self) -> str:
         """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
-        return self._outbox.waiting or self._upkeep.warning
+        return self._outbox.waiting or self._upkeep.warning or self._oracle.warning
 
     @property
     def unbooked_events(self) -> int:

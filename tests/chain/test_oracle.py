@@ -1,9 +1,30 @@
 """Prices on a real EVM: what a reader of Chainlink's interface is told, and what it never is."""
 
+from typing import Any, cast
+
 import pytest
 
-from settlement.chain import PRICES_PER_ROUND_MAX, TRANSACTION_GAS_MAX, PricePoint, checksum
-from settlement.errors import ContractRejected, NoData, NotPermitted, RoundOutOfOrder
+from engine.index import IndexValue
+from settlement.chain import (
+    PRICES_PER_ROUND_MAX,
+    TRANSACTION_GAS_MAX,
+    Chain,
+    PricePoint,
+    checksum,
+)
+from settlement.errors import (
+    ChainError,
+    ChainUnavailable,
+    ContractError,
+    ContractRejected,
+    NoData,
+    NotPermitted,
+    RoundOutOfOrder,
+    TransactionReverted,
+    WindowNotOver,
+)
+from settlement.oracle import RETRY_NS, Oracle
+from tests.chain.sending import Through
 from tests.chain.world import ORACLE, START_S, World, wallet_key
 
 HISTORY = 64
@@ -50,7 +71,7 @@ async def test_windows_only_go_forward_and_end_in_the_past(world: World) -> None
     for window_end in (START_S, START_S - 1):
         with pytest.raises(RoundOutOfOrder, match=f"last={START_S}"):
             await world.chain.publish([PricePoint(PRODUCT, 6, window_end)])
-    with pytest.raises(ContractRejected, match="WindowNotOver"):
+    with pytest.raises(WindowNotOver, match=rf"product={PRODUCT}"):
         await world.chain.publish([PricePoint(PRODUCT, 6, START_S + 86_400)])
     with pytest.raises(ContractRejected, match=rf"ZeroPrice\(product={OTHER}\)"):
         await world.chain.publish([PricePoint(PRODUCT, 6, START_S + 1), PricePoint(OTHER, 0, 1)])
@@ -100,3 +121,80 @@ async def test_the_most_prices_of_one_round_fit_one_transaction(world: World) ->
     receipt = await world.chain.publish(points)
     print(f"first round: {receipt.gas_used / len(points):.0f} gas per price")
     assert receipt.gas_used < TRANSACTION_GAS_MAX
+
+
+# --- what goes out --------------------------------------------------------------------------------
+
+
+def value(window_end_s: int) -> IndexValue:
+    fields: dict[str, Any] = dict.fromkeys(IndexValue._fields, 0)
+    return IndexValue._make(fields.values())._replace(
+        product=PRODUCT, series="nv.h100|us-e", value_ticks=5, window_end_ns=window_end_s * 10**9
+    )
+
+
+@pytest.mark.fault("price-refused")
+async def test_a_window_that_ends_after_the_newest_block_is_published_where_blocks_wait_for_us(
+    world: World,
+) -> None:
+    oracle = Oracle(world.chain, world.clock)
+    world.clock.now_s += 3_600
+    assert await oracle.publish([value(START_S + 3_600)]) == 1
+    [published] = await oracle.published()
+    assert published.updated_at_s == START_S + 3_600
+
+
+@pytest.mark.fault("price-refused")
+async def test_what_the_newest_block_is_too_old_for_waits_without_a_word(world: World) -> None:
+    refusals: list[ChainError] = [WindowNotOver(ContractError("WindowNotOver", {}))]
+    oracle = Oracle(refusing(world, refusals), world.clock)
+    assert await oracle.publish([value(START_S)]) == 0
+    assert oracle.warning == ""
+    refusals.clear()
+    assert await oracle.publish([value(START_S)]) == 1
+
+
+@pytest.mark.fault("price-refused")
+@pytest.mark.parametrize(
+    "refusal",
+    [
+        NotPermitted(ContractError("AccessControlUnauthorizedAccount", {})),
+        ContractRejected(ContractError("Panic", {"code": 17})),
+        TransactionReverted("0x00 in block 7"),
+    ],
+)
+async def test_a_refused_price_is_said_and_tried_again_a_minute_later(
+    world: World, refusal: ChainError
+) -> None:
+    refusals = [refusal]
+    oracle = Oracle(refusing(world, refusals), world.clock)
+    assert await oracle.publish([value(START_S)]) == 0
+    assert oracle.warning == f"the price feeds refuse what is published: {refusal}"
+    refusals.clear()
+    assert await oracle.publish([value(START_S)]) == 0, "not at once: it may cost gas"
+    world.clock.now_s += RETRY_NS // 10**9
+    assert await oracle.publish([value(START_S)]) == 1
+    assert oracle.warning == ""
+
+
+async def test_a_price_that_a_node_does_not_have_yet_contradicts_nothing(world: World) -> None:
+    oracle = Oracle(world.chain, world.clock)
+    assert await oracle.publish([value(START_S - 300)]) == 1
+    [before] = await oracle.published()
+    old = await world.chain.read_feed(before.feed)
+
+    async def lags(*_arguments: object) -> object:
+        return old
+
+    lagging = cast("Chain", Through(world.chain, read_feed=lags))
+    with pytest.raises(ChainUnavailable, match="lags behind"):
+        await Oracle(lagging, world.clock).publish([value(START_S)])
+
+
+def refusing(world: World, refusals: list[ChainError]) -> Chain:
+    async def publish(points: list[PricePoint]) -> object:
+        if refusals:
+            raise refusals[0]
+        return await world.chain.publish(points)
+
+    return cast("Chain", Through(world.chain, publish=publish))

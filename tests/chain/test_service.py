@@ -7,20 +7,23 @@ from typing import Any, cast
 
 import asyncpg
 import pytest
+from eth_utils.crypto import keccak
 
 from engine.clock import ScriptedClock
 from engine.records import Side
 from engine.rejects import Refused, Reject
 from settlement import database as db
+from settlement.abi import Interface
 from settlement.chain import (
     PRICE_E8_PER_TICK,
     address_of,
+    checksum,
 )
 from settlement.errors import SettlementHalted
 from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.passable import NewDatabase
-from tests.settled import DOLLAR, SECOND_NS, START_NS, Node, key
+from tests.settled import DOLLAR, SECOND_NS, START_NS, Node, key, transact
 
 SELLER, BUYER, OTHER = 11, 12, 13
 
@@ -461,3 +464,30 @@ async def test_the_index_is_published_and_read_back_as_a_consumer_does(node: Nod
     assert feed.updated_at_s == START_NS // SECOND_NS + 300
     assert feed.description == "nv.h100-sxm-80g.x8.ib|us-e|B / USD"
     assert (await node.settlement.turn()).points == 0, "each window once"
+    node.clock.advance_to(START_NS + 601 * SECOND_NS)
+    assert (await node.settlement.turn()).points == 1, "though nobody has made a block since"
+
+
+@pytest.mark.fault("price-refused")
+async def test_feeds_that_refuse_a_price_hold_up_nothing_else(node: Node) -> None:
+    publisher = checksum(address_of(node.embedded.keys.publisher))
+    oracle = Interface("PriceOracle")
+    role = keccak(b"PUBLISHER_ROLE")
+
+    async def tell(function: str) -> None:
+        data = oracle.encode(function, role, publisher)
+        deployer = node.embedded.keys.deployer
+        await transact(node.chain, node.embedded, deployer, node.chain.oracle, data)
+
+    await tell("revokeRole")
+    await funded(node)
+    await node.order(SELLER, Side.SELL, 20_000, 200)
+    await node.order(BUYER, Side.BUY, 20_000, 200)
+    node.clock.advance_to(START_NS + 301 * SECOND_NS)
+    assert (await node.settlement.turn()).points == 0
+    assert "the price feeds refuse" in node.settlement.waiting
+    assert (await node.settlement.summary()).fills_settled == 1
+    await tell("grantRole")
+    node.clock.advance_to(START_NS + 362 * SECOND_NS)
+    assert (await node.settlement.turn()).points == 1
+    assert node.settlement.waiting == ""
