@@ -162,6 +162,7 @@ class Chain:
     def __init__(self, w3: AsyncWeb3[Any], chain_id: int, keys: Keys, options: Options) -> None:
         """Use `connect`."""
         self._w3 = w3
+        self._is_embedded = not isinstance(cast(object, w3.provider), AsyncHTTPProvider)
         self.keys = keys
         self._options = options
         self._publishing = asyncio.Lock()
@@ -374,6 +375,16 @@ class Chain:
         """Unix seconds that the contracts saw in this block."""
         block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
         return block["timestamp"]
+
+    async def past_s(self, block: int) -> int:
+        """Unix seconds that no block behind this one is before: its own time. Where blocks come
+        with transactions alone, on the embedded chain, time goes on without them: what the block
+        to come would have, if there is none yet behind this one."""
+        if self._is_embedded:
+            pending: Any = await self._ask(self._w3.eth.get_block("pending"))
+            if pending["number"] == block:
+                return pending["timestamp"]
+        return await self.block_time_s(block)
 
     # --- the vault: reads -----------------------------------------------------------------------
 

@@ -417,7 +417,8 @@ class Evm:
         if isinstance(block, str) and block.startswith("0x"):
             number = _quantity(block, "block")
             return self._block_view(number, full) if number <= self.height else None
-        return self._block_view(self._number(block), full)
+        found = self._block_view(self._number(block), full)
+        return {**found, "timestamp": _hex(self._pending_s)} if block == "pending" else found
 
     def _block_by_hash(self, block_hash: object, full: object = False) -> Json | None:
         number = self._number_of.get(str(block_hash).lower())

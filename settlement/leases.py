@@ -6,10 +6,11 @@
     over for good ─▶ ended_leases ─▶ the engine: no escrow any more, the seller's bond is free
 
 Owns the tables lease, release and ended_leases. Invariant: a lease is in one release at most,
-unless that was undone; it is counted once, when nothing can undo its end and nobody can sell its
-hours any more; a release that may be mined as it was signed is never changed; what it pays follows
-from the fill and from what its buyer told the vault, by the same rule that the vault applies when
-anybody claims. The outbox treats releases as one of its kinds; settlement's service has them built.
+unless that was undone; none is before everything is read that its buyer may have told the vault
+until its end; it is counted once, when nothing can undo its end and nobody can sell its hours any
+more; a release that may be mined as it was signed is never changed; what it pays follows from the
+fill and from what its buyer told the vault, by the same rule that the vault applies when anybody
+claims. The outbox treats releases as one of its kinds; settlement's service has them built.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -140,9 +141,11 @@ class Leases:
         self._chain = chain
         self._clock = clock
 
-    async def build(self) -> int:
+    async def build(self, seen: int) -> int:
         """Build the next release if leases are due and none waits to be sent; returns its leases,
-        or 0."""
+        or 0. The vault's logs are read up to the block `seen`: a buyer may have stopped a lease in
+        a block behind it that comes before the lease's end, and what that is released for in full
+        anybody may have undone at the settler's cost."""
         if await self._database.value(
             "SELECT 1 FROM outgoing WHERE kind = 'release' AND state IN ('SEALED', 'SIMULATED',"
             " 'SIGNED', 'SENT')"
@@ -151,10 +154,15 @@ class Leases:
         now_s = self._clock() // 1_000_000_000
         begun_s = now_s - now_s % EPOCH_SECONDS
         is_last_hour = now_s >= begun_s + EPOCH_SECONDS - LAST_SECONDS
+        if not await self._database.value(
+            f"SELECT EXISTS (SELECT FROM lease WHERE {_OPEN} AND due_at_s <= $1)", now_s
+        ):
+            return 0
+        until_s = min(now_s, await self._chain.past_s(seen))
         batch_id = await self._database.value(
             f"SELECT batch_id FROM lease WHERE {_OPEN} GROUP BY batch_id"
             " HAVING max(due_at_s) <= $1 OR min(due_at_s) <= $2 ORDER BY batch_id LIMIT 1",
-            *(now_s, now_s if is_last_hour else begun_s - 1),
+            *(until_s, until_s if is_last_hour else min(until_s, begun_s - 1)),
         )
         if batch_id is None:
             return 0
@@ -162,19 +170,20 @@ class Leases:
             release_id: int = await self._database.value(
                 "SELECT coalesce(max(id), 0) + 1 FROM release"
             )
-            chosen = await self._store(release_id, batch_id, now_s)
+            chosen = await self._store(release_id, batch_id, until_s)
             if chosen:
                 await self._database.execute(
                     "INSERT INTO outgoing (kind, id) VALUES ('release', $1)", release_id
                 )
         return chosen
 
-    async def _store(self, release_id: int, batch_id: int, now_s: int) -> int:
-        """Choose what is due of a batch and write the release down; how many leases it has."""
+    async def _store(self, release_id: int, batch_id: int, until_s: int) -> int:
+        """Choose what is due of a batch by this time and write the release down; how many leases
+        it has."""
         rows = await self._database.rows(
             "SELECT place, posted_at_s, least(stopped_at_s, reported_at_s) AS until_s FROM lease"
             f" WHERE batch_id = $1 AND due_at_s <= $2 AND {_OPEN} ORDER BY place LIMIT $3",
-            *(batch_id, now_s, batch.FILLS_MAX),
+            *(batch_id, until_s, batch.FILLS_MAX),
         )
         if not rows:
             return 0
@@ -267,13 +276,18 @@ class Leases:
         now_s = self._clock() // 1_000_000_000
         row = await self._database.row("SELECT batch_id FROM release WHERE id = $1", number)
         assert row is not None, "written together with its row in outgoing"
+        # Whatever was due when the others were chosen is due now, and nothing else need be.
+        until_s: int | None = await self._database.value(
+            "SELECT max(due_at_s) FROM lease WHERE release_id = $1 AND place <> $2",
+            *(number, error.index),
+        )
         await self._database.execute(
             "UPDATE lease SET release_id = NULL,"
             " due_at_s = CASE WHEN place = $2 THEN greatest(due_at_s, $3) ELSE due_at_s END"
             " WHERE release_id = $1",
             *(number, error.index, now_s + ASIDE_SECONDS),
         )
-        if not await self._store(number, row["batch_id"], now_s):
+        if until_s is None or not await self._store(number, row["batch_id"], until_s):
             await self._database.execute(
                 "DELETE FROM outgoing WHERE kind = 'release' AND id = $1", number
             )

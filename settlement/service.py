@@ -313,7 +313,8 @@ class Settlement:
             exits, heard = exits + undone, heard + booked_again
         events += booked + heard
         sealed, sent = await self._seal_and_send()
-        planned = await self._answering.plan() + await self._leases.build()
+        planned = await self._answering.plan()
+        planned += await self._leases.build(await self._follower.seen())
         planned += await self._upkeep.plan(final_block)
         if planned:
             sent += await self._outbox.advance()

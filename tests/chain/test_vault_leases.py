@@ -21,6 +21,7 @@ from benchmarks.vault import (
     window,
 )
 from engine.catalog import load_catalog
+from engine.clock import ScriptedClock
 from engine.port import Market
 from engine.records import CommandKind, EventKind, Side
 from engine.rejects import Reject
@@ -41,6 +42,7 @@ from settlement.vault import (
 from tests.settled import (
     BOND_USDC6_PER_LOT,
     DOLLAR,
+    INSTRUMENT,
     SECOND_NS,
     SYMBOL,
     Node,
@@ -315,6 +317,64 @@ async def test_a_lease_claimed_before_its_log_is_final_is_left_out_of_the_releas
     assert state.releases == 1
     assert free(late, SELLER) == LOTS * PRICE_TICKS
     assert (await slots(late, SELLER)).earning_usdc6 == 2 * LOTS * PRICE_TICKS
+
+
+async def hour_in_two_days(node: Node) -> int:
+    """Trade it and have it settled; when it ends, Unix seconds."""
+    start_hours = node.clock.now_ns() // (3_600 * SECOND_NS) + 48
+    market = {"instrument": INSTRUMENT + 1, "qty_lots": 1, "price_ticks": 1_000}
+    hour = load_catalog().product("nv.h100-sxm-80g.x8.ib", "us-e", "B", "H", start_hours)
+    await node.submit(kind=CommandKind.LIST_MARKET, order_id=hour, **market)
+    market["qty_lots"] = 10_000
+    seller, buyer = node.account(SELLER), node.account(BUYER)
+    await node.submit(kind=CommandKind.DECLARE_CAPACITY, account=seller, **market)
+    order = market | {"price_ticks": PRICE_TICKS, "qty_lots": LOTS, "kind": CommandKind.NEW_ORDER}
+    await node.submit(account=seller, side=Side.SELL, **order)
+    await node.submit(account=buyer, side=Side.BUY, **order)
+    await turns_and_blocks(node, 6)
+    return (start_hours + 1) * 3_600
+
+
+@pytest.mark.fault("stopped-at-the-end")
+async def test_a_lease_stopped_in_its_last_seconds_is_not_released_before_that_is_read(
+    late: Node,
+) -> None:
+    """The settler's bond would pay for a release that does not know of it."""
+    ends_s = await hour_in_two_days(late)
+    batch = await batch_of(late)
+    late.clock.advance_to((ends_s - 10) * SECOND_NS)
+    await late.call_vault(BUYER, "stop", batch.place(0))
+    late.clock.advance_to((ends_s + 1) * SECOND_NS)
+    await late.settlement.turn()
+    async with late.beside() as database:
+        assert await database.fetchval("SELECT due_at_s FROM lease") == ends_s, "not read yet"
+        assert not await database.fetchval("SELECT count(*) FROM release")
+    late.clock.advance_to((ends_s + DAY_S) * SECOND_NS)
+    await turns_and_blocks(late, 6)
+    whole = batch.fills[0].notional
+    assert (await slots(late, SELLER)).earning_usdc6 == whole * 3_590 // 3_600
+    async with late.beside() as database:
+        row = await database.fetchrow("SELECT accounts, records FROM release WHERE id = 1")
+    proof = (1, 1, row["accounts"], row["records"], 0, list[bytes](), 0)
+    with pytest.raises(AssertionError):  # the transaction reverts
+        await late.call_vault(BUYER, "undoRelease", proof, batch.place(0))
+
+
+@pytest.mark.fault("stopped-at-the-end")
+async def test_a_node_whose_clock_is_ahead_of_the_chains_releases_nothing_early(
+    late: Node,
+) -> None:
+    ends_s = await hour_in_two_days(late)
+    late.clock.advance_to((ends_s - 3_600) * SECOND_NS)
+    await turns_and_blocks(late, 4)
+    await late.stop()
+    chains, late.clock = late.clock, ScriptedClock((ends_s + DAY_S) * SECOND_NS)
+    await late.start()
+    await turns_and_blocks(late, 4)
+    assert (await late.chain.vault_state(await late.chain.final_block())).releases == 0
+    chains.advance_to(late.clock.now_ns())
+    await turns_and_blocks(late, 6)
+    assert (await late.chain.vault_state(await late.chain.final_block())).releases == 1
 
 
 async def test_of_leases_whose_period_was_taken_out_the_engine_hears_nothing(

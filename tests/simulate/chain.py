@@ -154,6 +154,9 @@ class SimulatedChain:
         await self._asked()
         return self._blocks[number].vault.time_s
 
+    async def past_s(self, block: int) -> int:
+        return await self.block_time_s(block)
+
     async def vault_logs(self, first_block: int, last_block: int) -> list[VaultLog]:
         await self._asked()
         blocks = self._blocks[first_block : last_block + 1]
