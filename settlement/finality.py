@@ -16,6 +16,13 @@ class Finality:
         self._database = database
         self._fence = fence
         self._chain = chain
+        self._waiting = ""
+
+    @property
+    def waiting(self) -> str:
+        """Why nothing can follow from the newest final block, in words: the vault is younger, so
+        that a reorganisation may still take it away; empty once it is not."""
+        return self._waiting
 
     async def look(self) -> int:
         """Number of the newest final block, which is stored; it never goes back.
@@ -23,6 +30,13 @@ class Finality:
         Raises SettlementHalted when a block that was final is another one now, ChainUnavailable
         while the node asked lags behind it.
         """
+        number, deployed = await self._look(), self._chain.deploy_block
+        self._waiting = ""
+        if number < deployed:
+            self._waiting = f"the vault is of block {deployed}, and final is block {number}"
+        return number
+
+    async def _look(self) -> int:
         known = await self._database.row("SELECT number, hash FROM final_block")
         if known is not None:
             await self._check(known["number"], known["hash"])

@@ -208,7 +208,8 @@ class Settlement:
     @property
     def waiting(self) -> str:
         """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
-        return self._outbox.waiting or self._upkeep.warning or self._oracle.warning
+        waiting = self._finality.waiting or self._outbox.waiting
+        return waiting or self._upkeep.warning or self._oracle.warning
 
     @property
     def unbooked_events(self) -> int:
@@ -299,6 +300,8 @@ class Settlement:
     async def _turn(self) -> Turn:
         events = await self._catch_up()
         final_block = await self._finality.look()
+        if self._finality.waiting:
+            return Turn(events, 0, 0, 0, 0, 0, 0)
         if not self._continues:
             await self._check_continuity(final_block)
         steps = await self._outbox.advance()
@@ -478,7 +481,10 @@ class Settlement:
 
     async def _vault_state(self) -> tuple[VaultState, list[Credit]]:
         """The vault at the block up to which its logs are read, and what of them is not booked."""
-        block = await self._read_logs(await self._finality.look())
+        final_block = await self._finality.look()
+        if self._finality.waiting:
+            raise ChainUnavailable(self._finality.waiting)
+        block = await self._read_logs(final_block)
         state = await self._chain.vault_state(block)
         if state.head and not await self._batches.has(state.head, state.head_root):
             raise SettlementHalted(f"the vault's batch {state.head} is not the one sealed here")

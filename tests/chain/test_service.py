@@ -19,7 +19,7 @@ from settlement.chain import (
     address_of,
     checksum,
 )
-from settlement.errors import SettlementHalted
+from settlement.errors import ChainUnavailable, SettlementHalted
 from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.passable import NewDatabase
@@ -325,6 +325,27 @@ async def test_nothing_is_credited_or_confirmed_before_it_is_final(
     assert pending == [50_000, 50_000, 0]
     assert (await node.settlement.reconcile()).reconciled
     await node.end()
+
+
+async def test_a_vault_that_was_deployed_just_now_is_waited_for_until_it_is_final(
+    tmp_path: Path, database_url: str
+) -> None:
+    node = await Node.begin(tmp_path, database_url, confirmations=8)
+    await node.start()
+    try:
+        newest = (await node.chain.heights()).newest
+        while newest - 8 < node.chain.deploy_block:
+            assert (await node.settlement.turn()).idle
+            assert node.settlement.waiting.startswith("the vault is of block")
+            with pytest.raises(ChainUnavailable, match="the vault is of block"):
+                await node.settlement.reconcile()
+            await node.give_to_vault(1)
+            newest += 1
+        await node.settlement.turn()
+        assert "the vault is of block" not in node.settlement.waiting
+        assert (await node.settlement.reconcile()).reconciled
+    finally:
+        await node.end()
 
 
 async def test_a_withdrawal_the_vault_refuses_is_set_aside_and_later_ones_are_paid(
