@@ -352,7 +352,7 @@ class Chain:
     async def heights(self) -> Heights:
         """As the node knows them now; another answer may come from a node that lags behind."""
         if self._options.asks_node:
-            blocks: list[Any] = [await self._ask(self._w3.eth.get_block(tag)) for tag in _TAGS]
+            blocks = [await self._block(tag) for tag in _TAGS]
             newest, safe, final = (int(block["number"]) for block in blocks)
             return Heights(newest, min(safe, newest), min(final, safe, newest))
         newest = await self._ask(self._w3.eth.block_number)
@@ -366,22 +366,28 @@ class Chain:
     async def block_hash(self, number: int) -> bytes | None:
         """Canonical hash at this height; None above the newest block that the node has."""
         try:
-            block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
+            block: Any = await self._ask(self._w3.eth.get_block(number))
         except BlockNotFound:
             return None
         return bytes(block["hash"])
 
     async def block_time_s(self, number: int) -> int:
         """Unix seconds that the contracts saw in this block."""
-        block: Any = await self._ask(self._w3.eth.get_block(cast(Any, number)))
-        return block["timestamp"]
+        return (await self._block(number))["timestamp"]
+
+    async def _block(self, which: BlockIdentifier) -> Any:
+        """Raises ChainUnavailable when the node does not have it: another one may."""
+        try:
+            return await self._ask(self._w3.eth.get_block(which))
+        except BlockNotFound as error:
+            raise ChainUnavailable(f"the node has not got block {which!r}") from error
 
     async def past_s(self, block: int) -> int:
         """Unix seconds that no block behind this one is before: its own time. Where blocks come
         with transactions alone, on the embedded chain, time goes on without them: what the block
         to come would have, if there is none yet behind this one."""
         if self._is_embedded:
-            pending: Any = await self._ask(self._w3.eth.get_block("pending"))
+            pending = await self._block("pending")
             if pending["number"] == block:
                 return pending["timestamp"]
         return await self.block_time_s(block)
@@ -528,7 +534,7 @@ class Chain:
 
     async def market(self) -> Market:
         """What gas costs by the newest block."""
-        block: Any = await self._ask(self._w3.eth.get_block("latest"))
+        block = await self._block("latest")
         return Market(int(block["baseFeePerGas"]), await self._ask(self._w3.eth.max_priority_fee))
 
     async def _nonce(self, sender: bytes, block: int | None = None) -> int:

@@ -5,16 +5,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from web3.providers.async_base import AsyncBaseProvider
+from web3.types import RPCEndpoint, RPCResponse
 
 from benchmarks.vault import DAY_S, HOUR_S, HOURLY, Batch, Fill, pack, record, window
 from benchmarks.vault import Release as Released
 from engine.records import Purse
 from settlement.batch import settle_gas
-from settlement.chain import TIMELOCK_SECONDS, Chain, Funding, Officers, address_of
+from settlement.chain import (
+    NOBODY,
+    TIMELOCK_SECONDS,
+    Chain,
+    Funding,
+    Officers,
+    Options,
+    address_of,
+)
 from settlement.errors import (
     BatchOutOfOrder,
     BondTooLow,
     ChainMismatch,
+    ChainUnavailable,
     InsufficientFree,
     LeaseClosed,
     NonceUsed,
@@ -250,6 +261,23 @@ async def test_without_a_bond_nothing_is_settled_and_anybody_may_add_it(world: W
     await chain.add_settler_bond(amount)
     with pytest.raises(UnknownAccount):  # the next thing that is missing
         await chain.simulate_settle(1, pack([fill(1, 2, 1, 1)]))
+
+
+class Empty(AsyncBaseProvider):
+    """A node that has no block which anybody asks for, whichever tag it is called by."""
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        result = "0x1" if method == "eth_chainId" else None
+        return {"jsonrpc": "2.0", "id": 1, "result": result}
+
+
+@pytest.mark.fault("lagging-rpc")
+async def test_a_block_that_a_node_lacks_may_be_asked_for_again() -> None:
+    chain = await Chain.connect(Empty(), NOBODY, Options(asks_node=True))
+    for question in (chain.heights(), chain.block_time_s(7), chain.past_s(7), chain.market()):
+        with pytest.raises(ChainUnavailable, match="has not got block"):
+            await question
+    assert await chain.block_hash(7) is None
 
 
 async def test_a_token_that_exists_is_settled_in_and_cannot_be_minted(world: World) -> None:
