@@ -19,6 +19,7 @@ from settlement.chain import (
     Funding,
     Officers,
     Options,
+    SignedTransaction,
     address_of,
 )
 from settlement.errors import (
@@ -278,6 +279,31 @@ async def test_a_block_that_a_node_lacks_may_be_asked_for_again() -> None:
         with pytest.raises(ChainUnavailable, match="has not got block"):
             await question
     assert await chain.block_hash(7) is None
+
+
+class Saying(AsyncBaseProvider):
+    """A node that refuses whatever is sent, in these words."""
+
+    def __init__(self, words: str) -> None:
+        super().__init__()
+        self._words = words
+
+    async def make_request(self, method: RPCEndpoint, params: Any) -> RPCResponse:
+        if method == "eth_chainId":
+            return {"jsonrpc": "2.0", "id": 1, "result": "0x1"}
+        return {"jsonrpc": "2.0", "id": 1, "error": {"code": -32000, "message": self._words}}
+
+
+@pytest.mark.parametrize(
+    "words",
+    ["already known", "Transaction with the same hash was already imported.", "AlreadyKnown",
+     "AlreadyKnown, hash: 0x00", "Known transaction"],
+)  # fmt: skip
+async def test_a_transaction_that_a_node_has_already_is_sent_whatever_it_calls_it(
+    words: str,
+) -> None:
+    chain = await Chain.connect(Saying(words), NOBODY)
+    await chain.send(SignedTransaction(0, b"raw", bytes(32)))
 
 
 async def test_a_token_that_exists_is_settled_in_and_cannot_be_minted(world: World) -> None:
