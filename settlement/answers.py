@@ -14,7 +14,7 @@ from settlement import batch
 from settlement import vault as v
 from settlement.chain import Chain
 from settlement.database import Database, Row
-from settlement.errors import PartRejected, SettlementError
+from settlement.errors import ContractRejected, PartRejected, SettlementError
 from settlement.fence import Fence
 from settlement.orders import Authority, Order, Signed, may_trade, path_of, signer_of, tree
 from settlement.outgoing import Standing
@@ -167,7 +167,9 @@ _SIGNED: Final = """
 
 
 class Answering:
-    """Questions about fills, each answered once if there is an answer."""
+    """Questions about fills, each answered once if there is an answer. Who asked may answer, too,
+    before we do: then the vault refuses ours, and nothing waits for it. What final logs leave open
+    is answered anew as soon as the vault would take it."""
 
     def __init__(self, database: Database, fence: Fence, chain: Chain, answers: Answers) -> None:
         self._database = database
@@ -179,26 +181,45 @@ class Answering:
     async def plan(self) -> int:
         """Write down what can be answered and is not yet; how many rows that were."""
         rows = await self._database.rows(
-            "SELECT id FROM challenge c JOIN lease USING (batch_id, place)"
-            " WHERE NOT answered AND ended IS NULL AND NOT EXISTS"
-            " (SELECT FROM outgoing o WHERE o.kind = 'answer' AND o.id = c.id) ORDER BY id"
+            "SELECT c.id, o.id IS NOT NULL AS refused"
+            " FROM challenge c JOIN lease USING (batch_id, place)"
+            " LEFT JOIN outgoing o ON o.kind = 'answer' AND o.id = c.id"
+            " WHERE NOT answered AND ended IS NULL"
+            " AND (o.id IS NULL OR o.state IN ('REFUSED', 'RETURNED')) ORDER BY c.id"
         )
         planned = 0
-        for number in (row["id"] for row in rows):
-            try:
-                await self.call(number)
-            except NoAnswer as error:
-                if number not in self._hopeless:
-                    log.error("question %d has no answer, and the fill will be void: %s",
-                              number, error)  # fmt: skip
-                    self._hopeless.add(number)
+        for number, refused in (tuple(row.values()) for row in rows):
+            if not await self._has_answer(number) or (refused and not await self._is_taken(number)):
                 continue
             async with self._fence.transaction():
+                await self._database.execute(
+                    "DELETE FROM outgoing WHERE kind = 'answer' AND id = $1", number
+                )
                 await self._database.execute(
                     "INSERT INTO outgoing (kind, id) VALUES ('answer', $1)", number
                 )
             planned += 1
         return planned
+
+    async def _has_answer(self, number: int) -> bool:
+        try:
+            await self.call(number)
+        except NoAnswer as error:
+            if number not in self._hopeless:
+                log.error("question %d has no answer, and the fill will be void: %s",
+                          number, error)  # fmt: skip
+                self._hopeless.add(number)
+            return False
+        return True
+
+    async def _is_taken(self, number: int) -> bool:
+        """Whether the vault would take it, though it was refused before: the block in which
+        somebody else had answered was taken back, or the node asked then lagged."""
+        try:
+            await self.simulate(number)
+        except ContractRejected:
+            return False
+        return True
 
     async def simulate(self, number: int) -> None:
         await self._chain.simulate(await self.call(number))

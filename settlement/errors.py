@@ -30,7 +30,8 @@ class SettlementError(Exception):
     │       │   │   ├── AccountExiting
     │       │   │   └── TransferRefused the token does not pay the account's owner
     │       │   ├── LeaseClosed     nothing more is paid out of a lease: `.batch` and `.index`
-    │       │   └── NothingToTake   nothing has matured, or somebody else was quicker
+    │       │   ├── NothingToTake   nothing has matured, or somebody else was quicker
+    │       │   └── AnswerRejected  a question is over, or what is shown does not answer it
     │       ├── NotNow              ... but later it may not
     │       │   ├── VaultPaused
     │       │   ├── BondTooLow      there is too little behind the settler's word to settle
@@ -199,6 +200,10 @@ class LeaseClosed(PartRejected):
 
 class NothingToTake(PartRejected):
     pass
+
+
+class AnswerRejected(PartRejected):
+    """Whoever asked may answer, too, and be quicker."""
 
 
 class NotPermitted(ContractRejected):

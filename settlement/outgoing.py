@@ -36,6 +36,9 @@ from settlement.fence import Fence
 IN_FLIGHT_MAX: Final = 3  # nonces signed and not used: what one lost transaction can hold up
 ATTEMPTS_MAX: Final = 8  # nonces spent on one row before a person looks
 STEPS_PER_TURN_MAX: Final = 256  # bounds one turn; the rest waits for the next
+# Kinds whose ids do not wait for each other: else whoever answers its own questions between our
+# simulation and the block could make us miss the time for the others.
+UNORDERED: Final = ("answer",)
 
 Told: TypeAlias = Literal["settle", "withdraw", "return", "exit"]
 # Which transfer of the ledger shows that the engine was told.
@@ -55,8 +58,9 @@ class Handling(Protocol):
     """How one kind of transaction is simulated, prepared and recognised as done; everything else,
     from the nonce to finality, is the same for all kinds.
 
-    Ids of a kind are prepared in their order. The vault refuses to execute an id twice, or doing
-    so is harmless: a transaction that was given up for lost may be mined all the same.
+    Ids of a kind are prepared in their order, but for UNORDERED. The vault refuses to execute an
+    id twice, or doing so is harmless: a transaction that was given up for lost may be mined all
+    the same.
     """
 
     async def simulate(self, number: int) -> None:
@@ -266,8 +270,9 @@ class Outbox:
         rows = await self._rows(
             "state IN ('SEALED', 'SIMULATED') AND kind = ANY($1::outgoing_kind[]) AND NOT EXISTS"
             " (SELECT FROM outgoing o WHERE o.kind = outgoing.kind AND o.id < outgoing.id"
-            " AND o.state IN ('SEALED', 'SIMULATED'))",
-            list(self._kinds),
+            " AND o.state IN ('SEALED', 'SIMULATED')"
+            " AND o.kind <> ALL($2::outgoing_kind[])) ORDER BY id",
+            *(list(self._kinds), list(UNORDERED)),
         )
         in_flight = await self._attempts.in_flight(used)
         if not rows or in_flight >= IN_FLIGHT_MAX:

@@ -71,6 +71,7 @@ FAULTS: Final = {
     "cancelled-order-settled": "a fill of an order that was cancelled",
     "release-and-claim": "a lease is paid out twice, in two ways",
     "second-preimage": "a node of the tree is passed off as a fill",
+    "question-over": "a question is answered by somebody else before our answer is mined",
     "stopped-at-the-end": "what a buyer says in a lease's last seconds is not final when it is due",
     # arithmetic
     "one-unit-rounding": "a fee of many fills or of their sum",

@@ -26,11 +26,13 @@ from engine.port import Market
 from engine.records import CommandKind, EventKind, Side
 from engine.rejects import Reject
 from settlement import database as db
+from settlement.answers import Answers
 from settlement.batch import FILL, Fills, unpack
 from settlement.chain import Chain, address_of
-from settlement.errors import SettlementHalted
+from settlement.errors import AnswerRejected, ContractError, SettlementHalted
 from settlement.fence import Fence
 from settlement.leases import NEVER_S, Leases, due_at_s, paid_usdc6, spans_s, window_ends_at_s
+from settlement.orders import separator
 from settlement.upkeep import QUIET_SECONDS_MAX
 from settlement.vault import (
     CHALLENGE_SECONDS,
@@ -38,7 +40,11 @@ from settlement.vault import (
     PENALTY_USDC6,
     SETTLER_BOND_MIN_USDC6,
     STAKE_USDC6,
+    Call,
+    Place,
+    answer,
 )
+from tests.chain.sending import Through
 from tests.settled import (
     BOND_USDC6_PER_LOT,
     DOLLAR,
@@ -48,6 +54,7 @@ from tests.settled import (
     Node,
     heard,
     key,
+    transact,
     turns_and_blocks,
 )
 
@@ -440,6 +447,100 @@ async def test_a_question_that_is_open_holds_its_lease_back_until_it_is_answered
     await later(node, 2)
     state = await node.chain.vault_state(await node.chain.final_block())
     assert state.releases == 0
+
+
+async def asked(node: Node, count: int) -> list[Call]:
+    """Ask for the orders behind so many fills; the answers, before they are sent."""
+    for _ in range(count):
+        await trade(node)
+    await turns_and_blocks(node, 6)
+    batch = await batch_of(node)
+    await node.mint(WATCHER, count * STAKE_USDC6)
+    for place in range(count):
+        await node.call_vault(WATCHER, "challenge", batch.place(place), [])
+    domain = separator(node.chain.chain_id, node.chain.vault)
+    calls: list[Call] = []
+    database = await db.connect_beside(node.database_url)
+    answers = Answers(database, domain, node.pipeline.owner_of)
+    posted_s = await database.value("SELECT posted_at_s FROM lease LIMIT 1")
+    for place in range(count):
+        shown = await answers.answer(Place(*batch.place(place)), LOTS, LOTS, posted_s)
+        calls.append(answer(node.chain.vault, *shown))
+    await database.close()
+    return calls
+
+
+async def answered(node: Node) -> list[tuple[bool, str | None]]:
+    """Of each question: whether final logs say that it is, and how far our answer is."""
+    async with node.beside() as database:
+        rows = await database.fetch(
+            "SELECT answered, state FROM challenge c"
+            " LEFT JOIN outgoing o ON o.kind = 'answer' AND o.id = c.id ORDER BY c.id"
+        )
+    return [tuple(row) for row in rows]
+
+
+async def by_watcher(node: Node, call: Call) -> None:
+    await transact(node.chain, node.embedded, key(WATCHER), call.to, call.data)
+
+
+@pytest.mark.fault("question-over")
+async def test_who_answers_its_own_question_before_us_halts_nothing(late: Node) -> None:
+    [call] = await asked(late, 1)
+    await by_watcher(late, call)
+    await turns_and_blocks(late, 5)
+    assert await answered(late) == [(True, "RETURNED")]
+    assert late.settlement.halted == ""
+
+
+@pytest.mark.fault("question-over", "revert-after-simulation")
+async def test_a_question_answered_between_our_simulation_and_the_block_holds_up_no_other(
+    late: Node,
+) -> None:
+    calls = await asked(late, 3)
+    await late.stop()
+    chain = late.chain
+    quicker = calls[:1]
+
+    async def sign(*arguments: Any) -> Any:
+        if quicker:
+            await by_watcher(late, quicker.pop())
+        return await chain.sign(*arguments)
+
+    late.chain = cast("Chain", Through(chain, sign=sign))
+    await late.start()
+    await late.give_to_vault(1)
+    await late.give_to_vault(1)
+    await late.settlement.turn()
+    states = [state for _, state in await answered(late)]
+    assert states[0] == "SEALED", "what was signed for it may yet be mined"
+    assert set(states[1:]) <= {"MINED", "SAFE"}
+    await turns_and_blocks(late, 6)
+    assert [is_answered for is_answered, _ in await answered(late)] == [True] * 3
+    assert (await answered(late))[0][1] in ("RETURNED", "RECONCILED")
+    late.chain = chain
+
+
+@pytest.mark.fault("question-over", "lagging-rpc")
+async def test_an_answer_that_was_refused_is_given_again_while_the_question_is_open(
+    late: Node,
+) -> None:
+    """As after a reorganisation, or where the node that was asked did not know of the question."""
+    refusals = [AnswerRejected(ContractError("NoSuchDispute", {}))] * 2
+
+    def before(name: str) -> None:
+        if name == "simulate" and refusals:
+            raise refusals.pop()
+
+    await asked(late, 1)
+    await late.stop()
+    await late.start(before=before)
+    for _ in range(2):
+        await late.give_to_vault(1)
+    await late.settlement.turn()
+    assert await answered(late) == [(False, "RETURNED")]
+    await turns_and_blocks(late, 5)
+    assert await answered(late) == [(True, "RECONCILED")]
 
 
 async def test_a_false_record_is_undone_punished_and_its_lease_released_anew(node: Node) -> None:
