@@ -242,6 +242,9 @@ class Answering:
         )
         return v.answer(self._chain.vault, *arguments)
 
+    async def renew(self, number: int) -> bool:  # noqa: ARG002
+        return False  # it is made of what does not change
+
     async def standing(self, number: int, block: int) -> Standing:  # noqa: ARG002
         """As far as the vault's logs are read: answering again is refused, and harmless."""
         row = await self._database.row(

@@ -71,6 +71,11 @@ class Handling(Protocol):
         """What to sign: the same for an id for as long as something signed may be mined."""
         ...
 
+    async def renew(self, number: int) -> bool:
+        """Nothing signed for the id can be mined any more: change it if by now it must not be sent
+        as it is, within the caller's transaction. Whether it was changed, or is gone."""
+        ...
+
     async def standing(self, number: int, block: int) -> Standing:
         """As of the end of `block`."""
         ...
@@ -294,6 +299,8 @@ class Outbox:
     async def _prepare_row(self, row: Outgoing, now: _Now) -> bool:
         if row.attempts >= ATTEMPTS_MAX:
             raise SettlementHalted(f"{row} failed {row.attempts} times")
+        if await self._is_given_up(row, now.heights.final) and await self._is_renewed(row):
+            return True
         if row.state == "SEALED":
             try:
                 await self._kinds[row.kind].simulate(row.id)
@@ -309,6 +316,10 @@ class Outbox:
             await self._attempts.add(row.kind, row.id, signed, now.fees)
             await self._move(row, "SIGNED", "attempts = attempts + 1, nonce = $4", nonce)
         return True
+
+    async def _is_renewed(self, row: Outgoing) -> bool:
+        async with self._fence.transaction():
+            return await self._kinds[row.kind].renew(row.id)
 
     async def _rejected(self, row: Outgoing, heights: Heights, error: ContractRejected) -> bool:
         """The vault refuses it, and nothing on its way is why. Whether anything was done."""

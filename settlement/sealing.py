@@ -1,13 +1,14 @@
 """Batches of fills: when one is sealed, what is in it, and who is left out.
 
 Owns the tables batch and quarantine, and which fill is in which batch. Invariant: a batch that may
-be mined as it was signed is never changed; a fill is in one batch. Until a batch is sealed its
+be mined as it was signed is never changed; a fill is in one batch, and what is signed is covered by
+orders that can be shown for a batch of that time. Until a batch is sealed its
 fills are OPEN: they have no row of their own. The outbox treats batches as one of its kinds;
 settlement's service has them sealed.
 """
 
 from collections.abc import Callable, Mapping
-from typing import NamedTuple
+from typing import Final, NamedTuple
 
 from settlement import batch
 from settlement.batch import Amounts, Fills
@@ -17,7 +18,12 @@ from settlement.errors import AccountRejected, PartRejected
 from settlement.fence import Fence
 from settlement.ledger import Ledger
 from settlement.outgoing import Standing
+from settlement.signatures import POSTING_S
 from settlement.vault import NO_ROOT, ROOT_BYTES
+
+RENEWED_AFTER_S: Final = 600  # what has waited so long is sealed anew before it is signed
+
+assert RENEWED_AFTER_S < POSTING_S // 2, "a covered fill stays so until its batch is looked at"
 
 
 class Triggers(NamedTuple):
@@ -142,14 +148,35 @@ class Batches:
         return "done" if recorded == await self._root(number) else "foreign"
 
     async def leave_out(self, number: int, error: PartRejected) -> bool:
-        """Quarantine one account and seal what remains under the same id. Batches behind it, which
-        cannot have been settled, are opened again: there may be nothing left for this one."""
+        """Quarantine one account and seal what remains under the same id."""
         if not isinstance(error, AccountRejected):
             return False
         await self._database.execute(
             "INSERT INTO quarantine (account, batch_id, reason, time_ns) VALUES ($1, $2, $3, $4)",
             *(error.account, number, str(error), self._clock()),
         )
+        await self._reseal(number)
+        return True
+
+    async def renew(self, number: int) -> bool:
+        """While a batch waits, for a paused vault or cheaper gas, orders end or are taken back:
+        fills that they do not cover any more would be void at the settler's cost."""
+        row = await self._database.row("SELECT packed, sealed_ns FROM batch WHERE id = $1", number)
+        assert row is not None, "written together with its row in outgoing"
+        # Below zero: the time of day was set back since.
+        if 0 <= self._clock() - row["sealed_ns"] < RENEWED_AFTER_S * 1_000_000_000:
+            return False
+        if await self._chain.batch_root(number) != NO_ROOT:
+            return False  # somebody else has sent it
+        await self._reseal(number)
+        return (
+            await self._database.value("SELECT packed FROM batch WHERE id = $1", number)
+            != (row["packed"])
+        )
+
+    async def _reseal(self, number: int) -> None:
+        """Under the same id what may be sealed now. Batches behind it, which cannot have been
+        settled, are opened again; there may be nothing left for this one."""
         await self._database.execute("UPDATE fill SET batch_id = NULL WHERE batch_id >= $1", number)
         fills, numbers = await self._unsealed()
         if len(fills):
@@ -159,7 +186,6 @@ class Batches:
             "DELETE FROM outgoing WHERE kind = 'settle' AND id >= $1", first_gone
         )
         await self._database.execute("DELETE FROM batch WHERE id >= $1", first_gone)
-        return True
 
     async def due(self, number: int) -> Mapping[int, int]:
         return batch.totals_usdc6(await self._packed(number))

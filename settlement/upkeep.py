@@ -126,6 +126,9 @@ class _Told:
         self._database = database
         self._chain = chain
 
+    async def renew(self, number: int) -> bool:  # noqa: ARG002
+        return False  # doing it late is harmless
+
     async def leave_out(self, number: int, error: PartRejected) -> bool:  # noqa: ARG002
         return False
 

@@ -23,6 +23,9 @@ class Withdrawals:
     async def call(self, number: int) -> Call:
         return self._chain.withdraw_call(number, *await self._of(number))
 
+    async def renew(self, number: int) -> bool:  # noqa: ARG002
+        return False  # it is as right as it was
+
     async def standing(self, number: int, block: int) -> Standing:
         """Passed: another one was paid while this one was refused, though it had not been when it
         was simulated."""

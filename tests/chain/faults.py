@@ -57,6 +57,7 @@ FAULTS: Final = {
     "undone-in-part": "the engine has undone some of the fills that are void",
     "exit-of-suspended": "who did not sign what it traded asks to leave with the money",
     "stopped-before-it-began": "a buyer stops hours before they begin, and may sell them again",
+    "batch-grown-old": "orders end or are taken back while their batch waits to be sent",
     # prices
     "price-refused": "the feeds refuse a price, or are ahead of the newest block",
     # the token

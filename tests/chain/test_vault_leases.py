@@ -577,6 +577,35 @@ async def test_a_release_that_was_not_built_here_halts(node: Node) -> None:
         await node.settlement.turn()
 
 
+# --- batches that wait ----------------------------------------------------------------------------
+
+
+@pytest.mark.fault("batch-grown-old", "paused-vault")
+async def test_of_a_batch_that_had_to_wait_only_what_is_still_covered_is_settled(
+    node: Node,
+) -> None:
+    """Anybody may void what was cancelled a day before its batch was posted."""
+    for buyer in (BUYER, OTHER, BUYER):
+        await trade(node, buyer)
+    pauser = node.embedded.keys.deployer
+    await node.tell_vault(pauser, "setPaused", True)
+    await node.settlement.turn()
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT fills FROM batch") == 3
+    await node.call_vault(BUYER, "cancelBelow", 2**32 - 1)
+    for _ in range(10):
+        node.clock.advance_to(node.clock.now_ns() + DAY_NS // 4)
+        await node.settlement.turn()
+    await node.tell_vault(pauser, "setPaused", False)
+    await settle_all(node)
+    [settled] = (await batch_of(node)).fills
+    assert settled.buyer == node.account(OTHER)
+    assert (await slots(node, BUYER)).locked_usdc6 == 0
+    assert (await slots(node, OTHER)).locked_usdc6 == COST
+    bond = (await node.chain.vault_state(await node.chain.final_block())).settler_bond_usdc6
+    assert bond == 2 * SETTLER_BOND_MIN_USDC6
+
+
 # --- bonds ----------------------------------------------------------------------------------------
 
 
