@@ -114,6 +114,8 @@ class Listener:
         self._server: asyncio.Server | None = None
         self._loop: asyncio.AbstractEventLoop
         self._timer: asyncio.TimerHandle | None = None
+        self._tls: ssl.SSLContext | None = None
+        self._securing: set[asyncio.Task[None]] = set()  # handshakes of TLS
         self._connections: set[Connection] = set()
         self._rounds: tuple[set[Connection], ...] = tuple(set() for _ in range(PING_TICKS))
         self._sockets_of: Counter[str] = Counter()  # by `Connection.peer`, as the next one
@@ -130,18 +132,14 @@ class Listener:
         self._loop = asyncio.get_running_loop()
         wanted = self._access.connections + PLAIN_CONNECTIONS_MAX + SPARE_DESCRIPTORS
         _allow_descriptors(wanted)
-        tls = self._tls()
+        self._tls = self._tls_context()
+        comes = Connection if self._tls is None else Arrival
         self._server = await self._loop.create_server(
-            lambda: Connection(self),
-            host,
-            port,
-            ssl=tls,
-            ssl_handshake_timeout=HEAD_TICKS * self._tick_s if tls else None,
-            backlog=BACKLOG,
+            lambda: comes(self), host, port, backlog=BACKLOG
         )
         self._timer = self._loop.call_later(self._tick_s, self._turn)
 
-    def _tls(self) -> ssl.SSLContext | None:
+    def _tls_context(self) -> ssl.SSLContext | None:
         certificate = self._access.tls_certificate
         if not certificate:
             return None
@@ -188,6 +186,8 @@ class Listener:
             self._timer.cancel()
 
     def end_all(self, code: CloseCode, reason: str) -> None:
+        for task in list(self._securing):
+            task.cancel()
         for connection in list(self._connections):
             connection.end(code, reason)
 
@@ -197,7 +197,9 @@ class Listener:
 
     # --- connections ---------------------------------------------------------------------------
     def takes(self, connection: "Connection") -> bool:
-        """Count it, if there is room for another one at all."""
+        """Count it, if there is room for another one at all. Again is harmless."""
+        if connection in self._connections:
+            return True
         access, peer = self._access, connection.peer
         if len(self._connections) >= access.connections + PLAIN_CONNECTIONS_MAX:
             return False
@@ -207,6 +209,30 @@ class Listener:
         self._connections.add(connection)
         self._empty.clear()
         return True
+
+    def secure(self, peer: socket.socket, address: str) -> None:
+        """Count who comes before it has shaken hands for TLS, as it may never do so."""
+        connection = Connection(self, address)
+        if not self.takes(connection):
+            peer.close()
+            return
+        task = self._loop.create_task(self._shake_hands(connection, peer))
+        self._securing.add(task)
+        task.add_done_callback(self._securing.discard)
+
+    async def _shake_hands(self, connection: "Connection", peer: socket.socket) -> None:
+        try:
+            await self._loop.connect_accepted_socket(
+                lambda: connection,
+                peer,
+                ssl=self._tls,
+                ssl_handshake_timeout=HEAD_TICKS * self._tick_s,
+            )
+        except OSError:  # it went, took too long, or speaks no TLS: nothing was promised to it
+            pass
+        finally:
+            if not connection.is_made:
+                self.forget(connection)
 
     def forget(self, connection: "Connection") -> None:
         if connection in self._connections:
@@ -310,6 +336,19 @@ def _allow_descriptors(wanted: int) -> None:
         log.warning("%d open files allowed, %d wanted for every connection", allowed, wanted)
 
 
+class Arrival(asyncio.Protocol):
+    """A socket that is to speak TLS. The loop's own server tells of one only after the handshake,
+    so its plain one takes it, reads nothing, and gives it away to be counted first."""
+
+    def __init__(self, listener: Listener) -> None:
+        self._listener = listener
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        peer: socket.socket = transport.get_extra_info("socket").dup()
+        cast("asyncio.Transport", transport).abort()  # its descriptor alone is closed
+        self._listener.secure(peer, _address_of(transport))
+
+
 class Connection(asyncio.Protocol):
     """One socket. Plain HTTP while `_http` is there, a websocket once `_framing` is; after either
     has said its last, what still comes is dropped until the peer closes or its time is over."""
@@ -318,7 +357,7 @@ class Connection(asyncio.Protocol):
                  "_is_paused", "_listener", "_outbox", "_session", "_transport", "address",
                  "deadline", "peer", "round")  # fmt: skip
 
-    def __init__(self, listener: Listener) -> None:
+    def __init__(self, listener: Listener, address: str = "") -> None:
         self._listener = listener
         self._transport: asyncio.Transport | None = None
         self._http: HttpReader | None = HttpReader()
@@ -330,17 +369,25 @@ class Connection(asyncio.Protocol):
         self._is_heard = True  # since the last ping
         self._is_over = False  # all is said
         self._is_behind = False  # frames were read and are not yet heard
-        self.address = ""
-        self.peer = ""  # who that is, for what one may have: an IPv6 address is all of its /64
+        self._meet(address)
         self.deadline = 0  # a tick; 0 for none
         self.round = 0
+
+    def _meet(self, address: str) -> None:
+        self.address = address
+        # Who that is, for what one may have: an IPv6 address is all of its /64.
+        self.peer = whose(address) or address
+
+    @property
+    def is_made(self) -> bool:
+        """Whether it has a socket, or had one: then its loss is told."""
+        return self._transport is not None or self._http is None
 
     # --- as asyncio calls it -------------------------------------------------------------------
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         self._transport = cast("asyncio.Transport", transport)
-        peer = transport.get_extra_info("peername")
-        self.address = str(peer[0]) if peer else ""
-        self.peer = whose(self.address) or self.address
+        if not self.address:
+            self._meet(_address_of(transport))
         if self._listener.takes(self):
             self._expect(HEAD_TICKS)
         else:
@@ -598,6 +645,11 @@ class Connection(asyncio.Protocol):
         waiting = self._outbox.take()
         self._leave()
         self._write(b"".join([*waiting, frame]))
+
+
+def _address_of(transport: asyncio.BaseTransport) -> str:
+    peer = transport.get_extra_info("peername")
+    return str(peer[0]) if peer else ""
 
 
 def _unheard(_message: bytes | str) -> None:

@@ -605,17 +605,27 @@ def test_what_waits_for_a_file_is_answered_before_the_end(tmp_path: Path) -> Non
     on_uvloop(case)
 
 
-def test_with_a_certificate_the_port_speaks_tls(tmp_path: Path) -> None:
+@pytest.fixture(scope="module")
+def certified(tmp_path_factory: pytest.TempPathFactory) -> tuple[Path, Path]:
+    """A certificate for this host, and its key."""
     openssl = shutil.which("openssl")
     if openssl is None:
         pytest.skip("NO OPENSSL: nothing makes a certificate, TLS is not tried")
-    certificate, key = tmp_path / "certificate.pem", tmp_path / "key.pem"
+    directory = tmp_path_factory.mktemp("certified")
+    certificate, key = directory / "certificate.pem", directory / "key.pem"
     subprocess.run(
         [openssl, "req", "-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1",
          "-nodes", "-days", "2", "-subj", "/CN=localhost", "-addext",
          "subjectAltName=IP:127.0.0.1", "-keyout", key, "-out", certificate],
         check=True, capture_output=True,
     )  # fmt: skip
+    return certificate, key
+
+
+def test_with_a_certificate_the_port_speaks_tls(
+    tmp_path: Path, certified: tuple[Path, Path]
+) -> None:
+    certificate, key = certified
 
     async def case() -> None:
         access = Access(tls_certificate=str(certificate), tls_key=str(key))
@@ -630,6 +640,74 @@ def test_with_a_certificate_the_port_speaks_tls(tmp_path: Path) -> None:
             writer.write(LIVE)
             assert (await reader.read()).endswith(b'{"live":true}')
             writer.close()
+            assert await hello_and_request_at_once(server, trusting)
+            assert not (await exchanged(server, LIVE)).startswith(b"HTTP"), "in the clear nothing"
+
+    on_uvloop(case)
+
+
+async def hello_and_request_at_once(server: GatewayServer, trusting: ssl.SSLContext) -> bool:
+    """A request in one write with the end of the handshake is answered."""
+    incoming, outgoing = ssl.MemoryBIO(), ssl.MemoryBIO()
+    tls = trusting.wrap_bio(incoming, outgoing, server_hostname="127.0.0.1")
+    reader, writer = await asyncio.open_connection(*server.address)
+    while True:
+        try:
+            tls.do_handshake()
+            break
+        except ssl.SSLWantReadError:
+            writer.write(outgoing.read())
+            incoming.write(await reader.read(1 << 16))
+    tls.write(LIVE)
+    writer.write(outgoing.read())
+    answer = b""
+    while not answer.endswith(b'{"live":true}'):
+        incoming.write(await reader.read(1 << 16))
+        with contextlib.suppress(ssl.SSLWantReadError):
+            answer += tls.read()
+    writer.close()
+    return answer.startswith(b"HTTP/1.1 200")
+
+
+def test_who_has_not_shaken_hands_for_tls_is_counted_and_not_waited_for(
+    tmp_path: Path, certified: tuple[Path, Path]
+) -> None:
+    certificate, key = certified
+    access = Access(tls_certificate=str(certificate), tls_key=str(key), connections_per_address=2)
+
+    async def counted(server: GatewayServer, connections: int) -> None:
+        while server.traffic().plain_connections != connections:  # noqa: ASYNC110
+            await asyncio.sleep(0)
+
+    async def case() -> None:
+        failures: list[dict[str, Any]] = []
+        asyncio.get_running_loop().set_exception_handler(lambda _, what: failures.append(what))
+        async with serving(tmp_path, access) as (_, server, _url):
+            silent = [await asyncio.open_connection(*server.address) for _ in range(4)]
+            await counted(server, 4)
+            with contextlib.suppress(ConnectionError):
+                assert await exchanged(server, b"") == b"", "cut off: one too many"
+            silent[0][1].close()
+            await counted(server, 3)
+            silent[1][1].write(b"GET / HTTP/1.1\r\n\r\n")
+            await counted(server, 2)
+            silent[2][1].transport.abort()
+            await counted(server, 1)
+            for _, writer in silent:
+                writer.close()
+        async with serving(tmp_path / "slow", access, tick_s=FAST_TICK_S) as (_, server, _url):
+            slow = asyncio.create_task(exchanged(server, b"\x16\x03\x01"))
+            await counted(server, 1)
+            await counted(server, 0)
+            with contextlib.suppress(ConnectionError):
+                assert await slow == b""
+        async with serving(tmp_path / "end", access) as (_, server, _url):
+            reader, writer = await asyncio.open_connection(*server.address)
+            await counted(server, 1)
+        with contextlib.suppress(ConnectionError):
+            assert await reader.read() == b"", "the end of the node is its end as well"
+        writer.close()
+        assert failures == []
 
     on_uvloop(case)
 
