@@ -43,7 +43,7 @@ from gateway.wire import MSGPACK
 from tests.frames import frames_in
 from tests.model.flow import Flow
 
-SEED = 31
+SEED = 12
 LISTENED = 8  # accounts from 1
 EPISODES = 12
 STEPS = 600
