@@ -92,8 +92,14 @@ class Timetable:
         if waits or closes_s * SECOND_NS <= now_ns:
             return []
         self._drop(_UNCROSS, instrument)
-        call = Command(kind=CommandKind.CALL_MARKET, instrument=instrument, expiry_s=closes_s)
-        return [call._replace(flags=CALL_BY_TIME)]
+        return [
+            Command(
+                kind=CommandKind.CALL_MARKET,
+                instrument=instrument,
+                expiry_s=closes_s,
+                flags=CALL_BY_TIME,
+            )
+        ]
 
     def _is_uncrossed_first(self, instrument: int, now_ns: int) -> bool:
         """Whether the gate waits for the end of an auction; nobody comes in meanwhile."""
@@ -154,9 +160,8 @@ class Timetable:
         instrument = event.instrument
         self._halted.discard(instrument)
         self._begin(instrument, event.expiry_s, event.time_ns)
-        call_s = self._closing_call_s.get(instrument)
         till_gate = event.expiry_s == self._closes_s.get(instrument)
-        if till_gate and call_s is not None and call_s * SECOND_NS <= event.time_ns:
+        if till_gate and self._is_closing_call_due(instrument, event.time_ns):
             del self._closing_call_s[instrument]
             self._drop(_CALL, instrument)
 
@@ -168,13 +173,16 @@ class Timetable:
         if until_s:
             self._plan(_UNCROSS, instrument, until_s * SECOND_NS)
 
+    def _is_closing_call_due(self, instrument: int, now_ns: int) -> bool:
+        call_s = self._closing_call_s.get(instrument)
+        return call_s is not None and call_s * SECOND_NS <= now_ns
+
     def _plan_overdue(self, instrument: int, now_ns: int) -> None:
         """What had to wait until now: the gate, or a closing call."""
         closes_s = self._closes_s.get(instrument, 0)
-        call_s = self._closing_call_s.get(instrument)
         if closes_s and closes_s * SECOND_NS <= now_ns:
             self._plan(_CLOSE, instrument, now_ns)
-        elif call_s is not None and call_s * SECOND_NS <= now_ns:
+        elif self._is_closing_call_due(instrument, now_ns):
             self._plan(_CALL, instrument, now_ns)
 
     def _end(self, instrument: int) -> None:
