@@ -152,14 +152,16 @@ async def test_who_only_comes_back_without_arming_again_loses_them(
     await until(lambda: open_orders(exchange) == 0)
 
 
+@pytest.mark.parametrize("code", [0, CLEAN_CLOSE])
 async def test_of_two_connections_that_have_it_armed_the_last_counts(
-    exchange: Exchange, now: Now
+    exchange: Exchange, now: Now, code: int
 ) -> None:
+    """However the one goes that did not arm last."""
     one, two = connected(exchange, 1), connected(exchange, 1)
     for conversation in (one, two):
         await armed(conversation, m.CancelOnDisconnect(2))
     await place(exchange, one)
-    one.session.close()
+    one.session.close(code)
     await stays(lambda: open_orders(exchange) == 3)
     two.session.close()
     await until(lambda: open_orders(exchange) == 0)
@@ -204,19 +206,6 @@ async def test_the_clean_close_of_the_one_that_armed_last_decides(
     lost.session.close()
     await stays(lambda: open_orders(exchange) == 3)
     now.forward(500)  # the other had no part in it any more: the time is not begun anew
-    await until(lambda: open_orders(exchange) == 0)
-
-
-async def test_the_clean_close_of_one_that_did_not_arm_last_leaves_it_armed(
-    exchange: Exchange, now: Now
-) -> None:
-    one, two = connected(exchange, 1), connected(exchange, 1)
-    for conversation in (one, two):
-        await armed(conversation, m.CancelOnDisconnect(2))
-    await place(exchange, one)
-    one.session.close(CLEAN_CLOSE)
-    await stays(lambda: open_orders(exchange) == 3)
-    two.session.close()
     await until(lambda: open_orders(exchange) == 0)
 
 
