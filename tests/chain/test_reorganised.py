@@ -2,10 +2,11 @@
 
 from collections.abc import AsyncIterator
 from itertools import pairwise
+from typing import cast
 
 import pytest
 
-from settlement.chain import Chain, Options
+from settlement.chain import Chain, Options, SignedTransaction
 from settlement.devchain import KEYS
 from settlement.errors import ChainUnavailable, SettlementHalted
 from settlement.fees import GWEI, FeePolicy
@@ -22,8 +23,14 @@ EXIT_SECONDS = 8 * 24 * 3600  # a day more than the vault's delay
 
 @pytest.fixture
 async def sender(anvil: Anvil, database_url: str) -> AsyncIterator[Sender]:
+    """What it sends is mined when the node has answered, unless the test mines by itself."""
     chain = await Chain.connect(anvil.url, KEYS, Options(confirmations=CONFIRMATIONS))
-    sender = await Sender.open(chain, database_url)
+
+    async def send(transaction: SignedTransaction) -> None:
+        await chain.send(transaction)
+        await anvil.quiet()
+
+    sender = await Sender.open(cast("Chain", Through(chain, send=send)), database_url)
     yield sender
     await sender.close()
     await chain.close()
