@@ -558,7 +558,7 @@ async def drop_at(node: Node, calls: Iterable[int], when: str) -> None:
 async def test_wherever_settlement_is_dropped_everybody_leaves_with_the_same(
     node: Node, when: str, first: int
 ) -> None:
-    await drop_at(node, range(first, CALLS_PER_ROUND_MAX, 7), when)
+    await drop_at(node, range(first, CALLS_PER_ROUND_MAX, 11), when)
 
 
 @pytest.mark.fault("crash-at-each-edge")

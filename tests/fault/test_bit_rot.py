@@ -30,7 +30,7 @@ from tests.promises import Trial, tries
 
 SEED: Final = 5
 SEGMENT_BYTES: Final = 1 << 16
-GROUP_COMMANDS_MAX: Final = 24
+GROUP_COMMANDS_MAX: Final = 64
 # Coprime to both numbers of places, so that small budgets are spread over the whole segment.
 STRIDE: Final = 40_503
 
