@@ -8,6 +8,7 @@ bounded. The server makes the listener; sessions know nothing but their outbox.
 """
 
 import asyncio
+import contextlib
 import logging
 import resource
 import socket
@@ -217,22 +218,26 @@ class Listener:
             peer.close()
             return
         task = self._loop.create_task(self._shake_hands(connection, peer))
+
+        def over(task: asyncio.Task[None]) -> None:
+            # Not in the task itself: one that is cancelled before it begins does nothing at all.
+            self._securing.discard(task)
+            if not connection.is_made:
+                self.forget(connection)
+                peer.close()
+
         self._securing.add(task)
-        task.add_done_callback(self._securing.discard)
+        task.add_done_callback(over)
 
     async def _shake_hands(self, connection: "Connection", peer: socket.socket) -> None:
-        try:
+        # It went, took too long, or speaks no TLS: nothing was promised to it.
+        with contextlib.suppress(OSError):
             await self._loop.connect_accepted_socket(
                 lambda: connection,
                 peer,
                 ssl=self._tls,
                 ssl_handshake_timeout=HEAD_TICKS * self._tick_s,
             )
-        except OSError:  # it went, took too long, or speaks no TLS: nothing was promised to it
-            pass
-        finally:
-            if not connection.is_made:
-                self.forget(connection)
 
     def forget(self, connection: "Connection") -> None:
         if connection in self._connections:

@@ -714,6 +714,27 @@ def test_who_has_not_shaken_hands_for_tls_is_counted_and_not_waited_for(
     on_uvloop(case)
 
 
+def test_a_node_ends_just_as_somebody_comes_by_tls(
+    tmp_path: Path, certified: tuple[Path, Path]
+) -> None:
+    certificate, key = certified
+
+    async def case() -> None:
+        here = listener(Access(tls_certificate=str(certificate), tls_key=str(key)))
+        await here.start("127.0.0.1", 0)
+        ours, theirs = socket.socketpair()
+        here.secure(ours, "192.0.2.1")  # its handshake has not begun when all are to end
+        assert here.traffic().plain_connections == 1
+        here.stop_listening()
+        async with asyncio.timeout(PATIENCE_S / 3):
+            await here.close(CloseCode.GOING_AWAY, "the end")
+        assert not here.traffic().plain_connections
+        assert theirs.recv(1) == b"", "and its socket is closed"
+        theirs.close()
+
+    on_uvloop(case)
+
+
 def test_a_certificate_that_is_none_is_named_at_the_start(tmp_path: Path) -> None:
     async def case() -> None:
         access = Access(tls_certificate=str(tmp_path / "none.pem"))
