@@ -592,7 +592,8 @@ class Session:
         """What a signature says. Checking one costs as much as many orders do, and each outcome is
         kept for good, so each address has only so many, signed or not; but whoever is logged in as
         itself, with an account, can always revoke its keys."""
-        is_free = isinstance(request, m.Revoke) and not request.signature and self._account()
+        is_by_owner = not self._who.key and self._account()
+        is_free = isinstance(request, m.Revoke) and not request.signature and is_by_owner
         retry_ms = 0 if is_free else self._desk.logins.take(self._address)
         if retry_ms:
             self._reply(wire.reject_message(request.id, Reject.RATE_LIMITED, retry_ms=retry_ms))
