@@ -12,6 +12,7 @@ import asyncio
 import json
 import logging
 import sqlite3
+from collections import Counter
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -30,6 +31,7 @@ KEYS_PER_WALLET_MAX: Final = 64  # at a time
 STATEMENTS_PER_WALLET_MAX: Final = 4_096  # authorisations and revoked keys kept, ever
 STATEMENTS_MAX: Final = 1_000_000  # of all wallets
 COMMITS_WAITING_MAX: Final = 1_024
+COMMITS_OF_WALLET_MAX: Final = KEYS_PER_WALLET_MAX  # of those: all its keys in one go
 
 # Each text is one version of the schema; the file's `user_version` counts those it has.
 MIGRATIONS: Final = (
@@ -117,7 +119,7 @@ class Keys:
         self._owners: dict[bytes, _Owner] = {}
         self._wallets_of: dict[bytes, dict[bytes, None]] = {}  # by key, oldest first
         self._statements = 0
-        self._waiting = 0
+        self._waiting: Counter[bytes] = Counter()  # commits, by wallet
         self._thread = ThreadPoolExecutor(1, "keys") if path is not None else None
         self._database = _opened(path)
         self._load()
@@ -131,7 +133,7 @@ class Keys:
     @property
     def owes_replies(self) -> bool:
         """Whether somebody waits to hear that something is on the disk."""
-        return bool(self._waiting)
+        return bool(self._waiting)  # a wallet for which nothing waits is not in it
 
     # --- reading -------------------------------------------------------------------------------
     def in_force(self, wallet: bytes, key: bytes, now_s: int) -> SessionKey:
@@ -193,7 +195,7 @@ class Keys:
         if sum(_counts(owner, x, now_s) for x in others) >= KEYS_PER_WALLET_MAX:
             raise BadRequest(Reject.TOO_MANY_KEYS)
         self._make_room(owner)
-        self._check_idle()
+        self._check_idle(terms.wallet)
         self._count(terms.wallet, owner)
         known = owner.keys.setdefault(terms.key, known)
         known.seen_nonce = terms.nonce  # at once, or the same one could be on its way twice
@@ -207,7 +209,7 @@ class Keys:
                 self._take_effect(terms, signature)
             done(failure)
 
-        self._commit(_AUTHORISE, row, written)
+        self._commit(terms.wallet, _AUTHORISE, row, written)
 
     def _take_effect(self, terms: SessionKey, signature: bytes) -> None:
         owner = self._owners[terms.wallet]
@@ -233,7 +235,7 @@ class Keys:
         standing = [known for known in meant if _counts(owner, known, now_s)]
         if any(known.seen_nonce > nonce for known in standing):
             raise BadRequest(Reject.NONCE_REPLAYED, "nonce", f"{seen} would stay in force")
-        self._check_idle()
+        self._check_idle(wallet)
         if key == EVERY_KEY:
             owner.revoked_nonce = max(owner.revoked_nonce, nonce)
             self._owners[wallet] = owner
@@ -246,7 +248,7 @@ class Keys:
         for known in standing:
             _end(known)
         row = (wallet, key, nonce, signature, time_ns)
-        self._commit(_REVOKE, row, lambda failure: done(failure, len(standing)))
+        self._commit(wallet, _REVOKE, row, lambda failure: done(failure, len(standing)))
 
     def _make_room(self, owner: _Owner) -> None:
         """Raises BadRequest if a row more would be too many; nobody is kept from revoking keys."""
@@ -254,8 +256,10 @@ class Keys:
         if full or self._statements >= STATEMENTS_MAX:
             raise BadRequest(Reject.TOO_MANY_KEYS)
 
-    def _check_idle(self) -> None:
-        if self._waiting >= COMMITS_WAITING_MAX:
+    def _check_idle(self, wallet: bytes) -> None:
+        """Raises BadRequest. No wallet fills what all of them share: revoking costs it nothing."""
+        of_wallet, of_all = self._waiting[wallet], self._waiting.total()
+        if of_wallet >= COMMITS_OF_WALLET_MAX or of_all >= COMMITS_WAITING_MAX:
             raise BadRequest(Reject.BUSY)
 
     def _count(self, wallet: bytes, owner: _Owner) -> None:
@@ -264,7 +268,7 @@ class Keys:
         self._statements += 1
 
     # --- the file ------------------------------------------------------------------------------
-    def _commit(self, sql: str, row: tuple[Any, ...], done: Done) -> None:
+    def _commit(self, wallet: bytes, sql: str, row: tuple[Any, ...], done: Done) -> None:
         def work() -> Reject | None:
             try:
                 with self._database:
@@ -275,13 +279,15 @@ class Keys:
             return None
 
         def finished(future: "asyncio.Future[Reject | None]") -> None:
-            self._waiting -= 1
+            self._waiting[wallet] -= 1
+            if not self._waiting[wallet]:
+                del self._waiting[wallet]
             done(Reject.STOPPED if future.cancelled() else future.result())
 
         if self._thread is None:
             done(work())
             return
-        self._waiting += 1
+        self._waiting[wallet] += 1
         loop = asyncio.get_running_loop()
         loop.run_in_executor(self._thread, work).add_done_callback(finished)
 

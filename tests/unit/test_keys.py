@@ -819,13 +819,37 @@ async def test_the_wait_for_the_disk_is_bounded(
 ) -> None:
     monkeypatch.setattr(keys, "COMMITS_WAITING_MAX", 2)
     store, told = Keys(tmp_path / keys.KEYS_FILE), Told()
-    for _ in range(2):
-        store.authorise(terms_of(), SIGNATURE, START_NS, told.of("authorised"))
+    for owner in (OWNER, OTHER):
+        store.authorise(terms_of(owner), SIGNATURE, START_NS, told.of("authorised"))
     with pytest.raises(auth.BadRequest, match="BUSY"):
-        store.authorise(terms_of(), SIGNATURE, START_NS, told.of("refused"))
+        store.authorise(terms_of(STRANGER), SIGNATURE, START_NS, told.of("refused"))
     await told.all(2)
     store.authorise(terms_of(), SIGNATURE, START_NS, told.of("authorised"))
     await told.all(3)
+    await store.close()
+
+
+async def test_one_wallet_keeps_no_other_from_revoking(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(keys, "COMMITS_WAITING_MAX", 4)
+    monkeypatch.setattr(keys, "COMMITS_OF_WALLET_MAX", 2)
+    store, told = Keys(tmp_path / keys.KEYS_FILE), Told()
+
+    def revoke(owner: Wallet) -> None:
+        revocation = keys.Revocation(owner.address_bytes, EVERY_KEY, next(_nonces), b"")
+        store.revoke(revocation, START_NS, told.of(owner.address))
+
+    for _ in range(2):
+        revoke(OWNER)
+    with pytest.raises(auth.BadRequest, match="BUSY"):
+        revoke(OWNER)
+    revoke(OTHER)
+    await told.all(3)
+    assert [failure for _, failure in told.said] == [None] * 3
+    assert not store.owes_replies
+    revoke(OWNER)
+    await told.all(4)
     await store.close()
 
 
