@@ -145,6 +145,7 @@ class History:
         self._searches: dict[int, deque[Search]] = {}  # by account, whose turn it is first
         self._has_records = asyncio.Event()
         self._has_many = asyncio.Event()
+        self._has_notes = asyncio.Event()
         self._has_work = asyncio.Event()
         self._tasks: list[asyncio.Task[None]] = []
         self._reader: HistoryFile | None = None
@@ -160,7 +161,12 @@ class History:
     def start(self) -> None:
         """Write and answer from now on, within the running loop. Again is harmless."""
         if not self._tasks and not self._is_closed:
-            for work in (self._keep_writing(), self._keep_serving(), self._keep_sweeping()):
+            for work in (
+                self._keep_writing(),
+                self._keep_noting(),
+                self._keep_serving(),
+                self._keep_sweeping(),
+            ):
                 task = asyncio.create_task(work, name="history")
                 task.add_done_callback(_report)
                 self._tasks.append(task)
@@ -324,11 +330,11 @@ class History:
         self._has_work.set()
 
     def note(self, write: Callable[[HistoryFile], None], done: Callable[[None], None]) -> None:
-        """Have something written in the file, before any question is answered. It is tried until it
-        succeeds, so nobody is refused here: who calls it sees to it that few wait."""
+        """Have something written in the file, ahead of all questions that wait. It is tried until
+        it succeeds, so nobody is refused here: who calls it sees to it that few wait."""
         self._notes.append((write, done))
         self.start()
-        self._has_work.set()
+        self._has_notes.set()
 
     def ask(
         self, account: int, read: Callable[[HistoryFile], T], answer: Callable[[T], None]
@@ -381,12 +387,24 @@ class History:
 
         return self.ask(account, lambda file: file.read(kind, account, after + 1, limit), merge)
 
+    async def _keep_noting(self) -> None:
+        """Beside what is read: a file that takes nothing may still be asked."""
+        while True:
+            await self._has_notes.wait()
+            self._has_notes.clear()
+            try:
+                await self._do_all(self._notes)
+            except sqlite3.Error as error:
+                log.error("what is armed is not noted for now: %s", error)
+                await asyncio.sleep(RETRY_SECONDS)
+                self._has_notes.set()
+
     async def _keep_serving(self) -> None:
         while True:
             await self._has_work.wait()
             self._has_work.clear()
             try:
-                await self._answer_all()
+                await self._do_all(self._asked)
                 await self._tell_all()
                 await self._search_some()
             except sqlite3.Error as error:
@@ -397,8 +415,8 @@ class History:
                 await asyncio.sleep(ROOM_SECONDS)
                 self._has_work.set()
 
-    async def _answer_all(self) -> None:
-        while waiting := self._notes or self._asked:
+    async def _do_all(self, waiting: deque[_Work]) -> None:
+        while waiting:
             work, answer = waiting[0]
             found = await self._off(work, self._file)
             waiting.popleft()

@@ -331,6 +331,31 @@ async def test_what_is_over_cancels_nothing_again_though_the_file_cannot_say_so(
         await stays(lambda: open_orders(exchange) == 6)
 
 
+async def test_while_the_file_notes_nothing_questions_are_answered(
+    exchange: Exchange, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    tried: list[object] = []
+
+    def fail(*given: object) -> None:
+        tried.append(given)
+        raise sqlite3.OperationalError("disk full")
+
+    async def acked(who: Conversation) -> list[int]:
+        heard: list[m.ServerMessage] = []
+        await until(lambda: heard.extend(who.heard()) or bool(heard))
+        return [x.id for x in heard if isinstance(x, m.Ack)]
+
+    one = connected(exchange, 1)
+    monkeypatch.setattr(history, "RETRY_SECONDS", 0.01)
+    monkeypatch.setattr(HistoryFile, "arm", fail)
+    assert one.say(m.DeadMan(2, 60_000)) == []
+    await until(lambda: bool(tried))
+    assert one.say(m.Query(3, "fills")) == []
+    assert await acked(one) == [3], "and what is armed is not acked"
+    monkeypatch.undo()
+    assert await acked(one) == [2]
+
+
 async def test_who_changes_its_switch_faster_than_the_file_takes_it_is_refused_alone(
     exchange: Exchange, now: Now
 ) -> None:
