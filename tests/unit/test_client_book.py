@@ -454,6 +454,20 @@ async def test_an_order_whose_signature_is_refused_keeps_no_other_from_being_sig
         assert exchange.heard[-1] is last, "the one at fault is given up"
 
 
+async def test_an_order_is_asked_for_again_though_anothers_signature_is_refused() -> None:
+    exchange = Signed()
+    async with (
+        asyncio.timeout(SOON_S),
+        scripted(exchange, SIGNED_HELLO) as url,
+        await connect(url, Wallet.create(), signing=SLOWLY) as client,
+    ):
+        await client.place("X", "buy", "9", "1")
+        assert (await client.place("X", "buy", "1", "1")).order_id, "it goes on without"
+        exchange.unsigned += 1
+        with pytest.raises(Rejected, match="1021"):
+            await client.place("X", "buy", "2", "1")
+
+
 async def test_what_another_subscription_cuts_short_is_resumed_where_it_was_left() -> None:
     async def script(connection: ServerConnection) -> None:
         first = await hear(connection)

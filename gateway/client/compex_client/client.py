@@ -6,6 +6,7 @@ is not sent again behind the caller's back. Not for several event loops.
 """
 
 import asyncio
+import logging
 import time
 from collections.abc import Awaitable, Callable, Iterable, Sequence
 from contextlib import suppress
@@ -56,6 +57,7 @@ SIGNATURES_WANTED: Final = frozenset({1021, 1006})
 LAST_SIGNATURE_S: Final = 5.0  # that a close waits for what is not signed yet
 KEY_VALID_S: Final = 30 * 86_400  # of a session key for which no time is given
 
+log = logging.getLogger("compex_client.client")
 Number: TypeAlias = str | Decimal | int  # a float is refused: it could not be exact
 PrivateMessage: TypeAlias = m.AccountSnapshot | m.Numbered | m.Balance | m.CaughtUp
 Codec: TypeAlias = Literal["json", "msgpack"]
@@ -960,13 +962,19 @@ class Client:
 
     async def _signed_first(self, ask: Callable[[], Awaitable[_AnyReply]]) -> _AnyReply:
         """If the exchange does not go on before it has the signatures that are being gathered here,
-        it gets them, and is asked once more: it has changed nothing."""
+        it gets them, and is asked once more: it has changed nothing. A signature that it refuses
+        may be another order's, anywhere: only the exchange knows whether it goes on without."""
         try:
             return await ask()
         except Rejected as rejected:
             if self._signing is None or rejected.code not in SIGNATURES_WANTED:
                 raise
-            await self._signing.flush()
+            try:
+                await self._signing.flush()
+            except Rejected as refused:
+                if refused.retry_ms:
+                    raise
+                log.error("orders stay unsigned: %s", refused)
         return await ask()
 
     async def _request(
