@@ -526,6 +526,23 @@ async def test_a_number_of_a_later_protocol_is_no_reason_to_connect_again() -> N
         await resuming.close()
 
 
+async def test_who_goes_on_after_a_broken_protocol_has_a_new_connection() -> None:
+    async def script(connection: ServerConnection) -> None:
+        first = await hear(connection)
+        assert isinstance(first, m.Subscribe)
+        begin = first.from_aseq
+        await say(connection, m.Ack(first.id), transfer(begin), transfer(begin + 2))
+
+    async with scripted(script) as url, asyncio.timeout(SOON_S):
+        resuming = Resuming(lambda: connect(url))
+        for aseq in (1, 2):
+            assert (await anext(resuming)).aseq == aseq
+            with pytest.raises(ProtocolViolation):
+                await anext(resuming)
+            assert resuming.client is None
+        assert resuming.connections == 2
+
+
 async def test_who_waits_no_longer_for_a_history_leaves_no_connection_behind() -> None:
     async def script(connection: ServerConnection) -> None:
         connections.append(connection)

@@ -12,7 +12,7 @@ from typing import Final
 
 from compex_client import messages as m
 from compex_client.client import Client, PrivateMessage
-from compex_client.errors import Disconnected, Rejected, StreamOverflow
+from compex_client.errors import Disconnected, ProtocolViolation, Rejected, StreamOverflow
 from compex_client.streams import Stream
 
 RETRY_SECONDS: Final = (0.1, 5.0)  # between two attempts to connect: at first, and at most
@@ -21,9 +21,11 @@ RETRY_SECONDS: Final = (0.1, 5.0)  # between two attempts to connect: at first, 
 class Resuming:
     """An async iterator; `connect` opens a logged-in client each time one is needed.
 
-    Ends by raising Rejected: a login that is refused, or messages that are not kept any more. The
-    program may use the `client`; but another stream of the account that it opens there ends the
-    catching up, which then begins again on a new connection.
+    Ends by raising Rejected: a login that is refused, or messages that are not kept any more; or
+    ProtocolViolation: the exchange sent what it never should, and may do so again. Whoever asks for
+    the next message all the same has it on a new connection, as after `close`. The program may use
+    the `client`; but another stream of the account that it opens there ends the catching up, which
+    then begins again on a new connection.
     """
 
     def __init__(self, connect: Callable[[], Awaitable[Client]], *, from_aseq: int = 1) -> None:
@@ -45,6 +47,9 @@ class Resuming:
             except (Disconnected, StreamOverflow):
                 await self.close()
                 continue
+            except ProtocolViolation:
+                await self.close()
+                raise
             is_numbered = isinstance(message, m.Numbered)
             if self._first_missing() < message.aseq + (not is_numbered):
                 await self.close()  # another subscription has ended the catching up
