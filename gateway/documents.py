@@ -51,6 +51,7 @@ class Place(NamedTuple):
     body: Any = None
     statuses: tuple[int, ...] = (200,)
     is_deprecated: bool = False
+    is_free: bool = False  # whoever asks, and however often
 
 
 def _opening(module: ModuleType) -> str:
@@ -292,9 +293,17 @@ def _place(place: Place, body: Json | None) -> Json:
             for status in place.statuses
         },
     }
+    if not place.is_free:
+        found["responses"]["default"] = _refused()
     if place.is_deprecated:
         found["deprecated"] = True
     return found
+
+
+def _refused() -> Json:
+    schema = {"$ref": SCHEMAS.format(name=m.Reject.__name__)}
+    content = {"application/json": {"schema": schema}}
+    return {"description": "Refused, with its number.", "content": content}
 
 
 def _read(read: Read, query: Json) -> Json:
@@ -316,7 +325,6 @@ def _read(read: Read, query: Json) -> Json:
                 "schema": schema,
             }
         )
-    refused = {"application/json": {"schema": {"$ref": SCHEMAS.format(name=m.Reject.__name__)}}}
     responses: Json = {
         "200": {
             "description": " ".join(words.split()),
@@ -324,7 +332,7 @@ def _read(read: Read, query: Json) -> Json:
                 "application/json": {"schema": {"$ref": SCHEMAS.format(name=read.answer.__name__)}}
             },
         },
-        "default": {"description": "Refused, with its number.", "content": refused},
+        "default": _refused(),
     }
     if read.is_cached and not read.is_private:
         responses["200"]["headers"] = {"ETag": {"schema": {"type": "string"}}}

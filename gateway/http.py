@@ -20,7 +20,7 @@ from engine.rejects import Reject
 from gateway import wire
 from gateway.documents import Place, asyncapi, openapi
 from gateway.health import Health
-from gateway.limits import Shortage
+from gateway.limits import Shortage, records_in
 from gateway.metrics import Metrics
 from gateway.reads import MARKET, READS, Asked, Read, parse_query
 from gateway.session import Desk
@@ -67,8 +67,15 @@ STATUSES: Final = {
 }
 PLACES: Final = (
     Place("/", "The market page.", "text/html"),
-    Place("/live", "This process answers.", JSON, r.Live),
-    Place("/ready", "Whether an order sent now would be taken.", JSON, r.Ready, (200, 503)),
+    Place("/live", "This process answers.", JSON, r.Live, is_free=True),
+    Place(
+        "/ready",
+        "Whether an order sent now would be taken.",
+        JSON,
+        r.Ready,
+        (200, 503),
+        is_free=True,
+    ),
     Place("/metrics", "What the node counts and times, as Prometheus reads it.", PROMETHEUS),
     Place("/markets", "The listed markets.", JSON, list[m.MarketInfo], is_deprecated=True),
     Place(
@@ -76,6 +83,7 @@ PLACES: Final = (
     ),
     Place("/openapi.json", "This document.", JSON, dict[str, Any]),
 )
+_FREE: Final = frozenset(place.path for place in PLACES if place.is_free)
 _METHODS: Final = ("GET", "HEAD")
 STATIC_NAME_CHARS_MAX: Final = 128  # the system raises for a name that no file can have
 _STATIC_NAME: Final = re.compile(r"[A-Za-z0-9_-][A-Za-z0-9_./-]*")
@@ -135,10 +143,12 @@ class Routes:
             allowed = ("Allow", ", ".join(_METHODS))
             return HttpAnswer(405, TEXT, b"only GET and HEAD\n", (NOT_STORED, allowed))
         path = request.path
-        if make := self._makes.get(path):
-            return make(request)
         if path.startswith(API):
             return self._api(request, address)
+        if path not in _FREE and (short := self._desk.budgets.spend_once(address)):
+            return _limited(short, ())
+        if make := self._makes.get(path):
+            return make(request)
         if path.startswith(STATIC):
             return self._static(request, path.removeprefix(STATIC))
         return _not_found()
@@ -188,16 +198,22 @@ class Routes:
             if short := self._desk.budgets.spend_once(address, wallet):
                 return _limited(short, seen_by)
             account = self._account(wallet) if is_private else 0
-            make = partial(self._read, read, request.query, market, account)
+            make = partial(self._read, read, request.query, market, account, (address, wallet))
             if is_private or not read.is_cached:
                 return HttpAnswer(200, JSON, make(), (NOT_STORED, *seen_by))
             return _fresh(request, JSON, self._kept(request, make), _OF_PUBLIC)
         except BadRequest as bad:
             return _refused(bad, seen_by)
 
-    def _read(self, read: Read, query: str, market: str, account: int) -> bytes:
-        asked = Asked(parse_query(query, read.query), market, account)
-        return wire.encode(read.make(self._desk, asked))
+    def _read(
+        self, read: Read, query: str, market: str, account: int, asker: tuple[str, bytes]
+    ) -> bytes:
+        """For the one, by address and wallet, who pays for what it lists: whoever has it later, as
+        it was kept, does not."""
+        desk = self._desk
+        answer = read.make(desk, Asked(parse_query(query, read.query), market, account))
+        desk.budgets.owe_once(*asker, desk.tariff.of_told(records_in(answer)))
+        return wire.encode(answer)
 
     def _kept(self, request: HttpRequest, make: Callable[[], bytes]) -> "_Tagged":
         """What is public is made once, for as long as the feed has told of nothing new."""

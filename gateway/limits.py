@@ -9,9 +9,11 @@ server call it; time comes in through constructors.
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Sequence
-from typing import Final, NamedTuple, get_args
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any, Final, NamedTuple, cast, get_args
 
+import msgspec
 from compex_client import messages as m
 
 from engine.rejects import Reject
@@ -82,9 +84,13 @@ class TokenBucket:
         """What was taken at the same time."""
         self.full_at -= tokens * NS_PER_S
 
+    def owe(self, tokens: int, now_ns: int) -> None:
+        """Take them, there or not: if not, there are none until as many have come."""
+        self.full_at = max(self.full_at, now_ns * self.rate_per_s) + tokens * NS_PER_S
+
     def left(self, now_ns: int) -> int:
         taken = self.full_at - now_ns * self.rate_per_s
-        return (self.size - taken if taken > 0 else self.size) // NS_PER_S
+        return max(0, self.size - taken if taken > 0 else self.size) // NS_PER_S
 
     def is_full(self, now_ns: int) -> bool:
         return self.full_at <= now_ns * self.rate_per_s
@@ -134,6 +140,17 @@ class Budget:
 
 
 _OF_RECORDS: Final = frozenset({m.Batch, m.Quote, m.Block, m.Exclusive, m.Basket, m.SignOrders})
+_LISTS_NOTHING: Final = frozenset({
+    m.Candle, m.Index, m.Trade, m.Ticker, m.MarketStatus, m.Auction,
+})  # fmt: skip
+
+
+def records_in(told: msgspec.Struct) -> int:
+    """How many entries a message or an answer lists; what lists nothing is one itself."""
+    if type(told) in _LISTS_NOTHING:  # a look at each field would cost a third of its encoding
+        return 1
+    fields = msgspec.structs.astuple(told)
+    return max(1, sum(len(cast("list[Any]", x)) for x in fields if isinstance(x, list)))
 
 
 class Tariff:
@@ -168,6 +185,10 @@ class Tariff:
                 raise AssertionError(kind)
         return cost[0] + records // self._records_per_token, cost[1]
 
+    def of_told(self, records: int) -> int:
+        """What a request takes besides, of tokens for requests, for what it is told at once."""
+        return records // self._records_per_token
+
 
 class Shortage(NamedTuple):
     scope: m.BudgetScope
@@ -187,6 +208,13 @@ def spend(budgets: Sequence[Budget], requests: int, cancels: int, now_ns: int) -
                 other.give_back(requests, cancels)
             return Shortage(budget.scope, retry_ms)
     return None
+
+
+def owe(budgets: Sequence[Budget], requests: int, now_ns: int) -> None:
+    """Take from every one of the budgets for what is done already: how much a request comes to may
+    be known only then. No more than one of them is ever owed, as the next needs a token."""
+    for budget in budgets:
+        budget.requests.owe(requests, now_ns)
 
 
 class Budgets:
@@ -228,12 +256,21 @@ class Budgets:
     def spend_once(self, address: str, wallet: bytes = b"") -> Shortage | None:
         """One request that comes without a connection of its own: of the address, and of the
         account if there is a wallet. As `spend`."""
-        budgets = [self.of_address(address), self.of_account(wallet) if wallet else None]
-        joined = [budget for budget in budgets if budget is not None]
-        short = spend(joined, 1, 0, self._now_ns())
-        for budget in joined:
+        with self._of_once(address, wallet) as budgets:
+            return spend(budgets, 1, 0, self._now_ns())
+
+    def owe_once(self, address: str, wallet: bytes, requests: int) -> None:
+        """What such a request has come to besides. As `owe`."""
+        with self._of_once(address, wallet) as budgets:
+            owe(budgets, requests, self._now_ns())
+
+    @contextmanager
+    def _of_once(self, address: str, wallet: bytes) -> Iterator[list[Budget]]:
+        found = [self.of_address(address), self.of_account(wallet) if wallet else None]
+        budgets = [budget for budget in found if budget is not None]
+        yield budgets
+        for budget in budgets:
             self.leave(budget)
-        return short
 
     def _join(self, new: Budget) -> Budget:
         self._forget()

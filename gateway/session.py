@@ -51,6 +51,8 @@ from gateway.limits import (
     Budgets,
     Outbox,
     Tariff,
+    owe,
+    records_in,
     spend,
 )
 from gateway.mirror import CLOSED_ORDERS_KEPT
@@ -473,6 +475,12 @@ class Session:
         )
         return True
 
+    def _owe(self, records: int) -> None:
+        """For so many that a request is told at once."""
+        tokens = self._desk.tariff.of_told(records)
+        if tokens:
+            owe(self._budgets, tokens, self._desk.now_ns())
+
     def _audit(self, request: m.ClientMessage, outcome: str) -> bool:
         """Put a line into the audit log; False if that failed."""
         if self._desk.audit is None:
@@ -894,6 +902,7 @@ class Session:
                 ack.fills = [x for x in found if isinstance(x, m.Fill)]
             else:
                 ack.leases = [x for x in found if isinstance(x, m.Lease)]
+            self._owe(len(found))
             self._ack(ack)
 
         after = max(0, request.from_aseq - 1)
@@ -995,6 +1004,7 @@ class Session:
             case "unsigned":
                 self._query_unsigned(request)
                 return
+        self._owe(records_in(ack))
         self._ack(ack)
 
     def _topic(self, request: m.Subscribe | m.Unsubscribe) -> Topic:
@@ -1015,10 +1025,13 @@ class Session:
         first: Iterable[m.ServerMessage] = self._desk.feed.subscribe(self, topic, request.limit)
         self._topics.add(topic)
         self._ack(m.Ack(request.id, market=request.market))
+        records = 0
         for message in first:  # made one by one, as they are told
             if not self._outbox.is_open:
                 break
+            records += records_in(message)
             self._say(message)
+        self._owe(records)
 
     def _unsubscribe(self, request: m.Unsubscribe) -> None:
         topic = self._topic(request)

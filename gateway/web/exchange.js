@@ -123,7 +123,8 @@ export class Exchange {
   /** The latest ones come at once; new ones come with the subscription to all markets. */
   #askTrades(market) {
     market.tradesAsked = true;
-    this.request({ t: "subscribe", channel: "trades", market: market.ticker }, "recent");
+    const { ticker } = market;
+    this.request({ t: "subscribe", channel: "trades", market: ticker }, "recent", ticker);
     this.request({ t: "unsubscribe", channel: "trades", market: market.ticker }, "recent");
   }
 
@@ -201,6 +202,7 @@ const HANDLERS = {
       this.subscribed.delete(asked.ticker);
       this.changed(market);
     }
+    if (asked?.what === "recent" && market) market.tradesAsked = false; // likewise
     this.notice(`${message.reason}: ${message.message}`);
   },
 

@@ -11,7 +11,15 @@ import pytest
 from compex_client import messages as m
 
 from engine.rejects import Reject
-from gateway.limits import DEFAULT_LIMITS, NS_PER_MS, Budgets, Tariff, whose
+from gateway.limits import (
+    DEFAULT_LIMITS,
+    NS_PER_MS,
+    Budgets,
+    Tariff,
+    TokenBucket,
+    records_in,
+    whose,
+)
 from gateway.wire import JSON, MSGPACK, Codec
 from tests.exchange import SYMBOL, TICKER, Conversation, Exchange, running_exchange, wallet
 
@@ -444,6 +452,52 @@ def test_budgets_that_are_full_again_are_forgotten() -> None:
     budgets.leave(stays)
     budgets.leave(stays)
     assert len(budgets) == 0
+
+
+def test_what_is_owed_has_to_come_before_anything_is_taken() -> None:
+    bucket = TokenBucket(rate_per_s=10, burst=5)
+    bucket.owe(8, 0)
+    assert (bucket.left(0), bucket.take(1, 0)) == (0, 400)
+    assert bucket.take(1, 400 * NS_PER_MS) == 0
+    assert bucket.left(2_000 * NS_PER_MS) == 5
+
+
+def test_what_is_told_counts_by_what_it_lists() -> None:
+    level = ("1", "1")
+    assert records_in(m.BookSnapshot("X", 1, [level] * 3, [level] * 2, 0)) == 5
+    assert records_in(m.Ack(1, markets=[])) == records_in(m.Ack(1)) == 1
+    assert records_in(m.Index("X", "1", "A", 1, 1)) == 1
+    assert [Tariff(DEFAULT_LIMITS).of_told(x) for x in (1, 7, 8, 1_000)] == [0, 0, 1, 125]
+
+
+async def test_what_a_subscription_begins_with_and_an_answer_lists_is_paid_for(
+    tmp_path: Path,
+) -> None:
+    limits = limited(requests_per_s=10, requests_burst=20)
+    watch = Watch()
+    async with running_exchange(tmp_path, limits, watch) as exchange:
+        for hour in range(8):
+            await exchange.list_market(SYMBOL.replace("SPOT", f"H|2026-12-01T{hour:02}"))
+        for round_ in range(1, 81):
+            exchange.desk.feed.publish_index(m.Index("X", "2.5", "A", round_, round_))
+        reader = exchange.converse()
+
+        def left(request: m.ClientMessage) -> int:
+            budget = acked(reader.say(request)[0]).budget
+            assert budget is not None
+            return budget[0]
+
+        assert left(m.Query(1, "markets")) == 20 - 1 - 1
+        assert left(m.Unsubscribe(2, "status")) == 17
+        every = m.Subscribe(3, "index", limit=80)
+        assert len(reader.say(every)) == 1 + 80
+        assert left(m.Unsubscribe(4, "status")) == 17 - 1 - 10 - 1
+        assert len(reader.say(every)) == 1 + 80, "there was a token"
+        reject = refused(reader.say(every)[0])
+        assert (reject.code, reject.scope) == (Reject.RATE_LIMITED, "connection")
+        assert reject.retry_ms == (1 + 10 - 5 + 1) * 100
+        watch.ns += reject.retry_ms * NS_PER_MS
+        assert left(m.Unsubscribe(5, "status")) == 0
 
 
 def test_an_address_is_who_has_it() -> None:

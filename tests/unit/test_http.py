@@ -136,6 +136,33 @@ async def test_reads_spend_what_the_address_and_the_account_may_ask(tmp_path: Pa
         assert asking.get(url).status == 429
 
 
+async def test_all_but_health_is_paid_for_and_a_long_list_by_who_has_it_made(
+    tmp_path: Path,
+) -> None:
+    now_ns = 10**15
+    limits = msgspec.structs.replace(
+        DEFAULT_LIMITS, address_requests_per_s=1, address_requests_burst=20
+    )
+    async with running_exchange(tmp_path, limits, lambda: now_ns) as exchange:
+        asking = Asking(exchange)
+
+        def answered(url: str, most: int = 99) -> int:
+            """How often, until there is nothing left."""
+            statuses = [asking.get(url).status for _ in range(most)]
+            assert statuses[0] in {200, 404} and statuses[-1] == 429
+            return most - statuses.count(429)
+
+        for url in ("/", "/metrics", "/markets", "/openapi.json", "/static/app.js", "/nothing"):
+            assert answered(url) == 20, url
+            assert asking.get("/live").status == asking.get("/ready").status == 200
+            now_ns += 20 * 10**9
+        for round_ in range(1, 81):
+            exchange.desk.feed.publish_index(m.Index("X", "2.5", "A", round_, round_))
+        rounds = "/api/v1/index/X?limit=80"
+        assert answered(rounds) == 10, "the first takes eleven, as the answer is kept for the rest"
+        assert dict(asking.get("/metrics").headers)["Retry-After"] == "1"
+
+
 def _counted() -> Any:
     """Secrets that differ from each other, the same in every run."""
     last = 0

@@ -322,6 +322,20 @@ test("a refused book is shown as missing, in words, and asked for again later", 
   assert.ok(sent.some((body) => body.channel === "book"));
 });
 
+test("refused trades are asked for again later", () => {
+  const { exchange, sent } = started(1);
+  exchange.opened();
+  sent.length = 0;
+  exchange.receive(HELLO);
+  exchange.want(["M0"], "M0");
+  const ofTrades = (body) => body.t === "subscribe" && body.channel === "trades" && body.market;
+  const { id } = sent.find(ofTrades);
+  exchange.receive({ t: "reject", id, code: 1011, reason: "RATE_LIMITED", message: "too many" });
+  sent.length = 0;
+  exchange.receive({ t: "heartbeat", time_us: 1, sequence: 5 });
+  assert.ok(sent.some(ofTrades));
+});
+
 test("after a reconnection no old book is shown", () => {
   const { exchange } = started(1);
   exchange.receive(snapshot("M0", 7, "2.0000"));

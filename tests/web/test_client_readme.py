@@ -154,6 +154,8 @@ def test_the_limits_of_the_readme_are_those_of_the_code() -> None:
         "Most requests take one token, "
         + ", ".join(f"`{request}` {tokens}" for request, tokens in WEIGHTS.items()),
         f"one more for every {x.records_per_token} levels",
+        f"one more for every {x.records_per_token} candles, trades",
+        f"one more for every {x.records_per_token} entries of a list",
         f"{x.logins_per_s} times a second, {x.logins_burst:,} times at once",
         f"{x.subscriptions} subscriptions and {x.outbound_bytes:,} bytes unread",
         f"at most {x.frame_bytes:,} bytes",

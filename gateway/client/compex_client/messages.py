@@ -635,6 +635,10 @@ class Limits(Struct):
     connection, the account with all its connections, and the peer's address with all of its
     connections each have such a pair of buckets, and a request needs room in every one of them. A
     rate of 0: there is no such bucket.
+
+    What a subscription begins with and what the answer to a query lists takes one more for every
+    `records_per_token` entries, once it is told: whoever had too few left has none, but for
+    cancels, until as many have come.
     """
 
     requests_per_s: int
