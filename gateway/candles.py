@@ -123,6 +123,12 @@ class Tape:
         first = max(len(kept) - min(count, KEPT) * FIELDS, 0)
         return [Candle(*kept[at : at + FIELDS]) for at in range(first, len(kept), FIELDS)]
 
+    def closed_since(self, interval_s: int, start_s: int) -> int:
+        """How many of those begin then or later."""
+        kept = self._closed.get(interval_s, array("q"))
+        count = len(kept) // FIELDS
+        return count - bisect_left(range(count), start_s, key=lambda at: kept[at * FIELDS])
+
     def day(self, now_s: int) -> Candle:
         """The last 24 hours, in whole minutes: those that began within them, and the running one.
 

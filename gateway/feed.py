@@ -294,6 +294,10 @@ class Feed:
             return [self._private.snapshot(topic.of, self._time_us)]
         return self._public.first(topic, limit)
 
+    def closed_since(self, topic: Topic, start_s: int) -> int:
+        """How many candles of one market that are closed began then or later."""
+        return self._public.closed_since(topic, start_s)
+
     def resume(self, reader: Reader, topic: Topic, from_aseq: int) -> None:
         """Tell the account's stream from that number on; `check_resume` comes first."""
         self._private.resume(reader, topic.of, from_aseq, lambda: self._time_us)

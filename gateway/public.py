@@ -325,6 +325,11 @@ class Public:
             return self._tapes.of(market.instrument) is not None
         return channel == "index" and market.ticker in self._indexes
 
+    def closed_since(self, topic: Topic, start_s: int) -> int:
+        """How many candles of one market that are closed began then or later."""
+        tape = self._tapes.of(topic.of)
+        return tape.closed_since(topic.interval_s, start_s) if tape else 0
+
     def _chosen(self, topic: Topic) -> list[MarketState]:
         """The markets that a topic is about."""
         every = self._mirror.markets

@@ -156,9 +156,12 @@ def candles(desk: Desk, asked: Asked) -> r.Candles:
     query: r.CandlesQuery = asked.query
     ticker = desk.feed.market(asked.market).ticker
     wanted = m.Subscribe(1, "candles", ticker, interval_s=query.interval_s)
-    kept = desk.feed.first(desk.feed.topic(wanted, 0), m.FIRST_MAX)
-    found = [x for x in kept if isinstance(x, m.Candle) and x.start_s >= query.from_s]
-    return r.Candles(found[: query.limit] if query.from_s else found[-query.limit :])
+    topic, from_s = desk.feed.topic(wanted, 0), query.from_s
+    # They are made as they are taken, and one costs as much as most reads do in all.
+    count = desk.feed.closed_since(topic, from_s) if from_s else query.limit
+    kept = desk.feed.first(topic, max(1, count))
+    found = (x for x in kept if isinstance(x, m.Candle) and x.start_s >= from_s)
+    return r.Candles([*islice(found, query.limit)] if from_s else [*found][-query.limit :])
 
 
 def _last(entries: deque[_Entry], limit: int) -> list[_Entry]:

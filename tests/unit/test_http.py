@@ -10,13 +10,14 @@ import msgspec
 import pytest
 from compex_client import messages as m
 from compex_client import reads as r
+from compex_client import units
 from compex_client.book import Book
 from compex_client.messages import Scope
 from compex_client.wallet import SessionKey
 
 from engine.catalog import Catalog
 from engine.rejects import Reject
-from gateway import reads
+from gateway import public, reads
 from gateway.health import Health
 from gateway.http import ANSWERS_KEPT_MAX, HttpAnswer, HttpRequest, Routes
 from gateway.limits import DEFAULT_LIMITS
@@ -375,7 +376,15 @@ async def test_a_bearer_reads_its_own_account_alone(asking: Asking) -> None:
     assert money != asking.read("/api/v1/account/balances", m.Balances, authorization=theirs)
 
 
-async def test_candles_are_those_that_the_websocket_tells(asking: Asking) -> None:
+async def test_candles_are_those_that_the_websocket_tells(
+    asking: Asking, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    spelt: list[int] = []
+
+    def price_text(price_ticks: int) -> str:
+        spelt.append(price_ticks)
+        return units.price_text(price_ticks)
+
     clock, url = asking.exchange.clock, f"/api/v1/candles/{TICKER}"
     for _ in range(2):
         clock.advance_to(clock.now_ns() + 60 * 10**9)
@@ -385,8 +394,15 @@ async def test_candles_are_those_that_the_websocket_tells(asking: Asking) -> Non
     told = asking.exchange.converse().say(m.Subscribe(1, "candles", TICKER, interval_s=60))
     assert told[1:] == minutes
     second = minutes[1].start_s
-    assert asking.read(f"{url}?limit=1", r.Candles).candles == minutes[2:]
-    assert asking.read(f"{url}?limit=1&from_s={second}", r.Candles).candles == minutes[1:2]
+    later = second + 3_600
+    monkeypatch.setattr(public, "price_text", price_text)
+    for query, found in (
+        ("limit=1", minutes[2:]), (f"limit=1&from_s={second}", minutes[1:2]),
+        (f"from_s={second + 1}", minutes[2:]), (f"from_s={later}", []), ("from_s=1", minutes),
+    ):  # fmt: skip
+        spelt.clear()
+        assert asking.read(f"{url}?{query}", r.Candles).candles == found
+        assert len(spelt) <= 4 * max(2, len(found)), "no others are made, but one"
     [day] = asking.read(f"{url}?interval_s=86400", r.Candles).candles
     assert (day.trades, day.open, day.close, day.closed) == (4, "2.5000", "2.6000", False)
     assert asking.refusal(f"{url}?interval_s=61") == (400, "INVALID_FIELD", "interval_s")
