@@ -9,7 +9,7 @@ server call it; time comes in through constructors.
 
 import ipaddress
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import contextmanager
 from typing import Any, Final, NamedTuple, cast, get_args
 
@@ -265,7 +265,7 @@ class Budgets:
             owe(budgets, requests, self._now_ns())
 
     @contextmanager
-    def _of_once(self, address: str, wallet: bytes) -> Iterator[list[Budget]]:
+    def _of_once(self, address: str, wallet: bytes) -> Generator[list[Budget]]:
         found = [self.of_address(address), self.of_account(wallet) if wallet else None]
         budgets = [budget for budget in found if budget is not None]
         yield budgets

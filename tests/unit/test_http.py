@@ -394,11 +394,11 @@ async def test_candles_are_those_that_the_websocket_tells(
     told = asking.exchange.converse().say(m.Subscribe(1, "candles", TICKER, interval_s=60))
     assert told[1:] == minutes
     second = minutes[1].start_s
-    later = second + 3_600
+    later, nothing = second + 3_600, list[m.Candle]()
     monkeypatch.setattr(public, "price_text", price_text)
     for query, found in (
         ("limit=1", minutes[2:]), (f"limit=1&from_s={second}", minutes[1:2]),
-        (f"from_s={second + 1}", minutes[2:]), (f"from_s={later}", []), ("from_s=1", minutes),
+        (f"from_s={second + 1}", minutes[2:]), (f"from_s={later}", nothing), ("from_s=1", minutes),
     ):  # fmt: skip
         spelt.clear()
         assert asking.read(f"{url}?{query}", r.Candles).candles == found
