@@ -29,8 +29,9 @@ from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, 
 from engine.outbox import emit, is_spent, next_event, reject
 from engine.records import (
     AUCTION_ROUNDS_MAX,
-    CALL_BY_TIME,
+    BY_TIME,
     INSTRUMENTS_MAX,
+    SECOND_NS,
     CancelReason,
     EventKind,
     FillNote,
@@ -54,7 +55,7 @@ def _meet_at(book: Any, bid_ticks: Any, ask_ticks: Any) -> Any:
 
 
 @inlined
-def _is_crossed(book: Any) -> Any:
+def is_crossed(book: Any) -> Any:
     return _meet_at(book, int64(rank_of(SELL, book.best[SELL])), int64(rank_of(SELL, uint32(0))))
 
 
@@ -256,8 +257,8 @@ def call_market(s: Any, c: Any, out: Any) -> Any:
             reason = Reject.MARKET_CLOSED
         elif s.markets[c.instrument].auction_ticks != 0:
             reason = Reject.UNCROSSING
-        elif c.flags == CALL_BY_TIME and s.books[c.instrument].status == MarketStatus.HALTED:
-            reason = Reject.MARKET_HALTED  # by a command that was on its way; a resume asks again
+        elif c.flags == BY_TIME and s.books[c.instrument].status == MarketStatus.HALTED:
+            reason = Reject.MARKET_HALTED
     if reason != 0:
         return reject(out, c, reason)
     begin_call(s, c.instrument, c.expiry_s)
@@ -289,6 +290,13 @@ def indicate_market(s: Any, c: Any, out: Any) -> Any:
     return None
 
 
+@inlined
+def _ends_by(market: Any, time_ns: Any) -> Any:
+    """Whether the market's call is to end by then, or is being ended."""
+    over = market.uncross_s != 0 and int64(market.uncross_s) * SECOND_NS <= time_ns
+    return over or market.auction_ticks != 0
+
+
 @kernel
 def uncross_market(s: Any, c: Any, out: Any) -> Any:
     """End a call: trade what crosses, then open the market.
@@ -300,12 +308,14 @@ def uncross_market(s: Any, c: Any, out: Any) -> Any:
     reason = _why_not_listed(s, c)
     if reason == 0 and s.books[c.instrument].status != MarketStatus.CALL:
         reason = Reject.NO_CALL
+    if reason == 0 and c.flags == BY_TIME and not _ends_by(s.markets[c.instrument], c.time_ns):
+        reason = Reject.NO_CALL
     if reason != 0:
         return reject(out, c, reason)
     book = s.books[c.instrument]
     market = s.markets[c.instrument]
     rounds = 0
-    while _is_crossed(book) and not is_spent(out):
+    while is_crossed(book) and not is_spent(out):
         price = int64(market.auction_ticks)
         if price == 0 or not _meet_at(book, price, price):
             if rounds == AUCTION_ROUNDS_MAX:
@@ -316,7 +326,7 @@ def uncross_market(s: Any, c: Any, out: Any) -> Any:
                 price = int64(rank_of(BUY, book.best[BUY]))
             market.auction_ticks = uint32(price)
         _allocate(s, c, out, price)
-    more = _is_crossed(book)
+    more = is_crossed(book)
     traded = market.auction_lots
     price = int64(book.last_ticks) if traded != 0 else int64(0)
     if not more:

@@ -1,17 +1,18 @@
 """Markets: listed, halted, resumed and closed by sequenced commands.
 
 Invariant: a market's terms never change once it is listed; a halted one takes only cancels, and a
-closed one nothing any more. Called
-by `match`.
+closed one nothing any more. Called by `match`.
 """
 
 from typing import Any
 
+from engine.auction import is_crossed
 from engine.bands import begin_call
 from engine.book import RULE_CALL, RULE_GATE, RULE_WINDOW, SELL, SELL_STOPS, WHOLE_SELLS
 from engine.kernel import inlined, int32, int64, kernel, uint8, uint16, uint32, uint64
 from engine.outbox import emit, is_spent, reject
 from engine.records import (
+    BY_TIME,
     CALL_SECONDS_MAX,
     INSTRUMENTS_MAX,
     PRICE_TICKS_MAX,
@@ -111,6 +112,9 @@ def close_market(s: Any, c: Any, out: Any) -> Any:
         return reject(out, c, Reject.UNKNOWN_INSTRUMENT)
     book = s.books[c.instrument]
     market = s.markets[c.instrument]
+    gathers = book.status == MarketStatus.CALL and market.uncross_s != 0
+    if c.flags == BY_TIME and gathers and is_crossed(book):
+        return reject(out, c, Reject.UNCROSSING)  # a call came just before the gate: it ends first
     book.status = uint8(MarketStatus.CLOSED)
     for side in range(uint32(SELL + 1)):
         _clear_trie(s, c, out, book, side)

@@ -242,7 +242,9 @@ class ListingFlag(IntEnum):
     OPENING_CALL = 1  # in a call, until `opens_s` or, if that is 0, until somebody uncrosses it
 
 
-CALL_BY_TIME: Final = 1  # `flags` of a CALL_MARKET that leaves a halted market as it is
+# `flags` of a market's command that its timetable gives: it leaves the market as it is if what was
+# on its way before has made it untimely. The engine asks again once it has heard of that.
+BY_TIME: Final = 1
 
 
 def _overlaid(size: int, fields: list[tuple[str, Any, int]]) -> np.dtype[np.void]:

@@ -1,10 +1,11 @@
 """What markets do when a time comes: a call begins or ends, the gate closes, a price is indicated.
 
 Built from published events alone, so that a restart knows what is still to come. Invariant: before
-a command is sequenced, all that was to happen to markets by then is in the order before it, each
-once until it is answered; what a command could not finish is asked for again at once, and a gate
-shuts only on what its auction has left. Only `pipeline` calls. Planning and taking are O(log n) in
-the times planned.
+a command is sequenced, all that was to happen to markets by then is in the order before it; what a
+command could not finish is asked for again at once, and a gate shuts only on what its auction has
+left. What is asked for may meet a market that is not as it was last heard of: then the kernel
+refuses it (BY_TIME), and it is planned again by what is heard next. To ask once more for what is
+done is harmless. Only `pipeline` calls. Planning and taking are O(log n) in the times planned.
 """
 
 from typing import Final
@@ -13,7 +14,7 @@ import msgspec
 from sortedcontainers import SortedList
 
 from engine.records import (
-    CALL_BY_TIME,
+    BY_TIME,
     SECOND_NS,
     Command,
     CommandKind,
@@ -79,7 +80,8 @@ class Timetable:
             if step == _CALL:
                 commands += self._closing_call(instrument, now_ns)
             elif step != _CLOSE or not self._is_uncrossed_first(instrument, now_ns):
-                commands.append(Command(kind=_STEPS[step], instrument=instrument))
+                asked = Command(kind=_STEPS[step], instrument=instrument, flags=BY_TIME)
+                commands.append(asked)
             if step == _UNCROSS:
                 self._uncrossing.add(instrument)
         return commands
@@ -97,7 +99,7 @@ class Timetable:
                 kind=CommandKind.CALL_MARKET,
                 instrument=instrument,
                 expiry_s=closes_s,
-                flags=CALL_BY_TIME,
+                flags=BY_TIME,
             )
         ]
 
@@ -129,7 +131,7 @@ class Timetable:
                     self._plan(_UNCROSS, instrument, event.time_ns)
                 else:
                     self._end(instrument)
-                    self._plan_overdue(instrument, event.time_ns)
+                    self._plan_again(instrument)
             case EventKind.INDICATED:
                 self._drop(_INDICATE, instrument)
                 self._indicated_ns[instrument] = event.time_ns
@@ -137,7 +139,7 @@ class Timetable:
                 self._halted.add(instrument)
                 for step in (_UNCROSS, _INDICATE):
                     self._drop(step, instrument)
-                self._plan_overdue(instrument, event.time_ns)
+                self._plan_again(instrument)
             case EventKind.MARKET_RESUMED:
                 self._resumed(event)
             case EventKind.MARKET_CLOSED:
@@ -149,16 +151,16 @@ class Timetable:
         instrument, closes_s = event.instrument, event.closes_s
         if closes_s:
             self._closes_s[instrument] = closes_s
-            self._plan(_CLOSE, instrument, closes_s * SECOND_NS)
         if event.closing_call_s:
             self._closing_call_s[instrument] = closes_s - event.closing_call_s
-            self._plan(_CALL, instrument, self._closing_call_s[instrument] * SECOND_NS)
+        self._plan_again(instrument)
         if event.reason == ListingFlag.OPENING_CALL:
             self._begin(instrument, event.opens_s or closes_s, event.time_ns)
 
     def _called(self, event: Event) -> None:
         instrument = event.instrument
         self._halted.discard(instrument)
+        self._uncrossing.discard(instrument)  # else the kernel would have refused
         self._begin(instrument, event.expiry_s, event.time_ns)
         till_gate = event.expiry_s == self._closes_s.get(instrument)
         if till_gate and self._is_closing_call_due(instrument, event.time_ns):
@@ -177,13 +179,15 @@ class Timetable:
         call_s = self._closing_call_s.get(instrument)
         return call_s is not None and call_s * SECOND_NS <= now_ns
 
-    def _plan_overdue(self, instrument: int, now_ns: int) -> None:
-        """What had to wait until now: the gate, or a closing call."""
-        closes_s = self._closes_s.get(instrument, 0)
-        if closes_s and closes_s * SECOND_NS <= now_ns:
-            self._plan(_CLOSE, instrument, now_ns)
-        elif self._is_closing_call_due(instrument, now_ns):
-            self._plan(_CALL, instrument, now_ns)
+    def _plan_again(self, instrument: int) -> None:
+        """The gate and the closing call, each at its time: it may have come while they had to wait.
+
+        By the time of the event it need not have: that was sequenced a while ago.
+        """
+        if closes_s := self._closes_s.get(instrument):
+            self._plan(_CLOSE, instrument, closes_s * SECOND_NS)
+        if call_s := self._closing_call_s.get(instrument):
+            self._plan(_CALL, instrument, call_s * SECOND_NS)
 
     def _end(self, instrument: int) -> None:
         self._uncrossing.discard(instrument)
@@ -199,7 +203,7 @@ class Timetable:
             self._begin(instrument, self._calls[instrument], event.time_ns)
             if instrument in self._uncrossing:
                 self._plan(_UNCROSS, instrument, event.time_ns)
-        self._plan_overdue(instrument, event.time_ns)
+        self._plan_again(instrument)
 
     def _closed(self, event: Event) -> None:
         instrument = event.instrument

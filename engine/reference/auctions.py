@@ -9,7 +9,7 @@ its market into a call; a limit beyond the static band is refused.
 from engine.records import (
     AUCTION_ROUNDS_MAX,
     BAND_PPM_MAX,
-    CALL_BY_TIME,
+    BY_TIME,
     CALL_SECONDS_MAX,
     EFFECTS_MAX,
     PPM,
@@ -55,7 +55,7 @@ class Auctions(Orders):
         closed = book.status is MarketStatus.CLOSED or shut
         self._require(not closed, Reject.MARKET_CLOSED)
         self._require(not book.auction_ticks, Reject.UNCROSSING)
-        halted = c.flags == CALL_BY_TIME and book.status is MarketStatus.HALTED
+        halted = c.flags == BY_TIME and book.status is MarketStatus.HALTED
         self._require(not halted, Reject.MARKET_HALTED)
         self._begin_call(book, c.expiry_s)
         self._emit(EventKind.MARKET_CALLED, **halves(book.uncross_s))
@@ -113,6 +113,8 @@ class Auctions(Orders):
     def _uncross_market(self, c: Command) -> None:
         book = self._book(c.instrument)
         self._require(book.status is MarketStatus.CALL, Reject.NO_CALL)
+        over = 0 < book.uncross_s * SECOND_NS <= c.time_ns or book.auction_ticks
+        self._require(over or c.flags != BY_TIME, Reject.NO_CALL)
         rounds = 0
         while self._heads(book) and len(self._events) < EFFECTS_MAX:
             if not book.auction_ticks or not self._heads(book, book.auction_ticks):

@@ -4,6 +4,7 @@ Invariant: a market that is closed holds no order any more once its command is d
 """
 
 from engine.records import (
+    BY_TIME,
     CALL_SECONDS_MAX,
     EFFECTS_MAX,
     INSTRUMENTS_MAX,
@@ -78,6 +79,8 @@ class Markets(Auctions):
     def _close_market(self, c: Command) -> None:
         """For good: every order is cancelled, from the best on, then those that wait."""
         book = self._book(c.instrument)
+        gathers = book.status is MarketStatus.CALL and book.uncross_s and self._heads(book)
+        self._require(not gathers or c.flags != BY_TIME, Reject.UNCROSSING)
         book.status = MarketStatus.CLOSED
         orders = [
             *book.queued(),

@@ -17,7 +17,7 @@ from engine.records import (
     AMOUNT_USDC6_MAX,
     BAND_PPM_MAX,
     BASKET_LEGS_MAX,
-    CALL_BY_TIME,
+    BY_TIME,
     CALL_SECONDS_MAX,
     EXCLUSIVE_LEGS_MAX,
     FEE_PPM_MAX,
@@ -758,7 +758,8 @@ def close_market(flow: Flow) -> Command:
         if 0 < book.closes_s <= flow.now_s() and book.status is not MarketStatus.CLOSED
     ]
     market = flow.chance.choice(shut) if shut else flow.mostly(NO_MARKETS[0], (flow.market(),), 6)
-    return Command(kind=CommandKind.CLOSE_MARKET, instrument=market)
+    flags = flow.chance.choice((0, BY_TIME))
+    return Command(kind=CommandKind.CLOSE_MARKET, instrument=market, flags=flags)
 
 
 def call_market(flow: Flow) -> Command:
@@ -774,7 +775,7 @@ def call_market(flow: Flow) -> Command:
     if not flow.one_in(3):
         flow.then(Command(kind=CommandKind.UNCROSS_MARKET, instrument=market))
     until_s = chance.choice((0, flow.now_s(), flow.now_s() + chance.randint(1, 90)))
-    flags = flow.chance.choice((0, 0, CALL_BY_TIME))
+    flags = chance.choice((0, 0, BY_TIME))
     return Command(kind=CommandKind.CALL_MARKET, instrument=market, expiry_s=until_s, flags=flags)
 
 
@@ -785,7 +786,8 @@ def uncross_market(flow: Flow) -> Command:
         return resting_order(flow)
     kinds = (CommandKind.UNCROSS_MARKET, CommandKind.UNCROSS_MARKET, CommandKind.INDICATE_MARKET)
     market = flow.chance.choice(called) if called else flow.market()
-    return Command(kind=flow.chance.choice(kinds), instrument=market)
+    flags = flow.chance.choice((0, 0, BY_TIME))
+    return Command(kind=flow.chance.choice(kinds), instrument=market, flags=flags)
 
 
 def set_bands(flow: Flow) -> Command:

@@ -358,6 +358,113 @@ async def test_a_halt_on_its_way_stands_when_a_closing_call_falls_due(world: Wor
     await world.pipeline.close()
 
 
+# What is on its way when a time comes; the market is in a call that ends at the gate.
+ON_ITS_WAY = [
+    pytest.param({}, CommandKind.UNCROSS_MARKET, id="uncrossed by hand"),
+    pytest.param({"closing_call_s": 10}, CommandKind.UNCROSS_MARKET, id="closing call uncrossed"),
+    pytest.param({}, CommandKind.HALT_MARKET, id="halted"),
+]
+
+
+@pytest.mark.parametrize(("listing", "kind"), ON_ITS_WAY)
+async def test_a_gate_shuts_whatever_was_on_its_way_when_it_came(
+    world: World, listing: dict[str, int], kind: CommandKind
+) -> None:
+    await world.list_market(gate_s=GATE_S, **listing)
+    await world.do(CommandKind.CALL_MARKET)
+    await world.at(GATE_S - 1)
+    world.pipeline.submit(Command(kind=kind))
+    world.clock.advance_to(GATE_S * SECOND_NS)
+    await world.order(1, Side.BUY, 100)  # the gate's time comes while the other is unpublished
+    await world.look()
+    assert world.status == MarketStatus.CLOSED
+    await world.pipeline.close()
+
+
+async def test_a_volatility_call_that_ends_just_before_the_gate_keeps_nothing_open(
+    world: World,
+) -> None:
+    await world.list_market(gate_s=GATE_S)
+    await world.do(CommandKind.CALL_MARKET, expiry_s=GATE_S - 1)
+    world.clock.advance_to((GATE_S - 1) * SECOND_NS)
+    world.pipeline.submit(Command(kind=CommandKind.NEW_ORDER, account=1, price_ticks=9, qty_lots=1))
+    world.clock.advance_to(GATE_S * SECOND_NS)  # the disk was as slow
+    await world.order(1, Side.BUY, 100)
+    await world.look()
+    assert world.status == MarketStatus.CLOSED
+    await world.pipeline.close()
+
+
+@pytest.mark.parametrize("kind", [CommandKind.RESUME_MARKET, CommandKind.UNCROSS_MARKET])
+async def test_a_closing_call_begins_whatever_was_on_its_way_when_it_fell_due(
+    world: World, kind: CommandKind
+) -> None:
+    await world.list_market(gate_s=GATE_S, closing_call_s=10)
+    if kind == CommandKind.RESUME_MARKET:
+        await world.do(CommandKind.HALT_MARKET)
+    else:
+        await world.do(CommandKind.CALL_MARKET, expiry_s=GATE_S - 10)
+    world.clock.advance_to((GATE_S - 11) * SECOND_NS)
+    world.pipeline.submit(Command(kind=kind))
+    world.clock.advance_to((GATE_S - 10) * SECOND_NS)
+    await world.order(1, Side.BUY, 100)
+    await world.look()
+    assert world.status == MarketStatus.CALL
+    assert await world.at(GATE_S - 1) in ([], [INDICATED])
+    assert (await world.at(GATE_S))[-1] == CLOSED
+    await world.pipeline.close()
+
+
+async def test_a_call_that_is_given_a_later_end_just_before_its_end_goes_on_until_then(
+    world: World,
+) -> None:
+    await world.list_market()
+    await world.do(CommandKind.CALL_MARKET, expiry_s=START_S + 5)
+    world.clock.advance_to((START_S + 5) * SECOND_NS - 1)
+    world.pipeline.submit(Command(kind=CommandKind.CALL_MARKET, expiry_s=START_S + 60))
+    world.clock.advance_to((START_S + 5) * SECOND_NS)
+    await world.order(1, Side.BUY, 100)
+    await world.look()
+    assert world.status == MarketStatus.CALL
+    assert UNCROSSED not in await world.at(START_S + 59)
+    assert UNCROSSED in await world.at(START_S + 60)
+    await world.pipeline.close()
+
+
+async def test_a_call_begun_anew_while_halted_lasts_as_long_as_it_says(world: World) -> None:
+    await world.list_market()
+    await world.do(CommandKind.CALL_MARKET, expiry_s=START_S + 5)
+    world.pipeline.submit(Command(kind=CommandKind.HALT_MARKET))
+    world.clock.advance_to((START_S + 5) * SECOND_NS)
+    await world.order(1, Side.BUY, 100)  # the end came, and met a halted market
+    await world.do(CommandKind.CALL_MARKET, expiry_s=START_S + 3600)
+    await world.do(CommandKind.HALT_MARKET)
+    await world.do(CommandKind.RESUME_MARKET)
+    await world.look()
+    assert world.status == MarketStatus.CALL
+    assert UNCROSSED in await world.at(START_S + 3600)
+    await world.pipeline.close()
+
+
+async def test_a_call_set_off_just_before_the_gate_is_uncrossed_before_it_shuts(
+    world: World,
+) -> None:
+    await world.list_market(gate_s=GATE_S)
+    await world.do(CommandKind.SET_BANDS, order_id=10_000 << 32, price_ticks=1000, expiry_s=30)
+    await world.order(2, Side.SELL, 1011)
+    world.clock.advance_to(GATE_S * SECOND_NS - 1)
+    bid = Command(kind=CommandKind.NEW_ORDER, account=1, price_ticks=1011, qty_lots=1)
+    world.events.clear()
+    world.pipeline.submit(bid)
+    world.clock.advance_to(GATE_S * SECOND_NS)
+    await world.look()
+    kinds = [kind for kind in world.kinds() if kind != EventKind.REJECTED]
+    assert kinds == [
+        EventKind.ACCEPTED, EventKind.VOLATILITY_CALL, EventKind.FILL, UNCROSSED, CLOSED
+    ]  # fmt: skip
+    await world.pipeline.close()
+
+
 async def test_an_uncross_halted_in_the_middle_goes_on_when_resumed(world: World) -> None:
     await world.list_market()
     await world.do(CommandKind.CALL_MARKET)  # without a time
