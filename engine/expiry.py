@@ -38,9 +38,17 @@ class Expiries:
                 self._expiry_s[event.order_id] = expiry_s
             elif event.kind == EventKind.REJECTED:
                 self._accepted_at.pop(event.sequence, None)
-            elif event.kind == EventKind.CANCELLED and event.order_id in self._expiry_s:
-                expiry_s = self._expiry_s.pop(event.order_id)
-                self._times.discard((expiry_s, event.order_id, event.account))
+            elif event.kind == EventKind.CANCELLED:
+                self._forget(event.order_id, event.account)
+
+    def asked(self, command: Command) -> None:
+        """An EXPIRE that the journal has: in a former life `due` has given it."""
+        self._forget(command.order_id, command.account)
+
+    def _forget(self, order_id: int, account: int) -> None:
+        expiry_s = self._expiry_s.pop(order_id, None)
+        if expiry_s is not None:
+            self._times.discard((expiry_s, order_id, account))
 
     def due(self, now_ns: int) -> list[Command]:
         """EXPIRE commands for orders whose time has come, earliest first; each is given once.

@@ -25,6 +25,7 @@ from engine.records import (
     COMMAND,
     Balances,
     CommandArray,
+    CommandKind,
     EventArray,
     TimeInForce,
     decode_commands,
@@ -92,8 +93,10 @@ class Replica:
     def follow(self, frame: Frame) -> None:
         """What the journal has next: sequenced already, matched and published again."""
         self.sequencer.resume(frame.commands)
-        mortal = frame.commands[frame.commands["time_in_force"] == TimeInForce.GTT]
-        for command in decode_commands(mortal):
+        kinds, lives = frame.commands["kind"], frame.commands["time_in_force"]
+        for command in decode_commands(frame.commands[kinds == CommandKind.EXPIRE]):
+            self.expiries.asked(command)
+        for command in decode_commands(frame.commands[lives == TimeInForce.GTT]):
             self.expiries.sequenced(command, command.sequence)
         for part in self.match(frame.commands):
             self.publish(part, replayed=True)

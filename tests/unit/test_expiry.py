@@ -152,6 +152,23 @@ async def test_a_cancelled_order_is_not_expired_again(world: World) -> None:
     assert world.kinds() == [EventKind.ACCEPTED, EventKind.CANCELLED, EventKind.ACCEPTED]
 
 
+async def test_an_order_whose_time_has_come_is_asked_about_once_whatever_starts_follow(
+    world: World,
+) -> None:
+    world.order(2, Side.SELL, expiry_s=START_S + 5)
+    world.order(1, Side.BUY)  # takes all of it
+    await world.pipeline.settled()
+    world.clock.advance_to((START_S + 9) * SECOND_NS)
+    for _ in range(3):
+        world.order(1, Side.BUY)
+        await world.pipeline.settled()
+        await world.pipeline.close()
+        world.events.clear()
+        await world.start()
+    await world.pipeline.close()
+    assert world.kinds().count(EventKind.REJECTED) == 1, "it is filled"
+
+
 class SetBackClock:
     """One that somebody sets back."""
 
