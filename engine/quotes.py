@@ -168,7 +168,7 @@ def _check_room(s: Any, head: Any, old: Any) -> Any:
     count = int64(head.parts)
     if int64(s.resting[head.account]) - old + count > ACCOUNT_ORDERS_MAX:
         return Reject.ACCOUNT_ORDERS_FULL
-    if int64(s.open_orders) - old + count > OPEN_ORDERS_MAX:
+    if int64(s.open_orders) + int64(s.orders_retired) - old + count > OPEN_ORDERS_MAX:
         return Reject.TOO_MANY_OPEN_ORDERS
     # A leaf and seven nodes at most for each; those that the old levels leave come on top.
     leaves = int64(LEAVES_MAX) - int64(1) - int64(s.leaf_high)

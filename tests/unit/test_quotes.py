@@ -9,6 +9,7 @@ from engine.invariants import check_invariants
 from engine.records import (
     ACCOUNT_ORDERS_MAX,
     EFFECTS_MAX,
+    OPEN_ORDERS_MAX,
     PARTS_MAX,
     PRICE_TICKS_MAX,
     QUOTED_MARKETS_MAX,
@@ -319,6 +320,17 @@ def test_an_account_full_of_orders_may_still_replace_its_quotes(shard: Shard) ->
     assert kinds(events)[0] == EventKind.QUOTED
     state["resting"][ALICE] = 2
     check_invariants(shard.state)
+
+
+def test_quotes_take_no_slots_where_the_ids_of_all_others_are_used_up(shard: Shard) -> None:
+    state = shard.state[0]
+    level = Command(kind=CommandKind.PART, **bid(90))
+    head = Command(kind=CommandKind.MASS_QUOTE, parts=1, account=ALICE, instrument=MARKET)
+    state["orders_retired"] = OPEN_ORDERS_MAX  # set by hand
+    events = _kernel_only(shard, head, level)
+    assert [e.reason for e in events] == [Reject.TOO_MANY_OPEN_ORDERS]
+    state["orders_retired"] = 0
+    assert kinds(_kernel_only(shard, head, level))[0] == EventKind.QUOTED
 
 
 def _kernel_only(shard: Shard, *records: Command) -> list[Event]:
