@@ -287,6 +287,13 @@ def _trigger(s: Any, book: Any, slot: Any, out: Any, c: Any) -> None:
         order.expiry_s = m.expiry_s
 
 
+@inlined
+def _may_rest(order: Any, time_ns: Any) -> Any:
+    """Whether it may need a price of its own on the book once it wakes."""
+    ends = order.traits & uint8(TRAIT_ENDS | TRAIT_ALL_OR_NONE) != 0
+    return not ends and not is_expired(order, time_ns)
+
+
 @kernel
 def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
     """After a command's own effects in a market: trigger what waits for them, one after another.
@@ -304,8 +311,6 @@ def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
     while book.rules & uint8(RULE_WAITING) != 0 and book.status == MarketStatus.OPEN:
         if out.count - out.first + uint64(_LEAST_EFFECTS) > uint64(EFFECTS_MAX):
             return
-        if not has_room(s):  # it may rest at a price of its own
-            return
         while seen < out.count:
             e = out.events[seen]
             in_turn = e.kind == EventKind.FILL and e.reason & uint16(OFF_QUEUE) == 0
@@ -318,6 +323,6 @@ def wake(s: Any, instrument: Any, out: Any, c: Any) -> None:
         slot = _next_triggered(s, market, low, high)
         if slot == 0:
             slot, looks, met = _next_whole(s, book, market, out, c, looks, met)
-        if slot == 0:
+        if slot == 0 or (_may_rest(s.orders[slot], c.time_ns) and not has_room(s)):
             return
         _trigger(s, book, slot, out, c)

@@ -23,7 +23,7 @@ from engine.rejects import Reject
 from tests.shard import ALICE, BOB, BOND_USDC6, CAROL, CASH_USDC6, MARKET, Shard
 
 BUY, SELL = Side.BUY, Side.SELL
-IOC = TimeInForce.IOC
+IOC, GTC = TimeInForce.IOC, TimeInForce.GTC
 POOR = 9
 
 
@@ -192,6 +192,20 @@ def test_a_stop_for_which_the_books_have_no_room_waits_for_the_next_trade(shard:
         CommandKind.NEW_ORDER, account=CAROL, side=BUY, price_ticks=50, qty_lots=1
     )
     assert [e.price_ticks for e in events if e.kind == EventKind.TRIGGERED] == [100, 4196]
+    shard.state["nodes_used"] -= NODES_MAX - 9 - used
+    check_invariants(shard.state)
+
+
+def test_a_stop_that_rests_nowhere_needs_no_room(shard: Shard) -> None:
+    for number, lives in enumerate((GTC, GTC, IOC, GTC)):
+        waits(shard, ALICE, BUY, 50, 100 + 4096 * number, 1, time_in_force=lives)
+    shard.rest(BOB, SELL, 50, 1)
+    used = int(shard.state["nodes_used"][0])
+    shard.state["nodes_used"] = NODES_MAX - 9
+    events = shard.matcher_only(
+        CommandKind.NEW_ORDER, account=CAROL, side=BUY, price_ticks=50, qty_lots=1
+    )
+    assert [e.price_ticks for e in events if e.kind == EventKind.TRIGGERED] == [100, 4196, 8292]
     shard.state["nodes_used"] -= NODES_MAX - 9 - used
     check_invariants(shard.state)
 
