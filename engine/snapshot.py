@@ -138,7 +138,11 @@ def _layout(dtype: np.dtype[Any]) -> str:
 
 STATE_LAYOUT: Final = digest_of(_layout(STATE).encode())
 # And former ones, in which what is new was unused and 0.
-READABLE_LAYOUTS: Final = (STATE_LAYOUT, bytes.fromhex("c4bb4005e38be78211647a69edc7bfc7"))
+READABLE_LAYOUTS: Final = (
+    STATE_LAYOUT,
+    bytes.fromhex("9740b129dce643bdf29bcaefcd112420"),
+    bytes.fromhex("c4bb4005e38be78211647a69edc7bfc7"),
+)
 
 
 class Section(NamedTuple):
