@@ -38,8 +38,9 @@ class SettlementError(Exception):
     │       │   ├── WindowOpen      a batch may still be challenged
     │       │   └── WindowNotOver   no block has come since the end of what a price is of
     │       ├── VaultFrozen         for good: owners leave by themselves
-    │       ├── BatchOutOfOrder     the id is not the vault's head + 1
-    │       ├── ReleaseOutOfOrder   the id is not that of the last release + 1
+    │       ├── IdOutOfOrder        the vault takes another id first, in `.expected`
+    │       │   ├── BatchOutOfOrder the id is not the vault's head + 1
+    │       │   └── ReleaseOutOfOrder  the id is not that of the last release + 1
     │       ├── WithdrawalOutOfOrder
     │       ├── NotPermitted        the sender lacks the role
     │       ├── RoundOutOfOrder     the product has a round of this window or a later one
@@ -153,11 +154,21 @@ class TransferRefused(AccountRejected):
     pass
 
 
-class BatchOutOfOrder(ContractRejected):
+class IdOutOfOrder(ContractRejected):
+    """Ids of the kind follow each other without a gap, and this is not the next."""
+
+    def __init__(self, reason: ContractError) -> None:
+        super().__init__(reason)
+        expected = reason.arguments["expected"]
+        assert isinstance(expected, int)
+        self.expected: Final = expected
+
+
+class BatchOutOfOrder(IdOutOfOrder):
     pass
 
 
-class ReleaseOutOfOrder(ContractRejected):
+class ReleaseOutOfOrder(IdOutOfOrder):
     pass
 
 

@@ -24,6 +24,7 @@ from settlement.database import Database
 from settlement.errors import (
     ChainUnavailable,
     ContractRejected,
+    IdOutOfOrder,
     NonceUsed,
     NotNow,
     PartRejected,
@@ -325,6 +326,10 @@ class Outbox:
         """The vault refuses it, and nothing on its way is why. Whether anything was done."""
         if isinstance(error, NotNow):
             self._waiting = f"the vault refuses {row}: {error}"
+            return False
+        if isinstance(error, IdOutOfOrder) and error.expected < row.id:
+            # Those before it are mined, or it would not be its turn: another node has them.
+            self._waiting = f"the node lags behind, by which the vault refuses {row}: {error}"
             return False
         if row.attempts and await self._adopt(row, heights.newest):
             return True

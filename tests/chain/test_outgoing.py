@@ -10,10 +10,12 @@ from settlement import database as db
 from settlement.chain import Chain
 from settlement.devchain import EmbeddedChain
 from settlement.errors import (
+    BatchOutOfOrder,
     ContractError,
     ContractRejected,
     FencedOff,
     PostingRefused,
+    ReleaseOutOfOrder,
     SettlementHalted,
     VaultFrozen,
     VaultPaused,
@@ -165,6 +167,31 @@ async def test_a_paused_vault_is_waited_for(sender: Sender) -> None:
     refusals.clear()
     await sender.outbox.advance()
     assert await sender.states() == ["FINAL"] and sender.outbox.waiting == ""
+
+
+@pytest.mark.fault("lagging-rpc")
+@pytest.mark.parametrize("error", [BatchOutOfOrder, ReleaseOutOfOrder])
+async def test_a_node_that_lacks_the_one_before_is_waited_for_and_one_beyond_it_is_not(
+    sender: Sender, error: type[BatchOutOfOrder] | type[ReleaseOutOfOrder]
+) -> None:
+    expected = [1]
+
+    async def refuses(*arguments: Any) -> None:
+        if expected:
+            raise error(ContractError(error.__name__, {"expected": expected[0], "given": 2}))
+
+    await sender.owe(1, DOLLAR)
+    await sender.outbox.advance()
+    await sender.owe(2, DOLLAR)
+    await sender.restart(Through(sender.chain, simulate_withdraw=refuses))
+    await sender.outbox.advance()
+    assert "the node lags behind" in sender.outbox.waiting
+    expected[:] = [3]
+    with pytest.raises(SettlementHalted, match=r"OutOfOrder\(expected=3, given=2\)"):
+        await sender.outbox.advance()
+    expected.clear()
+    await sender.outbox.advance()
+    assert await sender.states() == ["FINAL", "FINAL"] and sender.outbox.waiting == ""
 
 
 # --- what gas costs -------------------------------------------------------------------------------
