@@ -100,9 +100,9 @@ class Exits:
 
     # --- first: nobody who leaves trades ---------------------------------------------------------
     async def closings(self) -> list[Command]:
-        """Close who leaves."""
+        """Close who leaves, and go on with whoever's orders were more than one command cancels."""
         closing = await self._database.rows(
-            f"SELECT account FROM ({_CLOSING}) closing"
+            f"SELECT account FROM ({_CLOSING} UNION SELECT account FROM closed_account) closing"
             " WHERE NOT EXISTS (SELECT FROM closed_account c"
             " WHERE c.account = closing.account AND c.emptied) ORDER BY account LIMIT $1",
             ACCOUNTS_PER_TURN_MAX,
@@ -117,8 +117,9 @@ class Exits:
     async def reopenings(self) -> list[Command]:
         """Open who is closed, does not leave, and has bought nothing that is still to be undone."""
         opening = await self._database.rows(
+            # Emptied: else there would be more orders again whenever some are cancelled.
             "SELECT account FROM closed_account"
-            f" WHERE account NOT IN (SELECT account FROM ({_CLOSING}) closing)"
+            f" WHERE emptied AND account NOT IN (SELECT account FROM ({_CLOSING}) closing)"
             f" AND account NOT IN (SELECT buyer FROM ({MARKED}) marked)"
             " ORDER BY account LIMIT $1",
             ACCOUNTS_PER_TURN_MAX,
@@ -144,12 +145,11 @@ class Exits:
             refused = await self._refused()
             if not refused:
                 return
-            chosen = await self._undoing.possible(_UNPAYABLE, refused)
-            if chosen is None:
-                return
-            await self._undoing.mark(chosen)
+            await self._undoing.mark(await self._undoing.possible(_UNPAYABLE, refused))
             await self._database.execute(
-                "DELETE FROM quarantine WHERE account = ANY($1::bigint[])", refused
+                "DELETE FROM quarantine WHERE account = ANY($1::bigint[]) AND account NOT IN"
+                " (SELECT buyer FROM fill WHERE batch_id IS NULL AND void_number IS NULL)",
+                refused,
             )
 
     async def _refused(self) -> list[int]:

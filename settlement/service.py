@@ -19,7 +19,7 @@ from typing import Final, NamedTuple
 
 from engine.index import SpotIndex
 from engine.port import Batch, Port
-from engine.records import EVENT_STRUCT, Balances
+from engine.records import ACCOUNT_ORDERS_MAX, EFFECTS_MAX, EVENT_STRUCT, Balances, Command
 from engine.rejects import CompexError
 from settlement import database as db
 from settlement.answers import Answering, Answers
@@ -58,6 +58,8 @@ ENDS_PER_TURN_MAX: Final = 1_000
 BATCHES_PER_TURN_MAX: Final = 16
 QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of commands
 QUIET_SECONDS: Final = 0.005
+
+assert CLOSINGS_PER_TURN_MAX * EFFECTS_MAX > ACCOUNT_ORDERS_MAX, "one turn empties an account"
 
 log = logging.getLogger("compex.settlement")
 
@@ -381,12 +383,8 @@ class Settlement:
         booked = await self._catch_up()
         commands = self._delivery.commands(await self._exits.closings())
         booked += await self._catch_up()
-        for _ in range(CLOSINGS_PER_TURN_MAX):  # one command cancels so many orders and no more
-            entangled = self._delivery.commands(await self._exits.entanglements())
-            if not entangled:
-                break
-            commands += entangled
-            booked += await self._catch_up()
+        closed, heard = await self._close(self._exits.entanglements)
+        commands, booked = commands + closed, booked + heard
         await self._exits.mark()
         commands += self._delivery.commands(await self._undoing.commands())
         booked += await self._catch_up()
@@ -399,8 +397,7 @@ class Settlement:
     async def _undo_withheld(self) -> tuple[int, int]:
         """Undo fills that somebody did not sign for: (commands submitted, events booked)."""
         now_ns = self._clock()
-        commands = self._delivery.commands(await self._withholding.closings(now_ns))
-        booked = await self._catch_up() if commands else 0
+        commands, booked = await self._close(partial(self._withholding.closings, now_ns))
         await self._withholding.mark(now_ns)
         commands += self._delivery.commands(await self._undoing.commands())
         booked += await self._catch_up() if commands else 0
@@ -408,6 +405,18 @@ class Settlement:
         reopened = self._delivery.commands(await self._exits.reopenings())
         booked += await self._catch_up() if reopened else 0
         return commands + reopened, booked
+
+    async def _close(self, closings: Callable[[], Awaitable[list[Command]]]) -> tuple[int, int]:
+        """Close accounts until none of their orders is left: (commands submitted, events booked).
+        One command cancels so many orders and no more."""
+        commands = booked = 0
+        for _ in range(CLOSINGS_PER_TURN_MAX):
+            closed = self._delivery.commands(await closings())
+            if not closed:
+                break
+            commands += closed
+            booked += await self._catch_up()
+        return commands, booked
 
     async def _catch_up(self) -> int:
         await self._port.settled()

@@ -10,7 +10,7 @@ was closed and has nothing left to be undone.
 """
 
 from collections.abc import Sequence
-from typing import Final
+from typing import Final, NamedTuple
 
 from engine.port import Port
 from engine.records import Command, CommandKind
@@ -29,21 +29,33 @@ MARKED: Final = """
 
 # $1 are the markets without a window, whose hours nobody sells again.
 _UNDONE: Final = """
-    WITH RECURSIVE undone AS (
-        SELECT f.event_number, f.buyer, f.instrument FROM fill f JOIN ({first}) first
-            USING (event_number)
+    WITH RECURSIVE first AS MATERIALIZED ({first}), undone AS (
+        SELECT f.event_number, f.buyer, f.seller, f.instrument, f.resold
+            FROM fill f JOIN first USING (event_number)
             WHERE f.batch_id IS NULL AND f.void_number IS NULL
         UNION
-        SELECT f.event_number, f.buyer, f.instrument FROM fill f JOIN undone u
+        SELECT f.event_number, f.buyer, f.seller, f.instrument, f.resold FROM fill f JOIN undone u
             ON f.seller = u.buyer AND f.instrument = u.instrument AND f.resold
             AND f.event_number > u.event_number
             AND f.batch_id IS NULL AND f.void_number IS NULL
     ), ready AS (
-        SELECT event_number, buyer, instrument = ANY($1::bigint[]) OR EXISTS
+        SELECT event_number, buyer, seller, instrument, resold,
+            event_number IN (SELECT event_number FROM first) AS is_first,
+            instrument = ANY($1::bigint[]) OR EXISTS
             (SELECT FROM closed_account c WHERE c.account = buyer AND c.emptied) AS possible
         FROM undone
     )
 """
+
+
+class _Sale(NamedTuple):
+    event_number: int
+    buyer: int
+    seller: int
+    instrument: int
+    resold: bool
+    is_first: bool  # to be undone for its own sake, not because of a purchase it came from
+    possible: bool
 
 
 class Undoing:
@@ -52,27 +64,26 @@ class Undoing:
         self._port = port
 
     async def closings(self, first: str, *arguments: object) -> list[Command]:
-        """Close, for a moment, who bought hours of a window that are to be undone. `first` is the
-        query, its arguments from $2 on."""
+        """Close, for a moment, who bought hours of a window that are to be undone; again, whose
+        orders were more than one command cancels. `first` is the query, its arguments from $2
+        on."""
         rows = await self._database.rows(
-            f"{_UNDONE.format(first=first)}"
-            " SELECT DISTINCT buyer FROM ready WHERE NOT possible ORDER BY buyer",
+            f"{_UNDONE.format(first=first)} SELECT buyer FROM ready WHERE NOT possible"
+            " UNION SELECT account FROM closed_account WHERE NOT emptied ORDER BY buyer",
             self._spot(),
             *arguments,
         )
         return [Command(kind=CommandKind.CLOSE_ACCOUNT, account=row["buyer"]) for row in rows]
 
-    async def possible(self, first: str, *arguments: object) -> list[int] | None:
-        """The event numbers of all that is to be undone; None while some of it cannot be."""
+    async def possible(self, first: str, *arguments: object) -> list[int]:
+        """The event numbers of all that is to be undone and can be, ascending."""
         rows = await self._database.rows(
             f"{_UNDONE.format(first=first)}"
-            " SELECT event_number, possible FROM ready ORDER BY event_number",
+            f" SELECT {', '.join(_Sale._fields)} FROM ready ORDER BY event_number",
             self._spot(),
             *arguments,
         )
-        if not all(row["possible"] for row in rows):
-            return None
-        return [row["event_number"] for row in rows]
+        return _possible([_Sale._make(row.values()) for row in rows])
 
     async def mark(self, chosen: Sequence[int]) -> None:
         """Make them void: the last sale comes first. Each number is used once, also of fills whose
@@ -110,3 +121,22 @@ class Undoing:
 
     def _spot(self) -> list[int]:
         return [x.instrument for x in self._port.markets() if not settled(x.product).window]
+
+
+def _possible(sales: Sequence[_Sale]) -> list[int]:
+    """Whoever's orders could not be cancelled yet holds up what that account bought, and what those
+    hours came from; nobody else's. `sales` come in the order of their event numbers."""
+    held: set[tuple[int, int]] = set()  # (seller, instrument) of what was sold again, and stays
+    free: list[_Sale] = []
+    for sale in reversed(sales):
+        if sale.possible and (sale.buyer, sale.instrument) not in held:
+            free.append(sale)
+        elif sale.resold:
+            held.add((sale.seller, sale.instrument))
+    bought: set[tuple[int, int]] = set()  # (buyer, instrument) of what is undone
+    chosen: list[int] = []
+    for sale in reversed(free):
+        if sale.is_first or (sale.seller, sale.instrument) in bought:
+            bought.add((sale.buyer, sale.instrument))
+            chosen.append(sale.event_number)
+    return chosen

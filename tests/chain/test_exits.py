@@ -2,22 +2,27 @@
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, cast
 
 import pytest
 
 from engine.catalog import load_catalog
-from engine.records import Command, CommandKind, EventKind, Side, TimeInForce
+from engine.records import EFFECTS_MAX, Command, CommandKind, EventKind, Side, TimeInForce
 from engine.rejects import Reject
+from settlement import database as db
 from settlement import signatures, undoing
 from settlement.chain import address_of
 from settlement.errors import ContractError, SettlementHalted, TransferRefused
 from settlement.service import Settings
 from settlement.withholding import UNDONE_AFTER
+from tests.chain.test_signatures import BUYER as FIRST_BUYER
+from tests.chain.test_signatures import OTHER as SECOND_BUYER
+from tests.chain.test_signatures import booked, fill
 from tests.settled import (
     BOND_USDC6_PER_LOT,
     DOLLAR,
     EXIT_DELAY_NS,
+    INSTRUMENT,
     Node,
     heard,
     key,
@@ -286,6 +291,71 @@ async def test_who_bought_what_was_not_signed_for_is_closed_until_all_of_it_is_u
     assert money(node, BUYER) == (100 * DOLLAR, 0, 0, 0, 0)
     await order(BUYER, Side.BUY, 0)
     assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
+@pytest.mark.fault("undone-in-part")
+async def test_who_rests_more_orders_than_one_command_cancels_holds_up_nobody(node: Node) -> None:
+    await unsigned_by(node, SELLER)
+    order = await hour_of_resales(node)
+    for who in (BUYER, LEAVER):
+        await order(SELLER, Side.SELL, 0, 50)
+        await order(who, Side.BUY, 0, 50)
+    for placed in range(EFFECTS_MAX + 1):
+        node.pipeline.submit(
+            Command(
+                kind=CommandKind.NEW_ORDER, account=node.account(BUYER), instrument=INSTRUMENT,
+                side=Side.BUY, price_ticks=1, qty_lots=1, time_in_force=TimeInForce.GTC,
+            )
+        )  # fmt: skip
+        if placed % 256 == 0:
+            await node.pipeline.settled()
+    await node.pipeline.settled()
+    node.unsigned.clear()  # nothing of them is ever filled
+    events = heard(node)
+    await long_unsigned(node)
+    assert (await node.settlement.summary()).voided_fills == 2
+    assert [money(node, who)[0] for who in (BUYER, LEAVER)] == [100 * DOLLAR, 50 * DOLLAR]
+    await settle_all(node)
+    await order(BUYER, Side.BUY, 0)
+    assert events[-1].kind == EventKind.ACCEPTED, "and is open again"
+
+
+class Windowed:
+    """A port on which every market has a window."""
+
+    def markets(self) -> list[Any]:
+        return []
+
+
+async def test_who_is_not_empty_yet_holds_up_what_it_bought_and_where_that_came_from_alone(
+    database: db.Database,
+) -> None:
+    """The buyer bought 7 of the seller and sold 8 of it on to another, who bought 9 as well; then
+    the buyer bought 10, which nobody has sold again."""
+    again = fill(8, 5, counter_account=FIRST_BUYER)._replace(account=SECOND_BUYER, reason=2)
+    bought = fill(9, 5)._replace(account=SECOND_BUYER)
+    await booked(database, fill(7, 10), again, bought, fill(10, 5))
+    found = undoing.Undoing(database, cast("Any", Windowed()))
+
+    async def possible(*first: int) -> list[int]:
+        return await found.possible("SELECT unnest($2::bigint[]) AS event_number", [*first])
+
+    async def closings(*first: int) -> list[int]:
+        query = "SELECT unnest($2::bigint[]) AS event_number"
+        return [command.account for command in await found.closings(query, [*first])]
+
+    assert await possible(7, 9, 10) == []
+    assert await closings(7) == [FIRST_BUYER, SECOND_BUYER]
+    await database.execute(
+        "INSERT INTO closed_account VALUES ($1, true), ($2, false)", FIRST_BUYER, SECOND_BUYER
+    )
+    assert await possible(7, 9, 10) == [10]
+    assert await possible(10) == [10]
+    assert await closings(10) == [SECOND_BUYER], "whose closing has begun"
+    await database.execute("UPDATE closed_account SET emptied = true")
+    assert await possible(7, 9, 10) == [7, 8, 9, 10]
+    assert await possible(7) == [7, 8]
+    assert await closings(7, 9, 10) == []
 
 
 @pytest.mark.fault("exit-of-suspended")
