@@ -2,8 +2,8 @@
 
 Owns which index values become price points. Invariant: a point is published only for a window
 later than the feed's last one, and what the feed then answers through AggregatorV3Interface is
-exactly what was computed; a contract that refuses a price holds up no money. Only settlement's
-service calls it.
+exactly what was computed; a price that contract or node refuses holds up no money. Only
+settlement's service calls it.
 """
 
 import logging
@@ -19,6 +19,7 @@ from settlement.errors import (
     NotNow,
     RoundOutOfOrder,
     SettlementHalted,
+    TransactionRefused,
     TransactionReverted,
 )
 
@@ -57,8 +58,8 @@ class Oracle:
     async def publish(self, values: Sequence[IndexValue]) -> int:
         """Publish those that are newer than their feeds; returns how many points went out.
 
-        What the contract refuses a later call tries again, and `warning` says so. Raises
-        ChainUnavailable, TransactionNotMined, TransactionRefused.
+        What contract or node refuse a later call tries again, and `warning` says so. Raises
+        ChainUnavailable, TransactionNotMined.
         """
         now_ns = self._clock()
         # Below zero: the time of day was set back since; nobody waits until it has come again.
@@ -69,9 +70,11 @@ class Oracle:
             return await self._publish(values)
         except NotNow:
             return 0
-        except (ContractRejected, TransactionReverted) as error:
+        except (ContractRejected, TransactionRefused, TransactionReverted) as error:
             self._refused_ns = now_ns
-            self._warning = f"the price feeds refuse what is published: {error}"
+            is_nodes = isinstance(error, TransactionRefused)  # the publisher has no ether, say
+            who = "the node refuses" if is_nodes else "the price feeds refuse"
+            self._warning = f"{who} what is published: {error}"
             if self._warning != before:
                 log.warning(self._warning)
             return 0

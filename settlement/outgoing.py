@@ -29,6 +29,7 @@ from settlement.errors import (
     NotNow,
     PartRejected,
     SettlementHalted,
+    TransactionRefused,
     Underpriced,
 )
 from settlement.fees import FeePolicy, Fees
@@ -401,6 +402,8 @@ class Outbox:
         except Underpriced as error:
             log.warning("%s %d: %s", attempt.kind, attempt.id, error)
             return False
+        except TransactionRefused as error:  # no ether, no room: it is stored, and sent again
+            self._waiting = f"the node does not take {attempt.kind} {attempt.id}: {error}"
         self._sent.add(attempt.tx_hash)
         return True
 
@@ -408,7 +411,7 @@ class Outbox:
         """Sign the same once more for a higher fee; the older one stays valid, and stored."""
         fees = self._policy.raised(attempt.fees, await self._chain.market())
         if fees is None:
-            self._waiting = (
+            self._waiting = self._waiting or (
                 f"{attempt.kind} {attempt.id} is not mined for {attempt.fee_cap_wei} wei per gas,"
                 " and an eighth more is above the limit"
             )

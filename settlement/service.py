@@ -15,7 +15,7 @@ from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import partial
-from typing import Final, NamedTuple
+from typing import Final, NamedTuple, TypeVar
 
 from engine.index import SpotIndex
 from engine.port import Batch, Port
@@ -60,6 +60,10 @@ QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of comma
 QUIET_SECONDS: Final = 0.005
 
 assert CLOSINGS_PER_TURN_MAX * EFFECTS_MAX > ACCOUNT_ORDERS_MAX, "one turn empties an account"
+
+_Done = TypeVar("_Done")
+# They pass, or somebody else sees to it: the next turn tries again.
+_CHAIN_FAILURES: Final = (ChainUnavailable, TransactionNotMined, TransactionRefused)
 
 log = logging.getLogger("compex.settlement")
 
@@ -162,6 +166,7 @@ class Settlement:
         self._received_number = 0
         self._continues = False  # that engine, ledger and vault belong together was checked
         self._halted = ""
+        self._failed = ""  # why, in words, no turn was finished since; empty when the last one was
         self._turn_lock = asyncio.Lock()
 
     @classmethod
@@ -210,7 +215,7 @@ class Settlement:
     @property
     def waiting(self) -> str:
         """Why nothing is sent to the vault though it could be, in words; it passes by itself."""
-        waiting = self._finality.waiting or self._outbox.waiting
+        waiting = self._failed or self._finality.waiting or self._outbox.waiting
         return waiting or self._upkeep.warning or self._oracle.warning
 
     @property
@@ -270,7 +275,9 @@ class Settlement:
         the next turn may do better; nothing is lost by any of them.
         """
         async with self._working():
-            return await self._turn()
+            done = await self._turn()
+            self._failed = ""
+            return done
 
     async def reconcile(self) -> Report:
         """Compare engine, ledger and vault. A gap halts settlement; the report names it."""
@@ -292,6 +299,9 @@ class Settlement:
                 yield
             except SettlementHalted as error:
                 self._halted = error.reason
+                raise
+            except (*_CHAIN_FAILURES, DatabaseUnavailable) as error:
+                self._failed = str(error)
                 raise
             except LedgerError as error:
                 self._halted = str(error)
@@ -525,19 +535,24 @@ class Settlement:
         """
         turns = 0
         while True:
-            try:
-                await self.turn()
-                turns += 1
-                if turns % self._settings.turns_per_reconciliation == 0:
-                    report = await self.reconcile()
-                    if report.gaps:
-                        raise SettlementHalted(self._halted)
-            except (ChainUnavailable, TransactionNotMined, TransactionRefused) as error:
-                log.warning("the chain: %s; trying again", error)
-            except DatabaseUnavailable as error:
-                log.warning("the database: %s; connecting again", error)
-                await self._connect_again()
+            turns += 1  # also one that failed: else who fails it for long hides every gap
+            await self._try(self.turn)
+            if turns % self._settings.turns_per_reconciliation == 0:
+                report = await self._try(self.reconcile)
+                if report is not None and report.gaps:
+                    raise SettlementHalted(self._halted)
             await asyncio.sleep(self._settings.turn_seconds)
+
+    async def _try(self, step: Callable[[], Awaitable[_Done]]) -> _Done | None:
+        """None if chain or database failed, and that passes."""
+        try:
+            return await step()
+        except _CHAIN_FAILURES as error:
+            log.warning("the chain: %s; trying again", error)
+        except DatabaseUnavailable as error:
+            log.warning("the database: %s; connecting again", error)
+            await self._connect_again()
+        return None
 
     async def _connect_again(self) -> None:
         """Until it succeeds. Of a transaction that was being committed nobody knows whether it is:

@@ -35,6 +35,7 @@ FAULTS: Final = {
     "in-flight": "several are on their way at once",
     "foreign-transaction": "somebody else sends with the settler's key",
     "fee-spike": "gas costs more than was offered, or than the limit",
+    "not-taken": "the node refuses a transaction: there is no ether, or no room in its pool",
     "stuck": "an offer is not taken for too long",
     "old-attempt-mined": "the cheaper transaction is mined after the raised one was sent",
     # blocks

@@ -20,6 +20,7 @@ from settlement.errors import (
     NoData,
     NotPermitted,
     RoundOutOfOrder,
+    TransactionRefused,
     TransactionReverted,
     WindowNotOver,
 )
@@ -161,6 +162,7 @@ async def test_what_the_newest_block_is_too_old_for_waits_without_a_word(world: 
         NotPermitted(ContractError("AccessControlUnauthorizedAccount", {})),
         ContractRejected(ContractError("Panic", {"code": 17})),
         TransactionReverted("0x00 in block 7"),
+        TransactionRefused("insufficient funds for gas * price + value"),
     ],
 )
 async def test_a_refused_price_is_said_and_tried_again_a_minute_later(
@@ -169,7 +171,7 @@ async def test_a_refused_price_is_said_and_tried_again_a_minute_later(
     refusals = [refusal]
     oracle = Oracle(refusing(world, refusals), world.clock)
     assert await oracle.publish([value(START_S)]) == 0
-    assert oracle.warning == f"the price feeds refuse what is published: {refusal}"
+    assert oracle.warning.endswith(f" what is published: {refusal}")
     refusals.clear()
     assert await oracle.publish([value(START_S)]) == 0, "not at once: it may cost gas"
     world.clock.now_s += RETRY_NS // 10**9

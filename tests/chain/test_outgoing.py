@@ -17,6 +17,7 @@ from settlement.errors import (
     PostingRefused,
     ReleaseOutOfOrder,
     SettlementHalted,
+    TransactionRefused,
     VaultFrozen,
     VaultPaused,
 )
@@ -167,6 +168,32 @@ async def test_a_paused_vault_is_waited_for(sender: Sender) -> None:
     refusals.clear()
     await sender.outbox.advance()
     assert await sender.states() == ["FINAL"] and sender.outbox.waiting == ""
+
+
+@pytest.mark.fault("not-taken")
+async def test_what_the_node_does_not_take_waits_and_is_sent_as_it_was_signed(
+    sender: Sender,
+) -> None:
+    refusals = ["insufficient funds for gas * price + value"]
+
+    async def send(transaction: Any) -> None:
+        if refusals:
+            raise TransactionRefused(refusals[0])
+        await sender.chain.send(transaction)
+
+    await sender.owe(1, DOLLAR)
+    for _ in range(2):
+        await sender.restart(Through(sender.chain, send=send))
+        await sender.outbox.advance()
+        [attempt] = await sender.attempts()
+        sender.policy = FeePolicy(cap_max_wei=attempt.fee_cap_wei)  # nothing more can be offered
+        assert sender.outbox.waiting == f"the node does not take withdraw 1: {refusals[0]}"
+        sender.now_ns += sender.policy.stuck_ns
+    before = await sender.attempts()
+    refusals.clear()
+    await sender.outbox.advance()
+    assert await sender.states() == ["FINAL"] and sender.outbox.waiting == ""
+    assert await sender.attempts() == before and await sender.paid(1) == DOLLAR
 
 
 @pytest.mark.fault("lagging-rpc")

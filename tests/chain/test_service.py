@@ -19,7 +19,7 @@ from settlement.chain import (
     address_of,
     checksum,
 )
-from settlement.errors import ChainUnavailable, SettlementHalted
+from settlement.errors import ChainUnavailable, SettlementHalted, TransactionRefused
 from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.passable import NewDatabase
@@ -236,6 +236,35 @@ async def test_tokens_given_to_the_vault_are_a_surplus_and_stop_nothing(node: No
     await node.settlement.turn()
     report = await node.settlement.reconcile()
     assert report.reconciled and report.surplus_usdc6 == 3
+
+
+@pytest.mark.fault("not-taken")
+async def test_turns_that_fail_are_said_and_keep_nobody_from_comparing(
+    tmp_path: Path, database_url: str
+) -> None:
+    node = await Node.begin(tmp_path, database_url)
+    node.settings = Settings(turn_seconds=0.01, turns_per_reconciliation=3)
+    asked: list[str] = []
+    refusals = [TransactionRefused("insufficient funds for gas * price + value")]
+
+    def before(name: str) -> None:
+        asked.append(name)
+        if name == "settler_nonce" and refusals:  # in every turn, and in no comparison
+            raise refusals[0]
+
+    await node.start(before=before)
+    running = asyncio.create_task(node.settlement.run())
+    while asked.count("vault_accounts") < 2:
+        assert not running.done(), running
+        await asyncio.sleep(0.01)
+    assert node.settlement.waiting == str(refusals[0])
+    refusals.clear()
+    while node.settlement.waiting:
+        assert not running.done(), running
+        await asyncio.sleep(0.01)
+    running.cancel()
+    await asyncio.gather(running, return_exceptions=True)
+    await node.end()
 
 
 @pytest.mark.fault("foreign-transaction")
