@@ -357,6 +357,12 @@ class Outbox:
         highest = await self._attempts.highest_nonce(row.kind, row.id)
         return highest < 0 or await self._chain.settler_nonce(final_block) > highest
 
+    async def _is_over(self, row: Outgoing, final_block: int) -> bool:
+        """Whether nothing signed for it can be mined any more. Of a row that is changed no more:
+        what is behind it may be anything, and goes on all the time."""
+        signed = await self._attempts.of_row(row.kind, row.id)
+        return not signed or await self._chain.settler_nonce(final_block) > signed[0].nonce
+
     # --- on their way -------------------------------------------------------------------------
     async def _push(self, used: int) -> int:
         """Send, or send again, the newest transaction of each nonce that is not used yet.
@@ -437,7 +443,7 @@ class Outbox:
             " AND o.state NOT IN ('FINAL', 'RECONCILED', 'REFUSED', 'RETURNED')) ORDER BY kind, id"
         ):
             refused = row.state == "REFUSED"
-            if refused and row.attempts and not await self._is_given_up(row, final_block):
+            if refused and row.attempts and not await self._is_over(row, final_block):
                 break
             missing = await self._unconfirmed(row, "return" if refused else row.kind)
             if not missing:

@@ -192,6 +192,7 @@ async def test_what_the_node_does_not_take_waits_and_is_sent_as_it_was_signed(
     before = await sender.attempts()
     refusals.clear()
     await sender.outbox.advance()
+    await sender.outbox.advance()
     assert await sender.states() == ["FINAL"] and sender.outbox.waiting == ""
     assert await sender.attempts() == before and await sender.paid(1) == DOLLAR
 

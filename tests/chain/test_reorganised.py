@@ -504,6 +504,22 @@ async def test_a_withdrawal_that_later_ones_have_overtaken_is_never_paid_and_com
     assert (await sender.paid(1), await sender.paid(2)) == (CASH_USDC6, DOLLAR)
 
 
+@pytest.mark.fault("revert-after-simulation")
+async def test_a_withdrawal_that_comes_back_keeps_none_of_those_behind_it_waiting(
+    anvil: Anvil, sender: Sender
+) -> None:
+    """Where one follows the other, there is always one that is not final."""
+    await reverts_though_it_was_simulated(anvil, sender)
+    await settled_or_refused(anvil, sender)
+    await sender.owe(2, DOLLAR)
+    await settled_or_refused(anvil, sender)
+    await sender.owe(3, DOLLAR)
+    await sender.outbox.advance()
+    assert await sender.states() == ["REFUSED", "FINAL", "MINED"]
+    payments = await sender.confirmations()
+    assert [(p.kind, p.id) for p in payments] == [("return", 1), ("withdraw", 2)]
+
+
 async def deposits(sender: Sender, block: int) -> int:
     """How many the vault has logged by the end of this block."""
     return sum(log.name == "Deposited" for log in await sender.chain.vault_logs(0, block))
