@@ -152,7 +152,9 @@ class Batches:
         if not isinstance(error, AccountRejected):
             return False
         await self._database.execute(
-            "INSERT INTO quarantine (account, batch_id, reason, time_ns) VALUES ($1, $2, $3, $4)",
+            "INSERT INTO quarantine (account, batch_id, reason, time_ns) VALUES ($1, $2, $3, $4)"
+            # Of another batch already: one that was there before, or whose block was taken back.
+            " ON CONFLICT (account) DO UPDATE SET batch_id = $2, reason = $3, time_ns = $4",
             *(error.account, number, str(error), self._clock()),
         )
         await self._reseal(number)

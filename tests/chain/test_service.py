@@ -19,7 +19,15 @@ from settlement.chain import (
     address_of,
     checksum,
 )
-from settlement.errors import ChainUnavailable, SettlementHalted, TransactionRefused
+from settlement.errors import (
+    ChainUnavailable,
+    ContractError,
+    ContractRejected,
+    InsufficientFree,
+    SettlementHalted,
+    TransactionRefused,
+    VaultPaused,
+)
 from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.passable import NewDatabase
@@ -404,6 +412,32 @@ async def test_an_account_the_vault_refuses_is_left_out_and_the_others_settle(
     summary = await node.settlement.summary()
     assert (summary.fills_settled, summary.quarantined_accounts) == (2, 1)
     assert (await node.settlement.reconcile()).reconciled, "what was taken is known"
+
+
+@pytest.mark.fault("insolvent-account")
+async def test_an_account_that_the_vault_refuses_once_more_is_left_out_once_more(
+    node: Node,
+) -> None:
+    """As when the block of a batch that was settled before it was left out is taken back."""
+    await traded(node)
+    await node.stop()
+    other = node.account(OTHER)
+    refusals: list[ContractRejected] = [VaultPaused(ContractError("IsPaused", {}))] * 9
+
+    def before(name: str) -> None:
+        if name == "simulate_settle" and refusals:
+            raise refusals.pop()
+
+    await node.start(before=before)
+    await node.settlement.turn()
+    refusals[:] = [InsufficientFree(ContractError("InsufficientFree", {"account": other}))]
+    async with node.beside() as database:
+        await database.execute("INSERT INTO quarantine VALUES ($1, 1, 'an earlier one', 0)", other)
+        await node.settlement.turn()
+        [row] = await database.fetch("SELECT account, reason FROM quarantine")
+    assert tuple(row) == (other, f"InsufficientFree(account={other})")
+    assert (await node.settlement.summary()).fills_settled == 2
+    assert (await node.settlement.reconcile()).reconciled
 
 
 async def test_a_gap_of_one_unit_is_named_and_halts(node: Node, database_url: str) -> None:
