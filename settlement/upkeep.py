@@ -76,10 +76,10 @@ class Upkeep:
             return 0
         if await self._database.value(
             "SELECT 1 FROM outgoing"
-            " WHERE state NOT IN ('FINAL', 'RECONCILED', 'REFUSED', 'RETURNED')"
-            " AND (kind = 'heartbeat' OR attempts > 0)"
+            " WHERE state IN ('SIGNED', 'SENT', 'MINED', 'SAFE')"
+            " OR (kind = 'heartbeat' AND state IN ('SEALED', 'SIMULATED'))"
         ):
-            return 0  # what is on its way is a sign of life, too
+            return 0  # what is on its way is a sign of life, too; what was and has failed is none
         async with self._fence.transaction():
             number = await self._next_id("heartbeat")
             await self._database.execute(

@@ -717,6 +717,21 @@ async def test_a_quiet_exchange_says_that_it_is_there_before_anybody_may_freeze_
         assert await database.fetchval("SELECT count(*) FROM heartbeat") == 3
 
 
+async def test_what_has_failed_once_and_waits_is_no_sign_of_life(node: Node) -> None:
+    await settle_all(node)
+    await node.tell_vault(node.embedded.keys.deployer, "setPaused", True)
+    await trade(node)
+    await node.settlement.turn()
+    async with node.beside() as database:
+        for state in ("SIMULATED", "SIGNED", "SEALED"):  # as after a revert
+            await database.execute(
+                "UPDATE outgoing SET state = $1, attempts = 1, nonce = 0 WHERE kind = 'settle'",
+                state,
+            )
+        await later(node, 4)
+        assert await database.fetchval("SELECT count(*) FROM heartbeat") == 1
+
+
 async def test_while_the_vault_is_paused_settlement_waits_and_says_so(node: Node) -> None:
     await node.tell_vault(node.embedded.keys.deployer, "setPaused", True)
     await trade(node)
