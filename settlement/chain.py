@@ -65,8 +65,9 @@ _TOKEN: Final = Interface("TestUSDC")
 _ORACLE: Final = Interface("PriceOracle")
 _FEED: Final = Interface("AggregatorV3Interface")
 _NO_ADDRESS: Final = bytes(20)
-# As geth and its kin say it, OpenEthereum, Nethermind, Besu.
-_KNOWN_ALREADY: Final = ("already known", "already imported", "alreadyknown", "known transaction")
+# As geth and its kin say it, OpenEthereum, Nethermind.
+_KNOWN_ALREADY: Final = ("already known", "already imported", "alreadyknown")
+_BESU_KNOWN: Final = "known transaction"  # at the beginning: an "unknown transaction type" is not
 _TAGS: Final[tuple[BlockIdentifier, ...]] = ("latest", "safe", "finalized")
 _T = TypeVar("_T")
 
@@ -586,7 +587,7 @@ class Chain:
                 await self._w3.eth.send_raw_transaction(HexBytes(transaction.raw))
         except Web3RPCError as error:
             said = _said(error).lower()
-            if any(words in said for words in _KNOWN_ALREADY):
+            if said.startswith(_BESU_KNOWN) or any(words in said for words in _KNOWN_ALREADY):
                 return
             if "nonce too low" in said and await self.receipt(transaction.hash) is not None:
                 return

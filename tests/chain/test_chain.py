@@ -33,6 +33,7 @@ from settlement.errors import (
     NothingToTake,
     NotPermitted,
     ReleaseOutOfOrder,
+    TransactionRefused,
     UnknownAccount,
     VaultFrozen,
     VaultOutdated,
@@ -304,6 +305,12 @@ async def test_a_transaction_that_a_node_has_already_is_sent_whatever_it_calls_i
 ) -> None:
     chain = await Chain.connect(Saying(words), NOBODY)
     await chain.send(SignedTransaction(0, b"raw", bytes(32)))
+
+
+async def test_a_transaction_of_a_type_that_a_node_does_not_know_is_not_sent() -> None:
+    chain = await Chain.connect(Saying("Unknown transaction type: 2"), NOBODY)
+    with pytest.raises(TransactionRefused, match="unknown transaction type"):
+        await chain.send(SignedTransaction(0, b"raw", bytes(32)))
 
 
 async def test_a_token_that_exists_is_settled_in_and_cannot_be_minted(world: World) -> None:
