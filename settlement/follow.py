@@ -25,8 +25,14 @@ from settlement.fence import Fence
 from settlement.ledger import Ledger, Log
 from settlement.postings import EXCHANGE, Line
 from settlement.releases import Records
-from settlement.signatures import POSTING_S
-from settlement.vault import CHALLENGE_SECONDS, STAKE_USDC6, VaultLog, deposit_of
+from settlement.signatures import GRACE_S, POSTING_S
+from settlement.vault import (
+    BOND_SECONDS,
+    CHALLENGE_SECONDS,
+    STAKE_USDC6,
+    VaultLog,
+    deposit_of,
+)
 
 BLOCKS_PER_READ: Final = 5_000
 _EXIT_STEPS: Final = {
@@ -149,7 +155,7 @@ class _Reading:
         )
         await copy(
             "vault_exit",
-            ("number", "account", "step", "amount_usdc6", "block_number"),
+            ("number", "account", "step", "amount_usdc6", "block_number", "post_until_s"),
             self._exits,
         )
 
@@ -168,10 +174,12 @@ class _Reading:
             case "FeesTaken":
                 self._book(log, postings.fees_taken(fields["amount"]))
             case "BondRequested":
+                # What is posted within the grace from when it was asked for is still backed.
+                unbacked_at_s = fields["bondAt"] - BOND_SECONDS + GRACE_S
                 await self._database.execute(
-                    "INSERT INTO bond_request VALUES ($1, $2)"
-                    " ON CONFLICT (account) DO UPDATE SET bond_at_s = $2",
-                    *(fields["account"], fields["bondAt"]),
+                    "INSERT INTO bond_request VALUES ($1, $2, $3)"
+                    " ON CONFLICT (account) DO UPDATE SET bond_at_s = $2, post_until_s = $3",
+                    *(fields["account"], fields["bondAt"], unbacked_at_s - POSTING_S),
                 )
             case "BondTaken":
                 self._book(log, postings.unbonded(fields["account"], fields["amount"]))
@@ -255,9 +263,10 @@ class _Reading:
         if number != self._last_exit + 1:
             raise ChainMismatch(f"exit {self._last_exit + 1} is missing")
         self._last_exit = number
+        due_at_s = log.fields.get("exitAt")
         self._exits.append((
             number, log.fields["account"], _EXIT_STEPS[log.name], log.fields.get("amount", 0),
-            log.block_number,
+            log.block_number, None if due_at_s is None else due_at_s - POSTING_S,
         ))  # fmt: skip
 
     # --- the settler's bond ---

@@ -25,6 +25,7 @@ CHALLENGE_SECONDS: Final = 86_400  # a batch's fills may be challenged; then its
 HORIZON_SECONDS: Final = 60 * 86_400  # what ends later after its batch, anybody may void
 EPOCH_SECONDS: Final = 86_400  # what is earned in one matures two later
 SILENCE_SECONDS: Final = 14 * 86_400  # of the settler: then anybody may freeze the vault
+BOND_SECONDS: Final = 100 * 86_400  # from asking for a bond until it may be taken
 STAKE_USDC6: Final = 20_000_000  # what a question costs who asks it
 PENALTY_USDC6: Final = 500_000_000  # what a wrong fill or release costs the settler
 SETTLER_BOND_MIN_USDC6: Final = 10_000_000_000  # of the vaults deployed here

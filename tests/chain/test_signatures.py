@@ -17,6 +17,7 @@ from settlement.ledger import Ledger
 from settlement.orders import Authority, Order
 from settlement.products import settled
 from settlement.signatures import GRACE_S, POSTING_S, Handed, Outcome, Signatures, Unsigned
+from settlement.vault import BOND_SECONDS
 from tests.chain.test_ledger import deposit, event, numbered
 
 BUYER, SELLER, OTHER = 1, 2, 3
@@ -27,6 +28,7 @@ DOMAIN = orders.separator(61_337, b"\x11" * 20)
 SESSION = b"\x55" * 32
 BID, ASK, SECOND = 101, 201, 202  # order ids
 KEPT = Outcome(None, -1, 1)
+BEFORE_UNBACKED = 12  # the last migration of databases that knew nobody's bond or exit by its time
 
 
 def key(account: int) -> bytes:
@@ -330,6 +332,48 @@ async def test_what_was_cancelled_on_chain_is_sealed_only_while_a_batch_is_poste
     assert late == Outcome(Reject.INVALID_TERMS, 1, 8)
     await database.execute("INSERT INTO cancelled_below VALUES ($1, 20, $2)", BUYER, NOW_S + 500)
     assert await signatures.last_number(BUYER) == 19, "so the next one counts"
+
+
+async def test_what_a_seller_sold_who_takes_bond_or_money_is_sealed_in_time_or_not_at_all(
+    signatures: Signatures, database: db.Database
+) -> None:
+    await booked(database, fill(7, 10))
+    await hand_in(signatures, BUYER, order(BID, 7, True))
+    await hand_in(signatures, SELLER, order(ASK, 1, False))
+    await database.execute("INSERT INTO bond_request VALUES ($1, 0, 0)", BUYER)
+    await database.execute("INSERT INTO vault_exit VALUES (1, $1, 'requested', 0, 1, 0)", BUYER)
+    both = [(7, 7, 1)]
+    assert await sealable(database) == both, "a buyer's fill is backed by its money alone"
+    add_step = "INSERT INTO vault_exit VALUES ($1, $2, $3, 0, 1, $4)"
+    await database.execute(add_step, 2, SELLER, "requested", NOW_S + 100)
+    assert await sealable(database, NOW_S + 100) == both
+    assert await sealable(database, NOW_S + 101) == []
+    await database.execute(add_step, 3, SELLER, "cancelled", None)
+    assert await sealable(database, NOW_S + 101) == both
+    await database.execute(add_step, 4, SELLER, "requested", None)
+    assert await sealable(database) == [], "nobody knows when it is due"
+    await database.execute(add_step, 5, SELLER, "finished", None)
+    assert await sealable(database, NOW_S + 101) == both
+    asked = "INSERT INTO bond_request VALUES ($1, $2, $3)"
+    await database.execute(asked, SELLER, NOW_S + 10**7, NOW_S + 100)
+    assert await sealable(database, NOW_S + 100) == both
+    assert await sealable(database, NOW_S + 101) == []
+
+
+async def test_a_bond_that_was_asked_for_before_is_known_to_back_nothing_from_the_same_time_on(
+    database_url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    with monkeypatch.context() as patched:
+        every = db.migrations()
+        patched.setattr(db, "migrations", lambda: every[:BEFORE_UNBACKED])
+        database = await db.connect(database_url)
+    await database.execute("INSERT INTO bond_request VALUES (1, $1)", NOW_S + BOND_SECONDS)
+    await database.execute("INSERT INTO vault_exit VALUES (1, 2, 'requested', 0, 1)")
+    await database.close()
+    database = await db.connect(database_url)
+    rows = await database.rows("SELECT * FROM unbacked_seller ORDER BY account")
+    assert [tuple(row.values()) for row in rows] == [(1, NOW_S + GRACE_S - POSTING_S), (2, 0)]
+    await database.close()
 
 
 async def test_what_a_key_has_signed_that_was_revoked_on_chain_is_sealed_in_time_or_not_at_all(

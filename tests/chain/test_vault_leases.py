@@ -33,6 +33,7 @@ from settlement.errors import AnswerRejected, ContractError, SettlementHalted
 from settlement.fence import Fence
 from settlement.leases import NEVER_S, Leases, due_at_s, paid_usdc6, spans_s, window_ends_at_s
 from settlement.orders import separator
+from settlement.service import Settings
 from settlement.upkeep import QUIET_SECONDS_MAX
 from settlement.vault import (
     CHALLENGE_SECONDS,
@@ -604,6 +605,40 @@ async def test_of_a_batch_that_had_to_wait_only_what_is_still_covered_is_settled
     assert (await slots(node, OTHER)).locked_usdc6 == COST
     bond = (await node.chain.vault_state(await node.chain.final_block())).settler_bond_usdc6
     assert bond == 2 * SETTLER_BOND_MIN_USDC6
+
+
+@pytest.mark.fault("batch-grown-old", "paused-vault")
+@pytest.mark.parametrize(("function", "days"), [("requestBond", 1), ("requestExit", 7)])
+async def test_of_a_batch_that_had_to_wait_nothing_is_settled_whose_seller_is_not_held_to_it(
+    node: Node, function: str, days: int
+) -> None:
+    """Anybody may void it: OTHER sells, too. What cannot be settled is undone, and since all have
+    signed nobody is suspended."""
+    await node.stop()
+    node.settings = Settings(sign_within_ns=SECOND_NS)
+    await node.start()
+    await node.fund(cash={}, bond={OTHER: 20 * DOLLAR})
+    await settle_all(node)
+    await node.declare(OTHER, LOTS)
+    await node.order(OTHER, Side.SELL, PRICE_TICKS, LOTS)
+    await node.order(BUYER, Side.BUY, PRICE_TICKS, LOTS)
+    await trade(node)
+    pauser = node.embedded.keys.deployer
+    await node.tell_vault(pauser, "setPaused", True)
+    await node.settlement.turn()
+    await node.call_vault(OTHER, function)
+    for _ in range(4 * days - 1):
+        node.clock.advance_to(node.clock.now_ns() + DAY_NS // 4)
+        await node.settlement.turn()
+    await node.tell_vault(pauser, "setPaused", False)
+    await settle_all(node)
+    [settled] = (await batch_of(node)).fills
+    assert settled.seller == node.account(SELLER)
+    assert (await slots(node, BUYER)).locked_usdc6 == COST
+    assert node.pipeline.balances(node.account(BUYER)).pending_usdc6 == 0
+    async with node.beside() as database:
+        assert await database.fetchval("SELECT count(*) FROM withheld") == 0
+        assert await database.fetchval("SELECT count(*) FROM fill WHERE void_number > 0") == 1
 
 
 # --- bonds ----------------------------------------------------------------------------------------

@@ -27,6 +27,7 @@ from settlement.errors import (
     WithdrawalOutOfOrder,
 )
 from settlement.releases import Records
+from settlement.signatures import POSTING_S
 from settlement.vault import (
     CHALLENGE_SECONDS,
     EPOCH_SECONDS,
@@ -197,7 +198,8 @@ class Vault:
         is_due = 0 < slots.exit_at_s <= self.time_s
         if step == "requested" and not slots.exit_at_s:
             slots.exit_at_s = self.time_s + EXIT_SECONDS
-            self._exit("ExitRequested", account, exitAt=slots.exit_at_s)
+            # As much later as settlement keeps clear of it: what takes hours elsewhere takes none.
+            self._exit("ExitRequested", account, exitAt=slots.exit_at_s + POSTING_S)
         elif step == "cancelled" and slots.exit_at_s:
             slots.exit_at_s = 0
             self._exit("ExitCancelled", account)
