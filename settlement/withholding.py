@@ -8,6 +8,7 @@ from typing import Final
 
 from engine.records import Command
 from settlement.database import Database
+from settlement.signatures import POSTING_S
 from settlement.undoing import Undoing
 
 UNDONE_AFTER: Final = 6  # times what an order may stay unsigned
@@ -18,6 +19,18 @@ NS_PER_S: Final = 1_000_000_000
 _LATE: Final = """
     SELECT DISTINCT event_number FROM fill_sides($2) WHERE NOT covered AND time_ns < $3
     ORDER BY event_number LIMIT $4
+"""
+# Sides of the fills $1 that were not covered at the last moment at which they had to be, $4 s after
+# they were matched; who is not late yet, as of what was sold again of them, is not to blame.
+_BLAMED: Final = """
+    SELECT event_number, account, $2::bigint FROM (
+        SELECT *, time_ns / 1000000000 + $4::bigint AS due_s FROM signed_sides()
+    ) side
+    WHERE event_number = ANY($1::bigint[]) AND time_ns < $3 AND NOT (
+        is_signed AND due_s BETWEEN post_from_s AND post_until_s
+        AND NOT EXISTS (
+            SELECT FROM order_taken_back b WHERE b.account = side.account
+                AND b.order_id = side.order_id AND due_s > b.post_until_s))
 """
 
 
@@ -43,11 +56,11 @@ class Withholding:
             if not chosen:
                 return
             # Whoever had signed in time is not to blame for what could not be settled since.
+            _, before_ns, _ = self._late(now_ns)
+            # An order that has not ended when it is matched covers the fill for so long at least.
+            due_after_s = min(self._after_ns // NS_PER_S, POSTING_S)
             await self._database.execute(
-                "INSERT INTO withheld SELECT event_number, account, $2 FROM fill_sides("
-                "  (SELECT min(time_ns) / 1000000000 FROM fill WHERE event_number = ANY($1))"
-                " ) WHERE NOT covered AND event_number = ANY($1::bigint[])",
-                *(chosen, now_ns),
+                f"INSERT INTO withheld {_BLAMED}", *(chosen, now_ns, before_ns, due_after_s)
             )
             await self._undoing.mark(chosen)
 
