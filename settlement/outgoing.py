@@ -149,19 +149,22 @@ class Outbox:
         self._attempts = Attempts(database, clock)
         self._sent: set[bytes] = set()  # in this turn
         self._waiting = ""
+        self._held: Mapping[str, str] = {}  # in this turn
 
     @property
     def waiting(self) -> str:
         """Why something that could be sent is not, in words; empty when nothing waits."""
         return self._waiting
 
-    async def advance(self) -> int:
-        """Move everything on as far as it goes now; returns how many steps were taken.
+    async def advance(self, held: Mapping[str, str] | None = None) -> int:
+        """Move everything on as far as it goes now; returns how many steps were taken. Of the kinds
+        `held` nothing more is signed, for the reason given in words.
 
         Raises ChainUnavailable and the like with everything so far kept; FencedOff when another
         process writes by now; SettlementHalted when only a person can go on.
         """
         self._sent.clear()
+        self._held = held or {}
         waited, self._waiting = self._waiting, ""
         steps = 0
         while steps < STEPS_PER_TURN_MAX:
@@ -292,6 +295,9 @@ class Outbox:
         now = _Now(heights, used, fees, is_alone=in_flight == 0)
         order = list(self._kinds)
         for row in sorted(rows, key=lambda row: order.index(row.kind)):
+            if why := self._held.get(row.kind):
+                self._waiting = f"{row} is held back: {why}"
+                continue
             if row.attempts and row.nonce >= used:
                 continue  # what was signed for it is on its way again, after a reorganisation
             if await self._prepare_row(row, now):

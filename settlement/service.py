@@ -12,7 +12,7 @@ when money does not add up by one µUSDC, nothing more is settled. The node and 
 import asyncio
 import logging
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager, suppress
 from functools import partial
 from typing import Final, NamedTuple, TypeVar
@@ -45,6 +45,7 @@ from settlement.orders import separator
 from settlement.outgoing import Outbox
 from settlement.reconcile import Report, Sides, compare
 from settlement.sealing import Batches, Triggers
+from settlement.signatures import POSTING_S
 from settlement.undoing import Undoing
 from settlement.upkeep import Collections, Heartbeats, Upkeep
 from settlement.vault import VaultState
@@ -54,11 +55,13 @@ from settlement.withholding import Withholding
 EVENTS_QUEUED_MAX: Final = 1 << 18  # then the engine takes no more commands until they are booked
 EVENTS_PER_POSTING_MAX: Final = 1 << 12  # in one database transaction; bounds the pause it makes
 CLOSINGS_PER_TURN_MAX: Final = 64
+UNREAD_SECONDS_MAX: Final = 6 * 3_600  # of the vault's logs, while batches are sealed
 ENDS_PER_TURN_MAX: Final = 1_000
 BATCHES_PER_TURN_MAX: Final = 16
 QUIET_ATTEMPTS_MAX: Final = 20  # to find the engine between two groups of commands
 QUIET_SECONDS: Final = 0.005
 
+assert UNREAD_SECONDS_MAX < POSTING_S, "what is taken back now is read before it is void"
 assert CLOSINGS_PER_TURN_MAX * EFFECTS_MAX > ACCOUNT_ORDERS_MAX, "one turn empties an account"
 
 _Done = TypeVar("_Done")
@@ -316,9 +319,11 @@ class Settlement:
             return Turn(events, 0, 0, 0, 0, 0, 0)
         if not self._continues:
             await self._check_continuity(final_block)
-        steps = await self._outbox.advance()
+        await self._read_logs(final_block)  # what was taken back there is not sealed any more
+        held = await self._held()
+        steps = await self._outbox.advance(held)
         confirmations, booked = await self._confirm(final_block)
-        await self._read_logs(final_block)
+        await self._read_logs(final_block)  # beyond a batch that is confirmed only now
         ends, heard = await self._end_leases()
         confirmations, events = confirmations + ends, events + heard
         deposits = await self._delivery.credits()
@@ -327,12 +332,12 @@ class Settlement:
             undone, booked_again = await self._undo_withheld()
             exits, heard = exits + undone, heard + booked_again
         events += booked + heard
-        sealed, sent = await self._seal_and_send()
+        sealed, sent = await self._seal_and_send(held)
         planned = await self._answering.plan()
         planned += await self._leases.build(await self._follower.seen())
         planned += await self._upkeep.plan(final_block)
         if planned:
-            sent += await self._outbox.advance()
+            sent += await self._outbox.advance(held)
         if sent:  # what was mined just now may be final
             final_block = await self._finality.look()
         confirmed, booked = await self._confirm(final_block)
@@ -375,12 +380,22 @@ class Settlement:
         ends = self._delivery.commands(await self._leases.ends(ENDS_PER_TURN_MAX))
         return ends, await self._catch_up() if ends else 0
 
-    async def _seal_and_send(self) -> tuple[int, int]:
+    async def _held(self) -> Mapping[str, str]:
+        """What must not be sealed or signed now, and why: no batch while so much of what the vault
+        has said is not read that it may be void by the time it is posted."""
+        seen = await self._follower.seen()
+        unread_s = self._clock() // 1_000_000_000 - await self._chain.past_s(seen)
+        # Where blocks come with transactions alone, there may be none behind it for long.
+        if unread_s <= UNREAD_SECONDS_MAX or seen == (await self._chain.heights()).newest:
+            return {}
+        return {"settle": f"of what the vault has said the last {unread_s} s are not read"}
+
+    async def _seal_and_send(self, held: Mapping[str, str]) -> tuple[int, int]:
         """(fills sealed, steps of what is sent)"""
         sealed = steps = 0
         for _ in range(BATCHES_PER_TURN_MAX):
-            fills = await self._batches.seal()
-            steps += await self._outbox.advance()
+            fills = 0 if "settle" in held else await self._batches.seal()
+            steps += await self._outbox.advance(held)
             if not fills:
                 break
             sealed += fills

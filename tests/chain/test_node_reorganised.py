@@ -5,13 +5,14 @@ from pathlib import Path
 
 import pytest
 
+from engine.clock import ScriptedClock
 from engine.records import Side
 from settlement.abi import Interface
 from settlement.chain import address_of
 from settlement.sealing import Triggers
 from settlement.service import Settings
 from tests.chain.anvil import Anvil
-from tests.settled import DOLLAR, Node, key
+from tests.settled import DOLLAR, SECOND_NS, Node, key
 
 SELLER, BUYER, OTHER = 11, 12, 13
 EXIT_SECONDS = 8 * 24 * 3600  # a day more than the vault's delay
@@ -22,6 +23,8 @@ BLOCKS_TAKEN_BACK = 4
 @pytest.fixture
 async def node(tmp_path: Path, database_url: str, anvil: Anvil) -> AsyncIterator[Node]:
     node = await Node.begin(tmp_path, database_url, CONFIRMATIONS, anvil.url)
+    newest = (await node.chain.heights()).newest
+    node.clock = ScriptedClock(await node.chain.block_time_s(newest) * SECOND_NS)  # not behind it
     await node.start()
     yield node
     await node.end()

@@ -607,6 +607,50 @@ async def test_of_a_batch_that_had_to_wait_only_what_is_still_covered_is_settled
     assert bond == 2 * SETTLER_BOND_MIN_USDC6
 
 
+async def down_while_it_is_taken_back(node: Node) -> None:
+    """The node, with a batch that waits for the paused vault: then BUYER cancels all, and the vault
+    goes on."""
+    pauser = node.embedded.keys.deployer
+    await node.tell_vault(pauser, "setPaused", True)
+    await trade(node)
+    await node.settlement.turn()
+    assert "IsPaused" in node.settlement.waiting
+    await node.stop()
+    await node.call_vault(BUYER, "cancelBelow", 2**32 - 1)
+    node.clock.advance_to(node.clock.now_ns() + 2 * DAY_NS)
+    await node.tell_vault(pauser, "setPaused", False)
+    await node.start()
+
+
+@pytest.mark.fault("batch-grown-old")
+async def test_what_was_taken_back_while_the_node_was_down_is_read_before_anything_is_sent(
+    node: Node,
+) -> None:
+    await down_while_it_is_taken_back(node)
+    await settle_all(node)
+    assert (await slots(node, BUYER)).locked_usdc6 == 0
+    assert node.pipeline.balances(node.account(BUYER)).pending_usdc6 == COST
+
+
+@pytest.mark.fault("batch-grown-old")
+async def test_while_hours_of_logs_cannot_be_read_no_batch_is_sent_and_it_is_said(
+    late: Node,
+) -> None:
+    """Not beyond a batch that was mined, and became final while the node was down."""
+    await trade(late)
+    await late.settlement.turn()
+    cost = late.pipeline.balances(late.account(BUYER)).pending_usdc6
+    await down_while_it_is_taken_back(late)
+    for _ in range(2):
+        await late.give_to_vault(1)
+    await late.settlement.turn()
+    assert "settle 2 is held back" in late.settlement.waiting
+    await turns_and_blocks(late, 4)
+    assert (await late.settlement.summary()).fills_settled == 1
+    assert late.pipeline.balances(late.account(BUYER)).pending_usdc6 == cost
+    assert late.settlement.waiting == ""
+
+
 @pytest.mark.fault("batch-grown-old", "paused-vault")
 @pytest.mark.parametrize(("function", "days"), [("requestBond", 1), ("requestExit", 7)])
 async def test_of_a_batch_that_had_to_wait_nothing_is_settled_whose_seller_is_not_held_to_it(
