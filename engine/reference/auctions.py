@@ -113,7 +113,7 @@ class Auctions(Orders):
     def _uncross_market(self, c: Command) -> None:
         book = self._book(c.instrument)
         self._require(book.status is MarketStatus.CALL, Reject.NO_CALL)
-        over = 0 < book.uncross_s * SECOND_NS <= c.time_ns or book.auction_ticks
+        over = 0 < book.uncross_s * SECOND_NS <= c.time_ns or book.auction_ticks != 0
         self._require(over or c.flags != BY_TIME, Reject.NO_CALL)
         rounds = 0
         while self._heads(book) and len(self._events) < EFFECTS_MAX:
