@@ -43,9 +43,9 @@ from gateway.wire import MSGPACK
 from tests.frames import frames_in
 from tests.model.flow import Flow
 
-SEED = 12
+SEED = 8
 LISTENED = 8  # accounts from 1
-EPISODES = 12
+EPISODES = 16
 STEPS = 600
 ALL = 1 << 20  # more than any account has
 SEEN = set(CancelReason) - {CancelReason.EFFECTS_LIMIT}  # takes too many events
